@@ -1,0 +1,105 @@
+//! Names that cross a boundary: streams, subjects, headers. Each exists once, here.
+
+use crate::entity::Entity;
+use crate::finding::Severity;
+
+/// Number of shards of the event stream. Wire law: producers and consumers must agree on it.
+pub const SHARD_COUNT: u16 = 64;
+
+/// Stream of raw events, one subject per cluster and shard.
+pub const STREAM_EVENTS: &str = "TAPIO_EVENTS";
+/// Stream of signals, one subject per cluster.
+pub const STREAM_SIGNALS: &str = "TAPIO_SIGNALS";
+/// Stream of published findings.
+pub const STREAM_INSIGHTS: &str = "TAPIO_INSIGHTS";
+/// Stream of messages that could not be decoded, with the reason.
+pub const STREAM_DEADLETTER: &str = "TAPIO_DEADLETTER";
+
+/// Subject filter of [`STREAM_EVENTS`].
+pub const SUBJECTS_EVENTS: &str = "tapio.v1.events.>";
+/// Subject filter of [`STREAM_SIGNALS`].
+pub const SUBJECTS_SIGNALS: &str = "tapio.v1.signals.>";
+/// Subject filter of [`STREAM_INSIGHTS`].
+pub const SUBJECTS_INSIGHTS: &str = "tapio.v1.insights.>";
+/// Subject filter of [`STREAM_DEADLETTER`].
+pub const SUBJECTS_DEADLETTER: &str = "tapio.v1.deadletter.>";
+/// Prefix of request/reply subjects (a NATS micro service).
+pub const SUBJECT_QUERY_PREFIX: &str = "tapio.v1.query";
+
+/// JetStream key-value bucket that holds low-water marks (and, later, leases).
+pub const BUCKET_STATE: &str = "tapio_state";
+
+/// JetStream de-duplication header.
+pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
+/// Why a message is in the dead-letter stream.
+pub const HEADER_REASON: &str = "Tapio-Reason";
+/// Subject a dead-lettered message came from.
+pub const HEADER_ORIGIN: &str = "Tapio-Origin-Subject";
+/// CloudEvents `type` of a finding.
+pub const CLOUDEVENT_TYPE_FINDING: &str = "dev.tapio.finding.v1";
+
+/// Subject of one shard's events: `tapio.v1.events.<cluster>.<shard>`.
+pub fn events_subject(cluster: &str, shard: u16) -> String {
+    format!("tapio.v1.events.{}.{shard}", token(cluster))
+}
+
+/// Filter for all shards of a cluster.
+pub fn events_filter(cluster: &str) -> String {
+    format!("tapio.v1.events.{}.*", token(cluster))
+}
+
+/// Subject of a cluster's signals: `tapio.v1.signals.<cluster>`.
+pub fn signals_subject(cluster: &str) -> String {
+    format!("tapio.v1.signals.{}", token(cluster))
+}
+
+/// Subject of a finding: `tapio.v1.insights.<severity>.<cluster>.<namespace>.<kind>.<name>`.
+pub fn insight_subject(severity: Severity, cluster: &str, entity: &Entity) -> String {
+    format!(
+        "tapio.v1.insights.{}.{}.{}.{}.{}",
+        severity.as_str(),
+        token(cluster),
+        token(&entity.namespace),
+        token(&entity.kind),
+        token(&entity.name)
+    )
+}
+
+/// Dead-letter subject of a stage (`events`, `signals`, …).
+pub fn deadletter_subject(stage: &str) -> String {
+    format!("tapio.v1.deadletter.{}", token(stage))
+}
+
+/// Encodes free text as one NATS subject token: anything but ASCII letters, digits, `-` and `_`
+/// becomes `_`; the empty string becomes `_`; longer than 128 bytes is cut.
+pub fn token(text: &str) -> String {
+    const TOKEN_BYTES_MAX: usize = 128;
+    if text.is_empty() {
+        return "_".to_owned();
+    }
+    text.chars()
+        .take(TOKEN_BYTES_MAX)
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_never_break_a_subject() {
+        assert_eq!(token("a.b *>c/d"), "a_b___c_d");
+        assert_eq!(token(""), "_");
+        assert_eq!(token(&"ä".repeat(500)).len(), 128);
+    }
+
+    #[test]
+    fn insight_subject_has_five_tokens_after_the_prefix() {
+        let entity = Entity::namespaced("Deployment", "shop", "api.v2");
+        assert_eq!(
+            insight_subject(Severity::Critical, "prod", &entity),
+            "tapio.v1.insights.critical.prod.shop.Deployment.api_v2"
+        );
+    }
+}

@@ -1,0 +1,269 @@
+//! What stage one tells stage two: deviations, topology, partial aggregates, holes.
+
+use std::sync::Arc;
+
+use rkyv::{Archive, Deserialize, Serialize};
+use smol_str::SmolStr;
+
+use crate::attribute::{Attribute, AttributeValue};
+use crate::entity::{Entity, EntityRef};
+use crate::ids::{EventId, GroupId, ProducerId, Score, SignalId, TraceId, UnixNanos};
+use crate::vocabulary::vocabulary;
+use crate::wire::{Interned, InternedEntity};
+
+vocabulary! {
+    /// Kind of a deviation. Patterns name these.
+    pub enum SignalKind: u16 {
+        MemoryGrowth = 1 => "memory.growth",
+        MemoryNearLimit = 2 => "memory.near_limit",
+        MemoryPressure = 3 => "memory.pressure",
+        OomKill = 4 => "memory.oom_kill",
+
+        CrashSignal = 20 => "process.crash_signal",
+        ExitNonzero = 21 => "process.exit_nonzero",
+        Killed = 22 => "process.killed",
+
+        NetRefused = 40 => "net.refused",
+        NetTimeout = 41 => "net.timeout",
+        NetReset = 42 => "net.reset",
+        NetRetransmits = 43 => "net.retransmits",
+        NetUnreachable = 44 => "net.unreachable",
+        NetDrops = 45 => "net.drops",
+        DnsFailures = 46 => "net.dns_failures",
+
+        CpuThrottled = 60 => "cpu.throttled",
+        CpuPressure = 61 => "cpu.pressure",
+        CpuSaturated = 62 => "cpu.saturated",
+        IoPressure = 63 => "io.pressure",
+        PidsNearLimit = 64 => "pids.near_limit",
+        DiskNearFull = 65 => "disk.near_full",
+
+        SpanErrors = 80 => "span.errors",
+        SpanTimeouts = 81 => "span.timeouts",
+        SpanSlow = 82 => "span.slow",
+        CallsStopped = 83 => "span.stopped",
+        HttpServerErrors = 84 => "http.server_errors",
+        NetworkGap = 85 => "span.network_gap",
+        TraceShape = 86 => "span.shape_changed",
+
+        LogErrors = 100 => "log.errors",
+        LogNewTemplate = 101 => "log.new_template",
+        MetricShift = 102 => "metric.shift",
+        MetricBurst = 103 => "metric.burst",
+
+        UnitFailed = 120 => "systemd.unit_failed",
+
+        ImageChanged = 140 => "change.image",
+        ConfigChanged = 141 => "change.config",
+        Scaled = 142 => "change.scale",
+        RolloutStarted = 143 => "change.rollout",
+        ChangeApplied = 144 => "change.applied",
+
+        ContainerOomKilled = 160 => "k8s.container_oom_killed",
+        ContainerCrashed = 161 => "k8s.container_crashed",
+        CrashLoop = 162 => "k8s.crash_loop",
+        ImagePullFailed = 163 => "k8s.image_pull_failed",
+        ConfigMissing = 164 => "k8s.config_missing",
+        Unschedulable = 165 => "k8s.unschedulable",
+        ProbeFailed = 166 => "k8s.probe_failed",
+        PodNotReady = 167 => "k8s.not_ready",
+        MountFailed = 168 => "k8s.mount_failed",
+        CreateFailed = 169 => "k8s.create_failed",
+        NodeNotReady = 170 => "k8s.node_not_ready",
+        Evicted = 171 => "k8s.evicted",
+        K8sWarning = 172 => "k8s.warning",
+        SandboxFailed = 173 => "k8s.sandbox_failed",
+        NodePressure = 174 => "k8s.node_pressure",
+    }
+}
+
+vocabulary! {
+    /// Typed edges of the entity graph, from → to.
+    pub enum EdgeKind: u8 {
+        Owns = 1 => "owns",
+        RunsOn = 2 => "runs_on",
+        Mounts = 3 => "mounts",
+        Selects = 4 => "selects",
+        Calls = 5 => "calls",
+        ConnectsTo = 6 => "connects_to",
+        Limits = 7 => "limits",
+        Admits = 8 => "admits",
+        /// Two names of one thing: a telemetry service and the workload that runs it.
+        SameAs = 9 => "same_as",
+    }
+}
+
+/// One deviation of one entity.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct Signal {
+    /// Function of entity, kind, peer and onset: the same deviation has the same id from any replica.
+    pub id: SignalId,
+    /// Grows with each update of the same deviation.
+    pub revision: u32,
+    /// Kind.
+    pub kind: SignalKind,
+    /// What deviates.
+    #[rkyv(with = InternedEntity)]
+    pub entity: Arc<EntityRef>,
+    /// The process, when it is about one.
+    pub pid: u32,
+    /// For signals about an edge (calls, connections): the other end.
+    pub peer: Option<Entity>,
+    /// When the deviation began.
+    pub onset: UnixNanos,
+    /// Last evidence.
+    pub last_seen: UnixNanos,
+    /// True once the deviation is over.
+    pub ended: bool,
+    /// 0 barely … 1 certain deviation.
+    pub strength: Score,
+    /// What would be normal, in `unit`; NaN when there is none.
+    pub baseline: f64,
+    /// What is, in `unit`; NaN when there is none.
+    pub observed: f64,
+    /// Unit of baseline and observed.
+    #[rkyv(with = Interned)]
+    pub unit: SmolStr,
+    /// How often.
+    pub count: u64,
+    /// Expectation, for signals that predict.
+    pub forecast: Option<Forecast>,
+    /// A trace in which it shows.
+    pub trace_id: TraceId,
+    /// Semantic group the evidence is in.
+    pub group: GroupId,
+    /// Facts for CEL predicates and templates: `exit_code`, `signal`, `comm`, `limit`, `usage`, `image_new`, …
+    pub attributes: Vec<Attribute>,
+    /// Events behind it, earliest first, bounded.
+    pub evidence: Vec<EventId>,
+}
+
+/// Most evidence ids a signal carries.
+pub const SIGNAL_EVIDENCE_MAX: usize = 16;
+
+impl Signal {
+    /// A signal with the given identity and neutral values; `peer` may be `None`.
+    pub fn new(kind: SignalKind, entity: Arc<EntityRef>, peer: Option<Entity>, onset: UnixNanos) -> Self {
+        let id = signal_id(kind, &entity, peer.as_ref(), onset);
+        Self {
+            id,
+            revision: 0,
+            kind,
+            entity,
+            pid: 0,
+            peer,
+            onset,
+            last_seen: onset,
+            ended: false,
+            strength: Score::ONE,
+            baseline: f64::NAN,
+            observed: f64::NAN,
+            unit: SmolStr::default(),
+            count: 1,
+            forecast: None,
+            trace_id: TraceId::default(),
+            group: GroupId::default(),
+            attributes: Vec::new(),
+            evidence: Vec::new(),
+        }
+    }
+
+    /// Value of an attribute.
+    pub fn attribute(&self, key: &str) -> Option<&AttributeValue> {
+        crate::attribute::find(&self.attributes, key)
+    }
+}
+
+fn signal_id(kind: SignalKind, entity: &EntityRef, peer: Option<&Entity>, onset: UnixNanos) -> SignalId {
+    let subject = entity.subject();
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    let mut text = |part: &str| {
+        hash.update(&(part.len() as u32).to_le_bytes());
+        hash.update(part.as_bytes());
+    };
+    text(&entity.cluster);
+    text(kind.as_str());
+    for end in std::iter::once(&subject).chain(peer) {
+        for part in [&end.kind, &end.namespace, &end.name, &end.node] {
+            text(part);
+        }
+    }
+    hash.update(&onset.0.to_le_bytes());
+    SignalId(hash.digest128())
+}
+
+/// A time with an interval.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct Forecast {
+    /// What is expected: `oom_kill`, `disk_full`.
+    #[rkyv(with = Interned)]
+    pub scenario: SmolStr,
+    /// How probable.
+    pub probability: Score,
+    /// Best estimate.
+    pub at: UnixNanos,
+    /// 5 % earlier than this.
+    pub earliest: UnixNanos,
+    /// 5 % later than this.
+    pub latest: UnixNanos,
+}
+
+/// An edge of the entity graph, as seen at a time.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct Fact {
+    /// When it was seen.
+    pub at: UnixNanos,
+    /// Kind.
+    pub edge: EdgeKind,
+    /// From.
+    pub from: Entity,
+    /// To.
+    pub to: Entity,
+    /// True when the edge or its `from` is gone (kept as a tombstone for ten minutes).
+    pub gone: bool,
+}
+
+/// Mergeable partial aggregate of calls in one window.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct Tally {
+    /// Start of the window.
+    pub window_start: UnixNanos,
+    /// Length of the window, ns.
+    pub window_ns: u64,
+    /// Caller; the callee itself for server-side tallies.
+    pub from: Entity,
+    /// Callee.
+    pub to: Entity,
+    /// Calls.
+    pub calls: u64,
+    /// Failed calls.
+    pub errors: u64,
+    /// Sum of durations, ns.
+    pub duration_ns_sum: u64,
+    /// Log-scaled latency histogram: (bucket, count), bucket = floor(8·log2(ns)).
+    pub latency: Vec<(u16, u32)>,
+}
+
+/// A hole in a producer's sequence: events that were made and never arrived, or were dropped with a reason.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct Gap {
+    /// Who.
+    pub producer: ProducerId,
+    /// Which collector or stage.
+    #[rkyv(with = Interned)]
+    pub source: SmolStr,
+    /// Where.
+    #[rkyv(with = Interned)]
+    pub node: SmolStr,
+    /// How many events.
+    pub lost: u64,
+    /// From.
+    pub from: UnixNanos,
+    /// To.
+    pub to: UnixNanos,
+    /// Reason.
+    #[rkyv(with = Interned)]
+    pub reason: SmolStr,
+}
