@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` and `make test`. Both set up what is missing first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Tools that scripts/setup put into the checkout come after the machine's own.
+export PATH := $(PATH):$(CURDIR)/.tools/bin:/usr/sbin:/sbin
+export CARGO_TERM_COLOR ?= auto
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+FUZZ_SECONDS ?= 30
+
+.PHONY: help setup build demo test check lint doc unit bench fuzz deny clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## find or install nats-server, clang, libbpf headers, a Python venv
+	@scripts/setup
+
+build: setup ## the tapio binary, optimised
+	cargo build --release --locked -p tapio --bin tapio
+
+demo: build ## a real process leaks memory; watch Tapio say when, see the kill, tell the story; Ctrl-C ends it
+	@scripts/demo $(TARGET_DIR)/release/tapio
+
+test: setup lint check doc unit ## set-up, format, lints, style checks, doc build, all tests (kernel tests need root and say so)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+check: setup ## dependency direction, file sizes, banned calls, cited paths, rendered manifests
+	scripts/check --self-test
+	scripts/check
+	.tools/venv/bin/python scripts/check-kustomize --self-test
+	.tools/venv/bin/python scripts/check-kustomize
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# nextest gives each test a process of its own; it does not run doc tests, so they follow either way.
+unit:
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    set -ex; \
+	    cargo nextest run --workspace --locked --no-fail-fast; \
+	    cargo test --workspace --locked --doc; \
+	else \
+	    set -ex; \
+	    cargo test --workspace --locked --no-fail-fast; \
+	fi
+
+bench: setup ## criterion benchmarks
+	cargo bench --workspace --locked
+
+fuzz: ## feed arbitrary bytes to the batch decoder, FUZZ_SECONDS=30 (needs nightly and cargo-fuzz)
+	@cargo +nightly --version >/dev/null || { echo "fuzz: needs a nightly toolchain: rustup toolchain install nightly" >&2; exit 1; }
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { echo "fuzz: needs cargo-fuzz: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	cd schemas && cargo +nightly fuzz run decode_batch -- -max_total_time=$(FUZZ_SECONDS)
+
+deny: ## licences and known holes of the dependencies (needs cargo-deny)
+	@cargo deny --version >/dev/null 2>&1 || { echo "deny: needs cargo-deny: cargo install --locked cargo-deny" >&2; exit 1; }
+	cargo deny --all-features check licenses bans sources
+
+clean: ## remove build output and demo data; the tools in .tools stay
+	cargo clean
