@@ -201,7 +201,9 @@ payload_struct! {
 
 vocabulary! {
     /// How the values of a metric relate.
+    #[derive(Default)]
     pub enum MetricKind: u8 {
+        #[default]
         Gauge = 1 => "gauge",
         CumulativeSum = 2 => "cumulative_sum",
         DeltaSum = 3 => "delta_sum",
@@ -240,15 +242,11 @@ payload_struct! {
     }
 }
 
-impl Default for MetricKind {
-    fn default() -> Self {
-        Self::Gauge
-    }
-}
-
 vocabulary! {
     /// Span kind of OpenTelemetry.
+    #[derive(Default)]
     pub enum SpanKind: u8 {
+        #[default]
         Unspecified = 1 => "unspecified",
         Internal = 2 => "internal",
         Server = 3 => "server",
@@ -258,24 +256,14 @@ vocabulary! {
     }
 }
 
-impl Default for SpanKind {
-    fn default() -> Self {
-        Self::Unspecified
-    }
-}
-
 vocabulary! {
     /// Span status of OpenTelemetry.
+    #[derive(Default)]
     pub enum SpanStatus: u8 {
+        #[default]
         Unset = 1 => "unset",
         Ok = 2 => "ok",
         Error = 3 => "error",
-    }
-}
-
-impl Default for SpanStatus {
-    fn default() -> Self {
-        Self::Unset
     }
 }
 

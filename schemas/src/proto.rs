@@ -1,5 +1,5 @@
 //! gRPC messages and services, generated from `proto/`.
-#![allow(missing_docs, clippy::all, rust_2018_idioms)]
+#![allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
 
 /// Package `tapio.v1`.
 pub mod v1 {
