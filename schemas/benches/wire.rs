@@ -10,14 +10,31 @@ mod common;
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use tapio_schemas::payload::{NetworkData, Payload};
 use tapio_schemas::wire::{EventBatch, EventBatchView};
-use tapio_schemas::{ProducerId, UnifiedEvent, UnixNanos};
+use tapio_schemas::{EventKind, ProducerId, UnifiedEvent, UnixNanos};
 
 const EVENTS: u64 = 512;
 
 fn events() -> Vec<UnifiedEvent> {
     let entities: Vec<_> = (0..20).map(common::entity).collect();
     (0..EVENTS).map(|n| common::kernel(n, &entities[(n * 7 % 20) as usize])).collect()
+}
+
+/// The most frequent kernel events by far are about connections.
+fn connections() -> Vec<UnifiedEvent> {
+    let mut events = events();
+    for (n, event) in events.iter_mut().enumerate() {
+        event.kind = EventKind::NetConnect;
+        event.payload = Payload::Network(Box::new(NetworkData {
+            local_port: 30_000 + n as u16,
+            remote_port: 5432,
+            duration_ns: 200_000,
+            comm: "postgres".into(),
+            ..NetworkData::default()
+        }));
+    }
+    events
 }
 
 fn batch(events: Vec<UnifiedEvent>) -> EventBatch {
@@ -48,6 +65,8 @@ fn with_view<R>(bytes: &[u8], f: impl FnOnce(EventBatchView<'_>) -> R) -> R {
 fn wire(c: &mut Criterion) {
     let bytes = batch(events()).finish(UnixNanos(0)).expect("encodes");
     println!("bytes per kernel event: {:.1}", bytes.len() as f64 / EVENTS as f64);
+    let network = batch(connections()).finish(UnixNanos(0)).expect("encodes");
+    println!("bytes per connection event: {:.1}", network.len() as f64 / EVENTS as f64);
     let buffer = received(&bytes);
     let message = &buffer[3..];
     let mut group = c.benchmark_group("wire");

@@ -62,12 +62,6 @@ payload_struct! {
         pub signal: u32,
         /// User id.
         pub uid: u32,
-        /// Resident anonymous memory of a victim, bytes.
-        pub anon_rss_bytes: u64,
-        /// Total virtual memory of a victim, bytes.
-        pub total_vm_bytes: u64,
-        /// `oom_score_adj` of a victim.
-        pub oom_score_adj: i16,
         /// True when the process is the first of its pid namespace (a container's main process).
         pub is_init: bool,
         /// `process.command`, 15 bytes at most.
@@ -76,6 +70,22 @@ payload_struct! {
         /// `process.executable.path`, when known.
         #[rkyv(with = Interned)]
         pub executable: SmolStr,
+        /// Memory of an out-of-memory victim.
+        pub victim: Option<Box<VictimData>>,
+    }
+}
+
+payload_struct! {
+    /// What the kernel says of an out-of-memory victim.
+    pub struct VictimData {
+        /// Resident anonymous memory, bytes.
+        pub anon_rss_bytes: u64,
+        /// Resident file memory, bytes.
+        pub file_rss_bytes: u64,
+        /// Total virtual memory, bytes.
+        pub total_vm_bytes: u64,
+        /// `oom_score_adj`.
+        pub oom_score_adj: i16,
     }
 }
 
@@ -94,13 +104,24 @@ payload_struct! {
         pub errno: u16,
         /// Time to the outcome (connect) or life of the connection (close), ns.
         pub duration_ns: u64,
+        /// `process.command`.
+        #[rkyv(with = Interned)]
+        pub comm: SmolStr,
+        /// Entity behind the remote address, when known.
+        #[rkyv(with = Interned)]
+        pub peer: SmolStr,
+        /// What only some kinds know.
+        pub detail: Option<Box<NetworkDetail>>,
+    }
+}
+
+payload_struct! {
+    /// What only some kinds of network events know.
+    pub struct NetworkDetail {
         /// Bytes sent, for closes.
         pub sent_bytes: u64,
         /// Bytes received, for closes.
         pub received_bytes: u64,
-        /// `process.command`.
-        #[rkyv(with = Interned)]
-        pub comm: SmolStr,
         /// Kernel drop reason, by name.
         #[rkyv(with = Interned)]
         pub drop_reason: SmolStr,
@@ -109,9 +130,6 @@ payload_struct! {
         pub protocol: SmolStr,
         /// Status of the layer 7 answer: an HTTP status or a DNS response code.
         pub status: u16,
-        /// Entity behind the remote address, when known.
-        #[rkyv(with = Interned)]
-        pub peer: SmolStr,
     }
 }
 

@@ -149,8 +149,21 @@ fn every_payload_survives_the_wire() {
 fn every_payload() -> Vec<UnifiedEvent> {
     let base = common::span(3, &common::entity(3));
     let payloads = [
-        Payload::Kernel(Box::new(KernelData { oom_score_adj: -998, is_init: true, ..Default::default() })),
-        Payload::Network(Box::new(NetworkData { errno: 111, peer: "db".into(), ..Default::default() })),
+        Payload::Kernel(Box::new(KernelData {
+            victim: Some(Box::new(VictimData { oom_score_adj: -998, ..Default::default() })),
+            is_init: true,
+            ..Default::default()
+        })),
+        Payload::Network(Box::new(NetworkData {
+            errno: 111,
+            peer: "db".into(),
+            detail: Some(Box::new(NetworkDetail {
+                sent_bytes: 9,
+                drop_reason: "NO_SOCKET".into(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        })),
         Payload::Application(Box::new(ApplicationData { stack: "a\nb".into(), ..Default::default() })),
         Payload::Kubernetes(Box::new(KubernetesData {
             relations: vec![Relation { edge: "owns".into(), kind: "Pod".into(), name: "p".into() }],

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::Layout;
-use std::collections::HashMap;
+use std::collections::HashMap as StdHashMap;
 
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -19,6 +19,8 @@ use smol_str::SmolStr;
 
 use super::strings::Strings;
 use crate::entity::EntityRef;
+
+type HashMap<K, V> = StdHashMap<K, V, foldhash::fast::RandomState>;
 
 /// Tables that grow while a batch is written.
 #[derive(Default)]
