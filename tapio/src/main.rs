@@ -1,1 +1,59 @@
-fn main() {}
+//! The one binary: every service, and the command line that asks them.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod client;
+mod commands;
+mod config;
+mod endpoints;
+mod exit;
+mod recording;
+mod render;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command};
+
+fn main() {
+    let cli = Cli::parse();
+    let code = dispatch(cli.command).unwrap_or_else(|error| {
+        eprintln!("tapio: {error:#}");
+        exit::code_of(&error)
+    });
+    std::process::exit(code);
+}
+
+fn dispatch(command: Command) -> anyhow::Result<i32> {
+    match command {
+        Command::LeakChild(args) => commands::leak_child::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Replay(args) => commands::replay::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tapio", &mut std::io::stdout());
+            Ok(0)
+        }
+        command => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(dispatch_async(command))
+        }
+    }
+}
+
+async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
+    use commands::run::Role;
+    match command {
+        Command::Up(args) => commands::run::run(Role::All, args).await,
+        Command::Agent(args) => commands::run::run(Role::Agent, args).await,
+        Command::Correlator(args) => commands::run::run(Role::Correlator, args).await,
+        Command::Storage(args) => commands::run::run(Role::Storage, args).await,
+        Command::Check(args) => commands::check::run(args).await,
+        Command::Why(args) => commands::why::run(args).await,
+        Command::Watch(args) => commands::watch::run(args).await,
+        Command::Record(args) => commands::record::run(args).await,
+        Command::Demo(args) => commands::demo::run(args).await,
+        Command::Loadtest(args) => commands::loadtest::run(args).await,
+        Command::LeakChild(_) | Command::Doctor(_) | Command::Replay(_) | Command::Completions { .. } => {
+            unreachable!("handled without a runtime")
+        }
+    }
+}

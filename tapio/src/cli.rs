@@ -1,0 +1,254 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// What broke in your cluster, why, what comes next and which command fixes it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tapio",
+    version,
+    about,
+    after_help = "Examples:\n  tapio up                       run everything on this machine\n  tapio demo memory-leak         watch it predict and explain a real out-of-memory kill\n  tapio check                    what is wrong now\n  tapio why shop/deployment/api  the story of one thing\n  tapio doctor                   what works on this machine and what does not\n\nExit codes: 0 done or healthy, 1 failed, 2 findings or bad usage, 64 bad configuration, 69 no running instance."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything in one process: node agent, correlator, storage, and a nats-server as a child.
+    #[command(
+        after_help = "Examples:\n  tapio up\n  tapio up --data-dir /var/lib/tapio --config tapio.yaml\n  tapio up --nats-url nats://nats.example:4222 --set agent.otlp.grpc_listen=0.0.0.0:4317"
+    )]
+    Up(RunArgs),
+    /// Run the node agent alone.
+    Agent(RunArgs),
+    /// Run the correlator alone.
+    Correlator(RunArgs),
+    /// Run the storage service alone.
+    Storage(RunArgs),
+    /// Say what is wrong now; exit code 0 when healthy, 2 with findings.
+    #[command(after_help = "Examples:\n  tapio check\n  tapio check deployment/api --output json")]
+    Check(CheckArgs),
+    /// Tell the story of one thing: name, kind/name, namespace/kind/name, a cgroup path or a finding id.
+    #[command(after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo")]
+    Why(WhyArgs),
+    /// Print findings as they are published.
+    Watch(WatchArgs),
+    /// Run recordings through the pipeline in event time and print each finding revision.
+    #[command(after_help = "Examples:\n  tapio replay incident.jsonl.zst --output jsonl")]
+    Replay(ReplayArgs),
+    /// Write the events of a running instance to a file that `tapio replay` reads.
+    Record(RecordArgs),
+    /// Say what works on this machine, what does not, and what to do.
+    Doctor(DoctorArgs),
+    /// See Tapio do its job on a real failure.
+    Demo(DemoArgs),
+    /// Generate load and check that nothing is lost.
+    Loadtest(LoadtestArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// The process that leaks in `tapio demo memory-leak`.
+    #[command(hide = true)]
+    LeakChild(LeakArgs),
+}
+
+/// How to run a service.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Configuration file (YAML).
+    #[arg(long, env = "TAPIO_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where findings, streams and endpoints.json are kept.
+    #[arg(long, env = "TAPIO_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Use this NATS server; without it `tapio up` starts one.
+    #[arg(long)]
+    pub nats_url: Option<String>,
+    /// Override one configuration key, such as `agent.cgroup.interval=1s`; repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Let every port be chosen by the system.
+    #[arg(long)]
+    pub free_ports: bool,
+}
+
+/// How to find a running instance.
+#[derive(Debug, Clone, Args)]
+pub struct ClientArgs {
+    /// gRPC address of the instance, such as 127.0.0.1:7472.
+    #[arg(long, env = "TAPIO_SERVER")]
+    pub server: Option<String>,
+    /// Data directory of the instance (its endpoints.json is read).
+    #[arg(long, env = "TAPIO_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Text or JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON document.
+    Json,
+    /// One JSON document a line.
+    Jsonl,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Only what concerns this: name, kind/name or namespace/kind/name.
+    pub entity: Option<String>,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Arguments of `why`.
+#[derive(Debug, Clone, Args)]
+pub struct WhyArgs {
+    /// name, kind/name, namespace/kind/name, a cgroup path or a finding id.
+    pub entity: String,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, Clone, Args)]
+pub struct WatchArgs {
+    /// Only what concerns this.
+    pub entity: Option<String>,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the lines.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// Print the stored findings first.
+    #[arg(long)]
+    pub stored: bool,
+}
+
+/// Arguments of `replay`.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// JSON lines, plain, .gz or .zst; `-` for standard input. Several files are merged in time order.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Form of the findings.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// Name of the cluster the recording is taken for.
+    #[arg(long, default_value = "replay")]
+    pub cluster: String,
+    /// Configuration file (YAML).
+    #[arg(long, env = "TAPIO_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Clone, Args)]
+pub struct RecordArgs {
+    /// File to write; `.zst` compresses.
+    pub file: PathBuf,
+    /// NATS server of the instance; else taken from endpoints.json.
+    #[arg(long)]
+    pub nats_url: Option<String>,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Only events of cgroups whose path contains this.
+    #[arg(long)]
+    pub cgroup: Option<String>,
+    /// Stop after this many seconds; else at Ctrl-C.
+    #[arg(long)]
+    pub seconds: Option<u64>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// How services would be run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Which failure.
+    #[command(subcommand)]
+    pub scenario: DemoScenario,
+}
+
+/// Scenarios.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DemoScenario {
+    /// A process leaks about 1 MiB/s in a cgroup of 64 MiB until the kernel kills it.
+    MemoryLeak(MemoryLeakArgs),
+}
+
+/// Arguments of `demo memory-leak`.
+#[derive(Debug, Clone, Args)]
+pub struct MemoryLeakArgs {
+    /// Where the instance is; one is started when none is found.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Memory limit of the cgroup, MiB.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=4096))]
+    pub limit_mib: u64,
+    /// Leak, KiB per second.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=65536))]
+    pub rate_kib: u64,
+    /// Give up after this many seconds.
+    #[arg(long, default_value_t = 240)]
+    pub timeout_seconds: u64,
+}
+
+/// Arguments of the leaking child.
+#[derive(Debug, Clone, Args)]
+pub struct LeakArgs {
+    /// `cgroup.procs` file to join first.
+    #[arg(long)]
+    pub procs: PathBuf,
+    /// Leak, KiB per second.
+    #[arg(long)]
+    pub rate_kib: u64,
+    /// Stop by itself at this many MiB, should nobody kill it.
+    #[arg(long)]
+    pub stop_mib: u64,
+}
+
+/// Arguments of `loadtest`.
+#[derive(Debug, Clone, Args)]
+pub struct LoadtestArgs {
+    /// Events to publish.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub events: u64,
+    /// NATS server of the instance; a server of its own is started without it.
+    #[arg(long)]
+    pub nats_url: Option<String>,
+    /// Form of the report.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}

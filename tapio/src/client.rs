@@ -1,0 +1,125 @@
+//! Finding and asking a running instance.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use tapio_schemas::Finding;
+use tapio_schemas::proto::v1 as api;
+use tapio_schemas::proto::v1::correlation_service_client::CorrelationServiceClient;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::cli::ClientArgs;
+use crate::endpoints::{DEFAULT_API_GRPC, Endpoints, default_data_dir};
+use crate::exit::{ExitWith, UNAVAILABLE};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection to an instance.
+pub struct Client {
+    /// The service.
+    pub correlation: CorrelationServiceClient<Channel>,
+    /// Where it is.
+    pub address: String,
+    /// The instance's endpoints, when they came from a file.
+    pub endpoints: Option<Endpoints>,
+}
+
+/// `--server`, `TAPIO_SERVER`, endpoints.json of the data directory, else the default address.
+pub fn locate(args: &ClientArgs) -> anyhow::Result<(String, Option<Endpoints>)> {
+    if let Some(server) = &args.server {
+        return Ok((server.clone(), None));
+    }
+    let dir = args.data_dir.clone().unwrap_or_else(default_data_dir);
+    let endpoints = read_endpoints(&dir, args.data_dir.is_some())?;
+    let address = endpoints.as_ref().map_or_else(|| DEFAULT_API_GRPC.to_owned(), |e| e.api_grpc.clone());
+    Ok((address, endpoints))
+}
+
+fn read_endpoints(dir: &Path, named: bool) -> anyhow::Result<Option<Endpoints>> {
+    match Endpoints::read(dir)? {
+        None if named => Err(ExitWith {
+            code: UNAVAILABLE,
+            message: format!("no instance runs with data directory {}: start one with `tapio up`", dir.display()),
+        }
+        .into()),
+        found => Ok(found),
+    }
+}
+
+impl Client {
+    /// Connects; says what to do when nobody answers.
+    pub async fn connect(args: &ClientArgs) -> anyhow::Result<Self> {
+        let (address, endpoints) = locate(args)?;
+        Self::connect_to(&address, endpoints).await
+    }
+
+    /// Connects to a known address.
+    pub async fn connect_to(address: &str, endpoints: Option<Endpoints>) -> anyhow::Result<Self> {
+        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let endpoint = Endpoint::from_shared(url)
+            .with_context(|| format!("`{address}` is not an address, expected host:port"))?
+            .connect_timeout(CONNECT_TIMEOUT);
+        let channel = endpoint.connect().await.map_err(|error| ExitWith {
+            code: UNAVAILABLE,
+            message: format!(
+                "no instance answers at {address} ({}): start one with `tapio up`, or name it with --server",
+                root_of(&error)
+            ),
+        })?;
+        Ok(Self {
+            correlation: CorrelationServiceClient::new(channel).max_decoding_message_size(32 << 20),
+            address: address.to_owned(),
+            endpoints,
+        })
+    }
+
+    /// Findings that match, newest first.
+    pub async fn list(&mut self, entity: &str, status: &str) -> anyhow::Result<Vec<Finding>> {
+        let mut request = tonic::Request::new(api::ListFindingsRequest {
+            entity: entity.to_owned(),
+            status: status.to_owned(),
+            page_size: 200,
+            ..Default::default()
+        });
+        request.set_timeout(REQUEST_TIMEOUT);
+        let answer = self.correlation.list_findings(request).await.map_err(said)?.into_inner();
+        answer.findings.iter().map(parse).collect()
+    }
+
+    /// The story of one thing; `None` when nothing is known about it.
+    pub async fn why(&mut self, entity: &str) -> anyhow::Result<Option<Finding>> {
+        let by_id = entity.starts_with("fnd-");
+        let answer = if by_id {
+            let request = api::GetFindingRequest { id: entity.to_owned(), revision: 0 };
+            self.correlation.get_finding(request).await.map(|r| r.into_inner().finding)
+        } else {
+            let request = api::WhyRequest { entity: entity.to_owned() };
+            self.correlation.why(request).await.map(|r| r.into_inner().finding)
+        };
+        match answer {
+            Ok(finding) => finding.as_ref().map(parse).transpose(),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+            Err(status) => Err(said(status)),
+        }
+    }
+}
+
+/// The published document of an answer.
+pub fn parse(finding: &api::Finding) -> anyhow::Result<Finding> {
+    serde_json::from_str(&finding.json).context("the instance sent a finding this build does not read")
+}
+
+/// An RPC error as one line.
+pub fn said(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("the instance answered {:?}: {}", status.code(), status.message())
+}
+
+fn root_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}

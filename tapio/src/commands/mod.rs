@@ -1,0 +1,12 @@
+//! One file per subcommand.
+
+pub mod check;
+pub mod demo;
+pub mod doctor;
+pub mod leak_child;
+pub mod loadtest;
+pub mod record;
+pub mod replay;
+pub mod run;
+pub mod watch;
+pub mod why;

@@ -1,0 +1,24 @@
+//! `tapio why`: the story of one thing.
+
+use crate::cli::{Output, WhyArgs};
+use crate::client::Client;
+use crate::exit::FINDINGS;
+use crate::render;
+
+/// Asks the instance, prints the story, returns the exit code.
+pub async fn run(args: WhyArgs) -> anyhow::Result<i32> {
+    let mut client = Client::connect(&args.client).await?;
+    let Some(finding) = client.why(&args.entity).await? else {
+        match args.output {
+            Output::Human => println!("nothing is known against {}", args.entity),
+            Output::Json | Output::Jsonl => println!("null"),
+        }
+        return Ok(0);
+    };
+    match args.output {
+        Output::Human => print!("{}", render::story(&finding)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&finding)?),
+        Output::Jsonl => println!("{}", serde_json::to_string(&finding)?),
+    }
+    Ok(FINDINGS)
+}

@@ -1,0 +1,36 @@
+//! Exit codes.
+
+/// Findings are there, or bad usage (clap's own code).
+pub const FINDINGS: i32 = 2;
+/// Something failed.
+pub const FAILED: i32 = 1;
+/// No running instance was found.
+pub const UNAVAILABLE: i32 = 69;
+
+/// An error that carries its exit code.
+#[derive(Debug)]
+pub struct ExitWith {
+    /// The code.
+    pub code: i32,
+    /// What to say.
+    pub message: String,
+}
+
+impl std::fmt::Display for ExitWith {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ExitWith {}
+
+/// The code of an error: its own, 64 for bad configuration, else 1.
+pub fn code_of(error: &anyhow::Error) -> i32 {
+    if let Some(with) = error.downcast_ref::<ExitWith>() {
+        return with.code;
+    }
+    if error.chain().any(|cause| cause.is::<tapio_runtime::config::ConfigError>()) {
+        return tapio_runtime::config::EXIT_CONFIG;
+    }
+    FAILED
+}

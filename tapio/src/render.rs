@@ -1,0 +1,147 @@
+//! A finding for people: at most a screen, root cause first.
+
+use std::fmt::Write as _;
+
+use tapio_schemas::finding::Status;
+use tapio_schemas::{Finding, UnixNanos};
+
+const CHAIN_LINES_MAX: usize = 12;
+const ALTERNATIVES_MAX: usize = 4;
+
+/// One line: time, severity, title.
+pub fn line(finding: &Finding) -> String {
+    let status = match finding.status {
+        Status::Active => String::new(),
+        other => format!(" [{other}]"),
+    };
+    format!(
+        "{} {:<8} {}{} (confidence {:.2}, {} r{})",
+        clock(finding.emitted_at),
+        finding.severity.as_str(),
+        finding.title,
+        status,
+        finding.confidence.get(),
+        finding.id,
+        finding.revision
+    )
+}
+
+/// The whole story.
+pub fn story(finding: &Finding) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{}: {}", finding.severity.as_str().to_uppercase(), finding.title);
+    let _ = writeln!(out, "{}, since {}, {}", finding.status, finding.first_bad_at, finding.id);
+    let _ = writeln!(out, "\n{}", wrap(&finding.story, 100));
+    if let Some(root) = &finding.root_cause {
+        let _ = writeln!(
+            out,
+            "\nRoot cause  {} in {} (confidence {:.2}, {} pieces of evidence)",
+            root.cause,
+            root.entity,
+            finding.confidence.get(),
+            root.evidence.len()
+        );
+    } else {
+        let _ = writeln!(out, "\nRoot cause  not provable from the evidence at hand");
+    }
+    chain(&mut out, finding);
+    prediction(&mut out, finding);
+    alternatives(&mut out, finding);
+    for action in &finding.actions {
+        let _ = writeln!(out, "\nDo          {} (risk {})", action.title, action.risk);
+        let _ = writeln!(out, "            $ {}", action.command);
+        if !action.undo.is_empty() {
+            let _ = writeln!(out, "       undo $ {}", action.undo);
+        }
+    }
+    for gap in &finding.freshness.gaps {
+        let _ = writeln!(out, "\nIncomplete  {gap}");
+    }
+    out
+}
+
+fn chain(out: &mut String, finding: &Finding) {
+    for (i, link) in finding.chain.iter().take(CHAIN_LINES_MAX).enumerate() {
+        let label = if i == 0 { "\nWhat        " } else { "            " };
+        let _ = writeln!(out, "{label}{}  {}", clock(link.at), link.says);
+    }
+    let left = finding.chain.len().saturating_sub(CHAIN_LINES_MAX);
+    if left > 0 {
+        let _ = writeln!(out, "            … and {left} more");
+    }
+}
+
+fn prediction(out: &mut String, finding: &Finding) {
+    let Some(p) = &finding.prediction else { return };
+    let _ = write!(
+        out,
+        "\nNext        {} at {} (between {} and {}, probability {:.2})",
+        p.scenario.replace('_', " "),
+        clock(p.at),
+        clock(p.interval.0),
+        clock(p.interval.1),
+        p.probability.get()
+    );
+    match &p.outcome {
+        Some(outcome) => {
+            let _ = writeln!(out, ": {outcome}");
+        }
+        None => out.push('\n'),
+    }
+}
+
+fn alternatives(out: &mut String, finding: &Finding) {
+    let refuted = finding.hypotheses.iter().skip(1).take(ALTERNATIVES_MAX);
+    for (i, h) in refuted.enumerate() {
+        let label = if i == 0 { "\nNot         " } else { "            " };
+        let why = if !h.refuted_by.is_empty() {
+            h.refuted_by.join("; ")
+        } else if !h.missing.is_empty() {
+            format!("missing: {}", h.missing.join("; "))
+        } else {
+            "less probable".to_owned()
+        };
+        let _ = writeln!(out, "{label}{} in {} ({:.2}): {why}", h.cause, h.entity, h.probability.get());
+    }
+}
+
+/// `HH:MM:SS` UTC.
+pub fn clock(at: UnixNanos) -> String {
+    let text = at.to_string();
+    text.split('T').nth(1).and_then(|t| t.get(..8)).unwrap_or("--:--:--").to_owned()
+}
+
+fn wrap(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    for paragraph in text.lines() {
+        let mut column = 0;
+        for word in paragraph.split_whitespace() {
+            if column > 0 && column + 1 + word.chars().count() > width {
+                out.push('\n');
+                column = 0;
+            } else if column > 0 {
+                out.push(' ');
+                column += 1;
+            }
+            out.push_str(word);
+            column += word.chars().count();
+        }
+        out.push('\n');
+    }
+    out.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_wraps_between_words() {
+        assert_eq!(wrap("one two three", 7), "one two\nthree");
+    }
+
+    #[test]
+    fn a_clock_is_the_time_of_day_in_utc() {
+        assert_eq!(clock(UnixNanos(1_700_000_000_123_000_000)), "22:13:20");
+    }
+}
