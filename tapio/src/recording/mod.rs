@@ -1,0 +1,101 @@
+//! Recordings: JSON lines in time order, replayed in event time through the very pipeline.
+
+mod line;
+mod merge;
+
+use std::io::BufRead;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tapio_correlator::config::CorrelatorConfig;
+use tapio_correlator::engine::Engine;
+use tapio_correlator::model::Model;
+use tapio_schemas::names::SHARD_COUNT;
+use tapio_schemas::wire::EventBatch;
+use tapio_schemas::{Finding, ProducerId, UnifiedEvent, UnixNanos};
+
+pub use line::{Converter, RecordedLine};
+use merge::Merged;
+
+/// Events of a shard before a batch is made, as the node agent does it.
+const BATCH_EVENTS: usize = 1024;
+/// Event time between two looks at the findings.
+const STEP_NS: u64 = 100_000_000;
+
+/// How a recording is replayed.
+#[derive(Debug, Clone, Default)]
+pub struct ReplaySettings {
+    /// Cluster the recording is taken for.
+    pub cluster: String,
+    /// The correlator's settings.
+    pub correlator: CorrelatorConfig,
+}
+
+/// A replay: decoder, node-side batching and the in-process engine.
+pub struct Replay {
+    converter: Converter,
+    batches: Vec<EventBatch>,
+    engine: Engine,
+    seen: UnixNanos,
+    advanced: UnixNanos,
+}
+
+impl Replay {
+    /// A replay from nothing.
+    pub fn new(settings: &ReplaySettings) -> anyhow::Result<Self> {
+        let model = Arc::new(Model::builtin().context("the built-in patterns do not load")?);
+        let batches = (0..SHARD_COUNT).map(|shard| EventBatch::new(ProducerId(1), 0, shard)).collect();
+        Ok(Self {
+            converter: Converter::new(&settings.cluster),
+            batches,
+            engine: Engine::new(&settings.cluster, settings.correlator.clone(), model),
+            seen: UnixNanos(0),
+            advanced: UnixNanos(0),
+        })
+    }
+
+    /// Reads all lines of all files, merged in time order, and hands out each finding revision.
+    pub fn run(
+        &mut self,
+        files: Vec<Box<dyn BufRead>>,
+        mut found: impl FnMut(Finding) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        for line in Merged::new(files)? {
+            let line = line?;
+            self.seen = self.seen.max(line.at);
+            for event in self.converter.convert(line)? {
+                self.take(event)?;
+            }
+            if self.seen.since(self.advanced) >= STEP_NS {
+                self.step(&mut found)?;
+            }
+        }
+        self.step(&mut found)?;
+        self.engine.finish().into_iter().try_for_each(&mut found)
+    }
+
+    fn take(&mut self, event: UnifiedEvent) -> anyhow::Result<()> {
+        let shard = usize::from(event.key().shard());
+        self.batches[shard].push(event);
+        if self.batches[shard].len() >= BATCH_EVENTS {
+            self.flush(shard)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, shard: usize) -> anyhow::Result<()> {
+        if !self.batches[shard].is_empty() {
+            let bytes = self.batches[shard].finish(UnixNanos(0)).context("cannot encode a batch")?;
+            self.engine.push_batch(&bytes).context("the engine refused a batch")?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, found: &mut impl FnMut(Finding) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        for shard in 0..self.batches.len() {
+            self.flush(shard)?;
+        }
+        self.advanced = self.seen;
+        self.engine.advance_to(self.seen).into_iter().try_for_each(found)
+    }
+}
