@@ -1,0 +1,184 @@
+//! Connecting, coming back, and knowing which it is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use tokio::sync::watch;
+
+use super::metrics::BusMetrics;
+use super::{BusConfig, BusError};
+use crate::backoff::Backoff;
+
+/// First delay of a reconnect; the very first attempt is made at once.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
+/// Messages of one subscription that wait in memory for us. Pull consumers are bounded by their
+/// batch, so this bounds core subscriptions; what is beyond it is dropped and counted.
+const SUBSCRIPTION_CAPACITY: usize = 65_536;
+
+/// Whether NATS is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// Yes.
+    Connected,
+    /// No; trying to come back.
+    Reconnecting,
+    /// No, and never again: drained, or refused by the server's authorization.
+    Closed,
+}
+
+/// State of the connection and how often it was made.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    state: watch::Receiver<ConnectionState>,
+    /// Number of connections made so far: a change means that what was in flight is in doubt.
+    epoch: watch::Receiver<u64>,
+}
+
+impl Link {
+    pub(super) fn state(&self) -> ConnectionState {
+        *self.state.borrow()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<ConnectionState> {
+        self.state.clone()
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        *self.epoch.borrow()
+    }
+
+    pub(super) fn epoch_receiver(&self) -> watch::Receiver<u64> {
+        self.epoch.clone()
+    }
+
+    /// Waits for a connection later than `epoch`; for ever once the bus is closed.
+    pub(super) async fn wait_epoch_after(&self, epoch: u64) {
+        let mut receiver = self.epoch.clone();
+        if receiver.wait_for(|current| *current > epoch).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until NATS is there.
+    pub(super) async fn wait_connected(&self) -> Result<(), BusError> {
+        let mut receiver = self.state.clone();
+        let state = receiver.wait_for(|state| *state != ConnectionState::Reconnecting).await;
+        match state.map(|state| *state) {
+            Ok(ConnectionState::Connected) => Ok(()),
+            _ => Err(BusError::Closed),
+        }
+    }
+}
+
+/// The writing side of [`Link`], fed by the client's events.
+#[derive(Debug)]
+struct LinkWriter {
+    state: watch::Sender<ConnectionState>,
+    epoch: watch::Sender<u64>,
+    metrics: BusMetrics,
+}
+
+impl LinkWriter {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.state.send_replace(ConnectionState::Connected);
+                self.epoch.send_modify(|epoch| *epoch += 1);
+                self.metrics.connected(true);
+                tracing::info!("connected to nats");
+            }
+            Event::Disconnected => {
+                self.state.send_replace(ConnectionState::Reconnecting);
+                self.metrics.connected(false);
+                tracing::warn!("nats is away; reconnecting");
+            }
+            Event::Closed => {
+                self.state.send_replace(ConnectionState::Closed);
+                self.metrics.connected(false);
+                tracing::info!("the connection to nats is closed");
+            }
+            Event::SlowConsumer(_) => self.metrics.slow_consumer(),
+            Event::LameDuckMode | Event::Draining => tracing::info!(%event, "nats"),
+            Event::ServerError(_) | Event::ClientError(_) => tracing::warn!(%event, "nats"),
+        }
+    }
+}
+
+pub(super) async fn connect(config: &BusConfig, metrics: &BusMetrics) -> Result<(Client, Link), BusError> {
+    let servers = parse_urls(&config.urls)?;
+    let (state, state_seen) = watch::channel(ConnectionState::Reconnecting);
+    let (epoch, epoch_seen) = watch::channel(0);
+    let writer = Arc::new(LinkWriter { state, epoch, metrics: metrics.clone() });
+    let link = Link { state: state_seen, epoch: epoch_seen };
+    let deadline = Instant::now() + config.connect_timeout.get();
+    let backoff = Backoff::new(RECONNECT_DELAY_MIN, Duration::from_millis(500));
+    for attempt in 0.. {
+        let options = options(config, Arc::clone(&writer)).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let message = match tokio::time::timeout(left, options.connect(servers.as_slice())).await {
+            Ok(Ok(client)) => {
+                // The event may still be on its way; the callers need the state now.
+                link.wait_connected().await?;
+                return Ok((client, link));
+            }
+            Ok(Err(error)) => super::message::chain(&error),
+            Err(_) => "no answer".to_owned(),
+        };
+        let delay = backoff.delay(attempt);
+        if Instant::now() + delay >= deadline {
+            let (urls, timeout) = (config.urls.join(", "), config.connect_timeout.get());
+            return Err(BusError::Connect { urls, timeout, message });
+        }
+        tokio::time::sleep(delay).await;
+    }
+    unreachable!("the attempts end at the deadline")
+}
+
+fn parse_urls(urls: &[String]) -> Result<Vec<ServerAddr>, BusError> {
+    if urls.is_empty() {
+        let message = "the list is empty".to_owned();
+        return Err(BusError::Url { url: String::new(), message });
+    }
+    let parse = |url: &String| {
+        url.parse()
+            .map_err(|error: std::io::Error| BusError::Url { url: url.clone(), message: error.to_string() })
+    };
+    urls.iter().map(parse).collect()
+}
+
+async fn options(config: &BusConfig, writer: Arc<LinkWriter>) -> Result<ConnectOptions, BusError> {
+    let reconnect = Backoff::new(RECONNECT_DELAY_MIN, config.reconnect_delay_max.get());
+    let mut options = ConnectOptions::new()
+        .name(&config.client_name)
+        .require_tls(config.tls_required)
+        .request_timeout(Some(config.request_timeout.get()))
+        .max_reconnects(None)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .reconnect_delay_callback(move |attempt| reconnect_delay(&reconnect, attempt))
+        .event_callback(move |event| {
+            writer.on_event(&event);
+            std::future::ready(())
+        });
+    if let Some(path) = &config.credentials_file {
+        options = options
+            .credentials_file(path)
+            .await
+            .map_err(|source| BusError::Credentials { path: path.clone(), source })?;
+    }
+    if let Some(path) = &config.tls_ca_file {
+        options = options.add_root_certificates(path.clone());
+    }
+    if let (Some(cert), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    Ok(options)
+}
+
+/// The client counts attempts from one.
+fn reconnect_delay(backoff: &Backoff, attempt: usize) -> Duration {
+    match attempt {
+        0 | 1 => Duration::ZERO,
+        later => backoff.delay(u32::try_from(later - 2).unwrap_or(u32::MAX)),
+    }
+}

@@ -1,0 +1,146 @@
+//! The JetStream bus: the only place that names async-nats.
+//!
+//! Delivery is at least once with an effect of once: every publish waits for the stream's
+//! acknowledgement and is repeated until it comes, under one `Nats-Msg-Id`, so that a repetition
+//! within the stream's duplicate window is not stored twice. The connection comes back by itself;
+//! its state is visible. While NATS is away publishers wait, bounded, and nothing is dropped here.
+
+mod config;
+mod connection;
+mod consumer;
+mod core;
+mod error;
+mod feed;
+mod headers;
+mod kv;
+mod message;
+mod metrics;
+mod publish;
+mod publisher;
+mod service;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::Context;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+use crate::telemetry::Metrics;
+
+pub use self::core::{CoreMessage, Subscription};
+pub use config::{BusConfig, StreamLimits, StreamsConfig};
+pub use connection::ConnectionState;
+pub use consumer::{DurableConfig, DurableConsumer, OrderedConfig, OrderedConsumer, StartAt};
+pub use error::BusError;
+pub use headers::Headers;
+pub use kv::{Kv, KvEntry};
+pub use message::Message;
+pub use publish::PublishAck;
+pub use publisher::{Outgoing, PublishReport, PublishReports, Publisher, TrySubmitError};
+pub use service::{Query, QueryError, QueryService};
+pub use streams::StreamState;
+
+use connection::Link;
+use metrics::BusMetrics;
+
+/// Delays between repeated publishes and re-opened consumers.
+const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+
+/// A connection to NATS. Clones share it.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    jetstream: Context,
+    link: Link,
+    config: BusConfig,
+    metrics: BusMetrics,
+    ids: publish::MessageIds,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// Connects. Tries for `connect_timeout`; once connected, comes back for ever by itself.
+    ///
+    /// # Errors
+    /// [`BusError::Connect`] with the URLs and the last reason, [`BusError::Credentials`].
+    pub async fn connect(config: &BusConfig, metrics: &Metrics) -> Result<Self, BusError> {
+        let metrics = BusMetrics::register(metrics);
+        let (client, link) = connection::connect(config, &metrics).await?;
+        let jetstream = async_nats::jetstream::context::ContextBuilder::new()
+            .timeout(config.request_timeout.get())
+            .ack_timeout(config.ack_timeout.get())
+            .max_ack_inflight(publish::ACKS_IN_FLIGHT_MAX)
+            .build(client.clone());
+        let ids = publish::MessageIds::new();
+        let inner = Inner { client, jetstream, link, config: config.clone(), metrics, ids };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether NATS is there now.
+    pub fn state(&self) -> ConnectionState {
+        self.inner.link.state()
+    }
+
+    /// Follows [`Bus::state`].
+    pub fn watch_state(&self) -> watch::Receiver<ConnectionState> {
+        self.inner.link.watch()
+    }
+
+    /// Largest message the server takes, payload and headers together, in bytes.
+    pub fn max_payload(&self) -> usize {
+        self.inner.client.max_payload()
+    }
+
+    /// Waits until everything written so far has reached the server.
+    ///
+    /// # Errors
+    /// [`BusError::Closed`].
+    pub async fn flush(&self) -> Result<(), BusError> {
+        self.inner.client.flush().await.map_err(|_| BusError::Closed)
+    }
+
+    /// Lets subscriptions and services finish what they have, then closes the connection.
+    ///
+    /// # Errors
+    /// [`BusError::Closed`] when it is closed already.
+    pub async fn drain(&self) -> Result<(), BusError> {
+        self.inner.client.drain().await.map_err(|_| BusError::Closed)
+    }
+
+    /// Stores a message that could not be used on the dead-letter stream of `stage`, with the
+    /// reason and where it came from. A payload beyond the server's limit is cut.
+    ///
+    /// # Errors
+    /// As [`Bus::publish`].
+    pub async fn dead_letter(
+        &self,
+        stage: &str,
+        reason: &str,
+        original_subject: &str,
+        payload: Bytes,
+    ) -> Result<PublishAck, BusError> {
+        /// Left for headers below the server's limit.
+        const HEADERS_BYTES: usize = 4096;
+        let headers = Headers::new()
+            .with(tapio_schemas::names::HEADER_REASON, reason)
+            .with(tapio_schemas::names::HEADER_ORIGIN, original_subject);
+        let limit = self.max_payload().saturating_sub(HEADERS_BYTES);
+        let payload = payload.slice(..payload.len().min(limit));
+        let subject = tapio_schemas::names::deadletter_subject(stage);
+        self.inner.metrics.dead_letter(stage);
+        self.publish(&subject, None, headers, payload).await
+    }
+}
