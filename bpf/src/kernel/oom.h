@@ -14,7 +14,10 @@ struct tapio_oom_record {
 	struct tapio_oom_victim body;
 };
 
-/* Pages. Since 6.2 a per-CPU counter: exact to 32 pages, or twice the number of CPUs, per CPU. */
+/*
+ * Pages. Since 6.2 a per-CPU counter: exact to 32 pages, or twice the number of CPUs, per CPU. The step from one counter to
+ * the next is asked of the running kernel by itself, because not every loader corrects it within an array.
+ */
 static __always_inline __u64 tapio_rss_pages(struct mm_struct *mm, const int member)
 {
 	__s64 pages;
@@ -23,7 +26,9 @@ static __always_inline __u64 tapio_rss_pages(struct mm_struct *mm, const int mem
 		struct mm_struct___before_6_2 *old = (void *)mm;
 		pages = BPF_CORE_READ(old, rss_stat.count[member].counter);
 	} else {
-		pages = BPF_CORE_READ(mm, rss_stat[member].count);
+		struct percpu_counter *counter =
+			(void *)&mm->rss_stat + member * bpf_core_type_size(struct percpu_counter);
+		pages = BPF_CORE_READ(counter, count);
 	}
 	return pages > 0 ? pages : 0;
 }
