@@ -15,4 +15,5 @@ pub mod health;
 pub mod nats_server;
 pub mod ring;
 pub mod shutdown;
+pub mod supervise;
 pub mod telemetry;
