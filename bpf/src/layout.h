@@ -179,7 +179,7 @@ _Static_assert(sizeof(struct tapio_tcp_closed) == 88, "layout.rs says 88");
 /* 56 bytes */
 struct tapio_tcp_retransmit {
 	struct tapio_tuple tuple;
-	__u32 total; /* segments retransmitted in this socket's life, this one not yet counted */
+	__u32 total; /* segments retransmitted in this socket's life, this one included */
 	__u8 state; /* TCP state, 2 = SYN_SENT, 1 = ESTABLISHED */
 	__u8 consecutive; /* timeouts in a row without progress */
 	__u8 direction;
@@ -190,7 +190,7 @@ _Static_assert(sizeof(struct tapio_tcp_retransmit) == 56, "layout.rs says 56");
 /* 56 bytes, for resets sent and received */
 struct tapio_tcp_reset {
 	struct tapio_tuple tuple; /* socket = 0: no socket, the port is closed */
-	__u8 state; /* TCP state at that moment, 0 = no socket */
+	__u8 state; /* TCP state at that moment, 0 = no socket, 7 = just dropped here */
 	__u8 direction;
 	__u8 padding[6];
 };

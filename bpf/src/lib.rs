@@ -12,7 +12,7 @@
 //! | `signal` | `signal_generate` | signals that end processes, and who sent them | 5.8 |
 //! | `tcp_state` | `inet_sock_set_state` | connects and how each ended, connections accepted, connections closed | 5.8 |
 //! | `tcp_retransmit` | `tcp_retransmit_skb` | a segment sent again | 5.8 |
-//! | `tcp_send_reset` | `tcp_send_reset` | a reset sent | 5.8 |
+//! | `tcp_send_reset` | `tcp_send_reset` | a reset sent | 5.8; where no socket was, about 6.10 |
 //! | `tcp_receive_reset` | `tcp_receive_reset` | a reset for an established connection | 5.8 |
 //!
 //! 5.8 is where ring buffers and `bpf_ktime_get_boot_ns` came; `tp_btf` itself is from 5.5. The kernel needs

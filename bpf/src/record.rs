@@ -243,7 +243,7 @@ pub struct TcpRetransmit {
     pub tuple: Tuple,
     /// [`TcpState::SynSent`] = the SYN itself.
     pub state: TcpState,
-    /// Segments sent again in this socket's life before this one.
+    /// Segments sent again in this socket's life, this one included.
     pub total: u32,
     /// Timeouts in a row without progress.
     pub consecutive: u8,
@@ -253,7 +253,7 @@ pub struct TcpRetransmit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpReset {
     pub tuple: Tuple,
-    /// State of the socket at that moment; `None` without a socket.
+    /// State of the socket at that moment; `None` without a socket, [`TcpState::Closed`] when this side just dropped it.
     pub state: Option<TcpState>,
     pub direction: Option<Direction>,
 }

@@ -222,7 +222,7 @@ static __always_inline __u8 tapio_close_reason(const struct tapio_connection *co
 }
 
 static __always_inline void tapio_connection_closes(struct sock *sk, const struct tapio_connection *connection,
-						    int old_state, int error)
+						    int old_state, int error, __u8 reason)
 {
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	struct {
@@ -245,7 +245,7 @@ static __always_inline void tapio_connection_closes(struct sock *sk, const struc
 	record->body.smoothed_rtt_us = BPF_CORE_READ(tcp, srtt_us) >> 3;
 	record->body.retransmits = BPF_CORE_READ(tcp, total_retrans);
 	record->body.error = error;
-	record->body.reason = tapio_close_reason(connection, old_state, error);
+	record->body.reason = reason;
 	record->body.old_state = old_state;
 	tapio_submit(&record->header);
 }
@@ -255,6 +255,7 @@ static __always_inline void tapio_closed(struct sock *sk, int old_state)
 	struct tapio_connection *connection = tapio_find_connection(sk);
 	int error = BPF_CORE_READ(sk, sk_err);
 	__u64 key = (__u64)sk;
+	__u8 reason;
 
 	switch (old_state) {
 	case TCP_SYN_SENT:
@@ -272,7 +273,11 @@ static __always_inline void tapio_closed(struct sock *sk, int old_state)
 	case TCP_CLOSE:
 		return;
 	default:
-		tapio_connection_closes(sk, connection, old_state, error);
+		reason = tapio_close_reason(connection, old_state, error);
+		tapio_connection_closes(sk, connection, old_state, error, reason);
+		/* A connection dropped here sends its reset after this, from a socket still to be known. */
+		if (reason == TAPIO_CLOSE_ABORTED)
+			return;
 	}
 	bpf_map_delete_elem(&tapio_connections, &key);
 }

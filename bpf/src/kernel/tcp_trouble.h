@@ -85,6 +85,7 @@ int tapio_tcp_send_reset(__u64 *ctx)
 	__u64 arguments[2] = {};
 	struct tapio_connection *connection = 0;
 	struct sk_buff *packet;
+	bool closed = false;
 	struct sock *sk;
 	struct {
 		struct tapio_header header;
@@ -99,6 +100,7 @@ int tapio_tcp_send_reset(__u64 *ctx)
 		return 0;
 	if (sk) {
 		record->body.state = BPF_CORE_READ(sk, __sk_common.skc_state);
+		closed = record->body.state == TCP_CLOSE;
 		tapio_set_tuple(&record->body.tuple, sk);
 		/* TIME_WAIT and half-open sockets are too small to hold an owner. */
 		if (record->body.state != TCP_TIME_WAIT && record->body.state != TCP_NEW_SYN_RECV) {
@@ -110,6 +112,9 @@ int tapio_tcp_send_reset(__u64 *ctx)
 	if (packet)
 		tapio_set_tuple_packet(&record->body.tuple, packet);
 	tapio_submit(&record->header);
+	/* The end of a connection dropped here was told before; its reset was what was left to tell. */
+	if (connection && closed)
+		bpf_map_delete_elem(&tapio_connections, &arguments[0]);
 	return 0;
 }
 
