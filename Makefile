@@ -9,6 +9,7 @@ export CARGO_TERM_COLOR ?= auto
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 FUZZ_SECONDS ?= 30
 
+.NOTPARALLEL:
 .PHONY: help setup build demo test check lint doc unit bench fuzz deny clean
 
 help: ## this list
@@ -38,15 +39,14 @@ check: setup ## dependency direction, file sizes, banned calls, cited paths, ren
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# nextest gives each test a process of its own; it does not run doc tests, so they follow either way.
+# nextest gives each test a process of its own but runs no doc tests, so they come on their own, first: the run ends
+# with the summary that counts.
 unit:
+	cargo test --workspace --locked --doc
 	@if cargo nextest --version >/dev/null 2>&1; then \
-	    set -ex; \
-	    cargo nextest run --workspace --locked --no-fail-fast; \
-	    cargo test --workspace --locked --doc; \
+	    set -x; cargo nextest run --workspace --locked --no-fail-fast; \
 	else \
-	    set -ex; \
-	    cargo test --workspace --locked --no-fail-fast; \
+	    set -x; cargo test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi
 
 bench: setup ## criterion benchmarks
