@@ -37,7 +37,7 @@ pub enum RecvTimeoutError {
 /// The end that receives. Dropping it makes every send fail.
 pub struct Receiver<T> {
     consumer: HeapCons<Item<T>>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl<T> fmt::Debug for Receiver<T> {
