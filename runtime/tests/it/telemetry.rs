@@ -57,7 +57,8 @@ async fn metrics_and_health_are_served_until_the_shutdown() {
     assert!(status == 503 && text.contains("gave up"), "{text}");
     assert_eq!(get(addr, "/other").await.0, 404);
 
-    let taken = telemetry::serve(&addr.to_string(), Metrics::new(), health.clone(), Shutdown::new());
+    let address = addr.to_string();
+    let taken = telemetry::serve(&address, Metrics::new(), health.clone(), Shutdown::new());
     let error = taken.await.unwrap_err();
     assert!(matches!(error, TelemetryError::Listen { address, .. } if address == addr), "{error}");
     let nonsense = telemetry::serve("nonsense", Metrics::new(), health, Shutdown::new()).await;
@@ -82,7 +83,7 @@ impl trace_rpc::trace_service_server::TraceService for Receiver {
         request: Request<trace_rpc::ExportTraceServiceRequest>,
     ) -> Result<Response<trace_rpc::ExportTraceServiceResponse>, Status> {
         self.traces.send(request.into_inner()).unwrap();
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }
 
@@ -93,7 +94,7 @@ impl metrics_rpc::metrics_service_server::MetricsService for Receiver {
         request: Request<metrics_rpc::ExportMetricsServiceRequest>,
     ) -> Result<Response<metrics_rpc::ExportMetricsServiceResponse>, Status> {
         self.metrics.send(request.into_inner()).unwrap();
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }
 
