@@ -22,6 +22,8 @@ pub struct BpfConfig {
     /// records have no process and no duration.
     pub connections_max: u32,
     pub signals: SignalMask,
+    /// Walk all open files once, to learn whose the sockets are that were there before. Needs Linux 5.11.
+    pub scan_sockets: bool,
     /// The programs to load, each at most once.
     pub programs: Vec<Program>,
 }
@@ -32,6 +34,7 @@ impl Default for BpfConfig {
             ring_bytes: RING_BYTES_DEFAULT,
             connections_max: CONNECTIONS_MAX_DEFAULT,
             signals: SignalMask::default(),
+            scan_sockets: true,
             programs: Program::ALL.to_vec(),
         }
     }

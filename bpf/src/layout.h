@@ -38,6 +38,14 @@ enum tapio_program {
 	TAPIO_PROGRAM_COUNT = 8,
 };
 
+/* 24 bytes; what the counters map holds per program and CPU. */
+struct tapio_counters {
+	__u64 submitted;
+	__u64 full; /* lost, because the ring was full */
+	__u64 shed; /* left out, to keep the last room for records that matter more */
+};
+_Static_assert(sizeof(struct tapio_counters) == 24, "layout.rs says 24");
+
 /* Header flags: how far the attribution reaches. */
 #define TAPIO_FLAG_PROCESS_KNOWN 1u /* pid, uid, comm and start time are those of the right process */
 #define TAPIO_FLAG_VICTIM_PID_ONLY 2u /* an older kernel gave the victim's pid and nothing else */

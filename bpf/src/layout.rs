@@ -8,6 +8,12 @@
 pub const COMM_BYTES: usize = 16;
 pub const FILENAME_BYTES: usize = 256;
 
+/// What the counters map holds per program and CPU, `struct tapio_counters`.
+pub type Counters = [u64; 3];
+pub const COUNTER_SUBMITTED: usize = 0;
+pub const COUNTER_FULL: usize = 1;
+pub const COUNTER_SHED: usize = 2;
+
 pub const FLAG_PROCESS_KNOWN: u32 = 1;
 pub const FLAG_VICTIM_PID_ONLY: u32 = 2;
 

@@ -24,7 +24,8 @@
 //! the target of a signal, the owner of a socket. It carries two cgroup ids of that process, in the default hierarchy and
 //! where its memory is charged, because with cgroup v1 these are different trees. A socket's owner is taken in connect()
 //! and listen(), where the kernel runs for that process, and remembered; later events of the socket come in interrupt
-//! context. A socket older than the programs has the cgroup of the default hierarchy and no process.
+//! context. For sockets older than the programs one walk over all open files tells whose they are (`iter/task_file`, since
+//! Linux 5.11); where that is refused they have the cgroup of the default hierarchy and no process.
 //!
 //! # How a connect ended
 //!
@@ -76,7 +77,7 @@ pub use decode::{DecodeError, decode};
 pub use error::BpfError;
 pub use loader::{Loaded, Loader};
 pub use probe::{Capabilities, Probe, probe};
-pub use program::{Program, ProgramCounters, ProgramState, ProgramStatus};
+pub use program::{Program, ProgramCounters, ProgramState, ProgramStatus, SocketScan};
 pub use reader::{Batch, CLOSE_DRAIN_MAX, DecodeFailures, RingReader, RingWaker};
 pub use record::{
     Body, CloseReason, Comm, ConnectOutcome, Direction, Exec, Exit, OomVictim, Owner, Process, RawRecord,

@@ -1,21 +1,22 @@
 //! Loads and attaches the kernel programs. One that the kernel does not take leaves the others as they are.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     os::fd::{AsFd, AsRawFd},
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    programs::{BtfTracePoint, Iter, ProgramError},
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{
     config::BpfConfig,
     error::{BpfError, program_failure},
-    program::{Program, ProgramCounters, ProgramState, ProgramStatus},
+    layout,
+    program::{Program, ProgramCounters, ProgramState, ProgramStatus, SocketScan},
     reader::RingReader,
 };
 
@@ -24,6 +25,7 @@ pub(crate) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAP_EVENTS: &str = "tapio_events";
 const MAP_COUNTS: &str = "tapio_counts";
 const MAP_CONNECTIONS: &str = "tapio_connections";
+const SOCKET_SCAN: &str = "tapio_socket_scan";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TAPIO_BPF_OBJECT"));
 
@@ -49,6 +51,7 @@ impl Loader {
             Ok(()) => ProgramState::Attached,
             Err(error) => ProgramState::Failed { reason: program_failure(&error, program.tracepoint()) },
         });
+        let scan = self.scan_sockets(&mut ebpf, &btf);
         for status in &programs {
             match &status.state {
                 ProgramState::Failed { reason } => {
@@ -57,7 +60,21 @@ impl Loader {
                 state => tracing::debug!(program = status.program.name(), ?state, "kernel program"),
             }
         }
-        Loaded::new(ebpf, programs)
+        if let SocketScan::Failed { reason } = &scan {
+            tracing::warn!(reason, "older sockets were not looked at");
+        }
+        Loaded::new(ebpf, programs, scan)
+    }
+
+    /// After the programs are attached, so that no socket falls between.
+    fn scan_sockets(&self, ebpf: &mut Ebpf, btf: &Btf) -> SocketScan {
+        if !self.config.scan_sockets || !self.config.programs.contains(&Program::TcpState) {
+            return SocketScan::Disabled;
+        }
+        match scan_sockets(ebpf, btf) {
+            Ok(()) => SocketScan::Done,
+            Err(reason) => SocketScan::Failed { reason },
+        }
     }
 
     /// Offers every configured program to the kernel without attaching it.
@@ -87,9 +104,11 @@ impl Loader {
         raise_locked_memory_limit();
         let btf = Btf::from_sys_fs().map_err(|source| BpfError::NoBtf { path: BTF_PATH, source })?;
         let signals = self.config.signals.bits();
+        let shed_bytes = u64::from(self.config.ring_bytes) / 4 * 3;
         let ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("tapio_signal_mask", &signals, true)
+            .override_global("tapio_shed_bytes", &shed_bytes, true)
             .map_max_entries(MAP_EVENTS, self.config.ring_bytes)
             .map_max_entries(MAP_CONNECTIONS, self.config.connections_max)
             .load(OBJECT)
@@ -117,12 +136,26 @@ fn attach(ebpf: &mut Ebpf, program: Program, btf: &Btf) -> Result<(), ProgramErr
     Ok(())
 }
 
+/// Runs the iterator over all open files to its end. It writes into maps and gives no text.
+fn scan_sockets(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), String> {
+    let failure = |error: ProgramError| program_failure(&error, "iter/task_file");
+    let program = ebpf.program_mut(SOCKET_SCAN).ok_or("the compiled programs have no socket scan")?;
+    let program: &mut Iter = program.try_into().map_err(failure)?;
+    program.load("task_file", btf).map_err(failure)?;
+    let link = program.attach().map_err(failure)?;
+    let link = program.take_link(link).map_err(failure)?;
+    let mut walk = link.into_file().map_err(|error| error.to_string())?;
+    io::copy(&mut walk, &mut io::sink()).map_err(|error| format!("read of the walk failed: {error}"))?;
+    program.unload().map_err(failure)
+}
+
 /// The programs at work. Dropping it detaches them.
 pub struct Loaded {
     ebpf: Ebpf,
-    counts: PerCpuArray<MapData, [u64; 2]>,
+    counts: PerCpuArray<MapData, layout::Counters>,
     ring: Option<RingBuf<MapData>>,
     programs: Vec<ProgramStatus>,
+    scan: SocketScan,
 }
 
 impl fmt::Debug for Loaded {
@@ -132,18 +165,23 @@ impl fmt::Debug for Loaded {
 }
 
 impl Loaded {
-    fn new(mut ebpf: Ebpf, programs: Vec<ProgramStatus>) -> Result<Self, BpfError> {
+    fn new(mut ebpf: Ebpf, programs: Vec<ProgramStatus>, scan: SocketScan) -> Result<Self, BpfError> {
         let counts = ebpf.take_map(MAP_COUNTS).ok_or(BpfError::MissingMap(MAP_COUNTS))?;
         let counts =
             PerCpuArray::try_from(counts).map_err(|source| BpfError::Map { map: MAP_COUNTS, source })?;
         let ring = ebpf.take_map(MAP_EVENTS).ok_or(BpfError::MissingMap(MAP_EVENTS))?;
         let ring = RingBuf::try_from(ring).map_err(|source| BpfError::Map { map: MAP_EVENTS, source })?;
-        Ok(Self { ebpf, counts, ring: Some(ring), programs })
+        Ok(Self { ebpf, counts, ring: Some(ring), programs, scan })
     }
 
     /// What became of each program, in the order of [`Program::ALL`].
     pub fn programs(&self) -> &[ProgramStatus] {
         &self.programs
+    }
+
+    /// Whether sockets older than the programs are known.
+    pub fn socket_scan(&self) -> &SocketScan {
+        &self.scan
     }
 
     /// The one reader of the ring.
@@ -168,7 +206,14 @@ impl Loaded {
             .get(&program.index(), 0)
             .map_err(|source| BpfError::Map { map: MAP_COUNTS, source })?;
         let sum = |field: usize| per_cpu.iter().map(|counts| counts[field]).sum();
-        Ok(ProgramCounters { program, submitted: sum(0), lost: sum(1), missed: self.missed(program) })
+        let shed: u64 = sum(layout::COUNTER_SHED);
+        Ok(ProgramCounters {
+            program,
+            submitted: sum(layout::COUNTER_SUBMITTED),
+            lost: sum(layout::COUNTER_FULL) + shed,
+            shed,
+            missed: self.missed(program),
+        })
     }
 
     /// The kernel tells runs it left out in the description of the program's descriptor, since 5.12.

@@ -100,14 +100,27 @@ pub enum ProgramState {
     Failed { reason: String },
 }
 
+/// Whether the sockets that were there before the programs were looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketScan {
+    /// Their processes and cgroups are known.
+    Done,
+    /// Not wanted, or no program that would use it.
+    Disabled,
+    /// Refused: events of older sockets name at most their cgroup in the default hierarchy.
+    Failed { reason: String },
+}
+
 /// What one program wrote since it was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProgramCounters {
     pub program: Program,
     /// Records put into the ring.
     pub submitted: u64,
-    /// Records lost because the ring was full.
+    /// Records lost because the ring was full, those shed included.
     pub lost: u64,
+    /// Of these, routine records left out when the ring was three quarters full, to keep room for news.
+    pub shed: u64,
     /// Runs the kernel left out because the program was already running on that CPU, when an interrupt came within it.
     pub missed: u64,
 }

@@ -22,7 +22,8 @@ pub struct Owner {
     pub cgroup_id: Option<u64>,
     /// Inode number of the cgroup directory its memory is charged to, v1 or v2; `None` when unknown.
     pub memory_cgroup_id: Option<u64>,
-    /// `None`: the socket is older than the programs, or a kernel thread uses it; the cgroup may still be known.
+    /// `None`: a packet of no socket, a socket of a kernel thread, or one that is older than the programs on a kernel that
+    /// did not let them be looked at, see [`crate::Loaded::socket_scan`]. The cgroup may still be known.
     pub process: Option<Process>,
 }
 

@@ -65,32 +65,41 @@ fn counters_count_what_was_submitted() {
     );
 }
 
-/// Nobody reads while more is written than the ring holds: what was submitted is all there, what was lost is counted, and
-/// the two make up what happened.
+/// Nobody reads while more happens than the ring holds: what was submitted is all there, what was lost is counted, the two
+/// make up what happened, and the routine that fills the ring leaves room for a crash.
 #[test]
-fn a_full_ring_loses_and_counts() {
-    let config = BpfConfig { ring_bytes: 4096, programs: vec![Program::Exec], ..BpfConfig::default() };
-    let mut watch = Watch::with(config);
-    for _ in 0..20 {
+fn a_full_ring_sheds_routine_counts_it_and_keeps_the_crash() {
+    let programs = vec![Program::Exec, Program::Exit, Program::Signal];
+    let mut watch = Watch::with(BpfConfig { ring_bytes: 16_384, programs, ..BpfConfig::default() });
+    for _ in 0..40 {
         child::run("true", &[]);
     }
+    let crashed = child::prepared("ulimit -c 0", "import ctypes; ctypes.string_at(0)").pid;
     let counters = watch.loaded.counters().expect("the counters are readable");
-    let exec = counters.iter().find(|counters| counters.program == Program::Exec).expect("exec has counters");
-    assert!(exec.lost > 0, "twenty records of 336 bytes do not fit into 4096: {exec:?}");
-    assert!(exec.submitted + exec.lost + exec.missed >= 20, "{exec:?}");
+    let of =
+        |program| *counters.iter().find(|counters| counters.program == program).expect("it has counters");
+    let exec = of(Program::Exec);
+    assert!(exec.shed > 0 && exec.lost >= exec.shed, "forty records of 336 bytes do not fit: {exec:?}");
+    // The shell and Python are two more; others start processes too.
+    assert!(exec.submitted + exec.lost + exec.missed >= 42, "{exec:?}");
+    assert_eq!(of(Program::Signal).lost, 0);
+
+    // Read to the end; routine that came after the first room was made is read as well.
     watch.reader.waker().close();
-    let mut read = 0;
-    while let Batch::Records(count) =
-        watch.reader.next_batch(&mut watch.records, 4, None).expect("the ring is readable")
-    {
-        read += count as u64;
-    }
-    assert!(read >= exec.submitted.min(4096 / 344), "read {read} of {exec:?}");
+    while let Batch::Records(_) =
+        watch.reader.next_batch(&mut watch.records, 4096, None).expect("the ring is readable")
+    {}
+    let all: Vec<_> = watch.records.iter().collect();
+    assert!(support::execs(&all).len() as u64 >= exec.submitted);
+    let crash = watch.of_pid(crashed);
+    assert_eq!(support::signals(&crash).len(), 1, "{crash:?}");
+    assert_eq!(support::exits(&crash).len(), 1, "{crash:?}");
+    assert_eq!(support::exits(&crash)[0].signal, Some(11));
 }
 
 #[test]
 fn a_wait_ends_by_time_by_waking_and_by_closing() {
-    // No OOM victims come, so nothing but the test ends the wait.
+    // No program, no record: nothing but the test ends the wait.
     let mut watch = Watch::with(BpfConfig { programs: vec![], ..BpfConfig::default() });
     let begun = Instant::now();
     let wait = Duration::from_millis(50);

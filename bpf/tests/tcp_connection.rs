@@ -2,10 +2,15 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
 
 use support::{Watch, accepts, child, closes, ends, pid, resets_received, resets_sent, retransmits};
-use tapio_bpf::{BpfConfig, CloseReason, ConnectOutcome, Direction, TcpState};
+use tapio_bpf::{
+    BpfConfig, CloseReason, ConnectOutcome, Direction, RawRecord, SocketScan, TcpClosed, TcpState,
+};
 
 const ECONNRESET: i32 = 104;
 
@@ -172,38 +177,67 @@ fn what_is_lost_on_the_way_is_sent_again_and_times_out() {
     assert_ne!(accepted[0].tuple.network_namespace, closed[0].tuple.network_namespace);
 }
 
-/// Connections older than the programs: no process and no duration, and nothing made up.
-#[test]
-fn an_older_connection_has_a_cgroup_and_no_process() {
-    use std::net::{TcpListener, TcpStream};
-
+/// A pair of this process's own from before the programs, closed under their eyes: the two records of that.
+fn close_an_older_pair(config: BpfConfig) -> (Watch, Vec<RawRecord>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
     let (server, _) = listener.accept().expect("accepted");
-    let (local, remote) = (client.local_addr().expect("an address"), client.peer_addr().expect("an address"));
+    let ends = (client.local_addr().expect("an address"), client.peer_addr().expect("an address"));
 
-    let mut watch = Watch::start();
+    let mut watch = Watch::with(config);
     drop(client);
     drop(server);
     watch.settle();
-    let closed: Vec<_> = watch
-        .records
-        .iter()
-        .filter(|record| {
-            closes(&[record]).iter().any(|close| {
-                (close.tuple.local, close.tuple.remote) == (local, remote)
-                    || (close.tuple.local, close.tuple.remote) == (remote, local)
-            })
-        })
-        .collect();
+    let of_pair = |close: &TcpClosed| {
+        let tuple = (close.tuple.local, close.tuple.remote);
+        tuple == ends || tuple == (ends.1, ends.0)
+    };
+    let closed: Vec<_> =
+        watch.records.iter().filter(|record| closes(&[record]).iter().any(of_pair)).cloned().collect();
     assert_eq!(closed.len(), 2, "both ends");
-    for record in closed {
+    for record in &closed {
         let close = &closes(&[record])[0];
         assert_eq!((close.reason, close.direction, close.duration), (CloseReason::Finished, None, None));
-        assert_eq!(pid(record), None);
-        assert!(record.owner.cgroup_id.is_some(), "the socket knows its cgroup");
+        assert!(record.owner.cgroup_id.is_some());
+    }
+    (watch, closed)
+}
+
+#[test]
+fn an_older_connection_is_known_by_the_scan() {
+    let (watch, closed) = close_an_older_pair(BpfConfig::default());
+    assert_eq!(watch.loaded.socket_scan(), &SocketScan::Done);
+    for record in closed {
+        assert_eq!(pid(&record), Some(std::process::id()));
+        assert!(record.owner.memory_cgroup_id.is_some());
+    }
+}
+
+/// Nothing is made up.
+#[test]
+fn an_older_connection_without_the_scan_has_a_cgroup_and_no_process() {
+    let (watch, closed) = close_an_older_pair(BpfConfig { scan_sockets: false, ..BpfConfig::default() });
+    assert_eq!(watch.loaded.socket_scan(), &SocketScan::Disabled);
+    for record in closed {
+        assert_eq!(pid(&record), None);
         assert_eq!(record.owner.memory_cgroup_id, None);
     }
+}
+
+#[test]
+fn an_older_listener_owns_what_it_accepts() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let mut watch = Watch::start();
+    let ended =
+        child::python(&format!("import socket; socket.create_connection(('127.0.0.1', {}))", address.port()))
+            .ok();
+    watch.settle();
+    let mine = watch.of_pid(std::process::id());
+    let accepted: Vec<_> =
+        accepts(&mine).into_iter().filter(|accept| accept.tuple.local == address).collect();
+    assert_eq!(accepted.len(), 1);
+    assert_eq!(ends(&watch.of_pid(ended.pid))[0].tuple.local, accepted[0].tuple.remote);
 }
 
 /// A view of few connections forgets the older ones and still tells every end once.

@@ -51,7 +51,7 @@ int tapio_oom(__u64 *ctx)
 {
 	struct tapio_oom_record *record;
 
-	record = tapio_reserve(TAPIO_KIND_OOM_VICTIM, TAPIO_PROGRAM_OOM, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_OOM_VICTIM, TAPIO_PROGRAM_OOM, sizeof(*record), TAPIO_NEWS);
 	if (!record)
 		return 0;
 	if (bpf_core_field_exists(((struct trace_event_raw_mark_victim *)0)->total_vm)) {

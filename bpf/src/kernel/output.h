@@ -9,9 +9,15 @@ struct {
 	__uint(max_entries, 1024 * 1024);
 } tapio_events SEC(".maps");
 
-struct tapio_counters {
-	__u64 submitted;
-	__u64 lost;
+/*
+ * Bytes waiting in the ring beyond which routine records (a process begins, a connection is made or ends well, a segment
+ * goes again) are left out, so that a flood of them does not hide a crash. The loader sets it from the ring's size.
+ */
+const volatile __u64 tapio_shed_bytes = 768 * 1024;
+
+enum tapio_weight {
+	TAPIO_ROUTINE,
+	TAPIO_NEWS,
 };
 
 struct {
@@ -22,23 +28,26 @@ struct {
 } tapio_counts SEC(".maps");
 
 /* An interrupt may run another program on this CPU between load and store, so even per-CPU counts are added atomically. */
-static __always_inline void tapio_count(__u32 program, bool submitted)
+static __always_inline struct tapio_counters *tapio_counters_of(__u32 program)
 {
-	struct tapio_counters *counters = bpf_map_lookup_elem(&tapio_counts, &program);
-	if (!counters)
-		return;
-	if (submitted)
-		__sync_fetch_and_add(&counters->submitted, 1);
-	else
-		__sync_fetch_and_add(&counters->lost, 1);
+	return bpf_map_lookup_elem(&tapio_counts, &program);
 }
 
-/* Room for one record, zeroed, header begun; NULL when the ring is full, which is counted as lost. */
-static __always_inline void *tapio_reserve(__u16 kind, __u16 program, __u32 length)
+/* Room for one record, zeroed, header begun; NULL when there is none, which is counted. */
+static __always_inline void *tapio_reserve(__u16 kind, __u16 program, __u32 length, enum tapio_weight weight)
 {
-	struct tapio_header *header = bpf_ringbuf_reserve(&tapio_events, length, 0);
+	struct tapio_counters *counters = tapio_counters_of(program);
+	struct tapio_header *header;
+
+	if (!counters)
+		return 0;
+	if (weight == TAPIO_ROUTINE && bpf_ringbuf_query(&tapio_events, BPF_RB_AVAIL_DATA) > tapio_shed_bytes) {
+		__sync_fetch_and_add(&counters->shed, 1);
+		return 0;
+	}
+	header = bpf_ringbuf_reserve(&tapio_events, length, 0);
 	if (!header) {
-		tapio_count(program, false);
+		__sync_fetch_and_add(&counters->full, 1);
 		return 0;
 	}
 	__builtin_memset(header, 0, length);
@@ -51,7 +60,10 @@ static __always_inline void *tapio_reserve(__u16 kind, __u16 program, __u32 leng
 
 static __always_inline void tapio_submit(struct tapio_header *header)
 {
-	tapio_count(header->program, true);
+	struct tapio_counters *counters = tapio_counters_of(header->program);
+
+	if (counters)
+		__sync_fetch_and_add(&counters->submitted, 1);
 	bpf_ringbuf_submit(header, 0);
 }
 

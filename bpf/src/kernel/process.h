@@ -16,7 +16,7 @@ int tapio_exec(__u64 *ctx)
 	} *record;
 	long length;
 
-	record = tapio_reserve(TAPIO_KIND_EXEC, TAPIO_PROGRAM_EXEC, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_EXEC, TAPIO_PROGRAM_EXEC, sizeof(*record), TAPIO_ROUTINE);
 	if (!record)
 		return 0;
 	tapio_set_owner_task(&record->header, task);
@@ -68,14 +68,14 @@ int tapio_exit(__u64 *ctx)
 
 	if (!tapio_process_ends(task))
 		return 0;
-	record = tapio_reserve(TAPIO_KIND_EXIT, TAPIO_PROGRAM_EXIT, sizeof(*record));
-	if (!record)
-		return 0;
 	/* What wait(2) gives: the group's code when all threads were told to end, else the leader's. */
 	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		code = BPF_CORE_READ(task, signal, group_exit_code);
 	else
 		code = BPF_CORE_READ(task, group_leader, exit_code);
+	record = tapio_reserve(TAPIO_KIND_EXIT, TAPIO_PROGRAM_EXIT, sizeof(*record), code ? TAPIO_NEWS : TAPIO_ROUTINE);
+	if (!record)
+		return 0;
 	tapio_set_owner_task(&record->header, task);
 	record->body.parent_pid = BPF_CORE_READ(task, real_parent, tgid);
 	record->body.status = (code >> 8) & 0xff;

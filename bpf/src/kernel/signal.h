@@ -61,7 +61,7 @@ int tapio_signal(__u64 *ctx)
 	else
 		code = BPF_CORE_READ(info, si_code);
 
-	record = tapio_reserve(TAPIO_KIND_SIGNAL, TAPIO_PROGRAM_SIGNAL, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_SIGNAL, TAPIO_PROGRAM_SIGNAL, sizeof(*record), TAPIO_NEWS);
 	if (!record)
 		return 0;
 	tapio_set_owner_task(&record->header, (struct task_struct *)arguments[2]);

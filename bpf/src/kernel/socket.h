@@ -98,12 +98,18 @@ static __always_inline void tapio_set_tuple(struct tapio_tuple *tuple, struct so
 	}
 }
 
-/* The default-hierarchy cgroup a full socket belongs to; 0 where the kernel keeps it in the older, shared word. */
+/* The default-hierarchy cgroup a full socket belongs to; 0 where a v1 network class has taken its place. */
 static __always_inline __u64 tapio_cgroup_of_socket(struct sock *sk)
 {
-	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+	struct sock___before_5_15 *old = (void *)sk;
+	__u64 word;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	word = BPF_CORE_READ(old, sk_cgrp_data.val);
+	if (word & 3)
 		return 0;
-	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	return BPF_CORE_READ((struct cgroup *)word, kn, id);
 }
 
 static __always_inline struct tapio_connection *tapio_find_connection(struct sock *sk)

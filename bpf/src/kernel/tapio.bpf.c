@@ -15,6 +15,7 @@
 #include "socket.h"
 #include "tcp_state.h"
 #include "tcp_trouble.h"
+#include "socket_scan.h"
 
 /* Most helpers that read kernel memory are open to GPL programs only. */
 char LICENSE[] SEC("license") = "GPL";

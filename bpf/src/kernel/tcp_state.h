@@ -42,7 +42,7 @@ static __always_inline void tapio_connect_begins(struct sock *sk)
 		tapio_owner_of_task(&connection.owner, task);
 	bpf_map_update_elem(&tapio_connections, &key, &connection, BPF_ANY);
 
-	record = tapio_reserve(TAPIO_KIND_TCP_CONNECT_BEGIN, TAPIO_PROGRAM_TCP_STATE, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_CONNECT_BEGIN, TAPIO_PROGRAM_TCP_STATE, sizeof(*record), TAPIO_ROUTINE);
 	if (!record)
 		return;
 	tapio_set_owner(&record->header, &connection.owner);
@@ -93,22 +93,21 @@ static __always_inline void tapio_connect_ends(struct sock *sk, const struct tap
 		struct tapio_tcp_connect_end body;
 	} *record;
 
-	record = tapio_reserve(TAPIO_KIND_TCP_CONNECT_END, TAPIO_PROGRAM_TCP_STATE, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_CONNECT_END, TAPIO_PROGRAM_TCP_STATE, sizeof(*record),
+			       outcome == TAPIO_CONNECT_ESTABLISHED ? TAPIO_ROUTINE : TAPIO_NEWS);
 	if (!record)
 		return;
 	tapio_set_owner_socket(&record->header, connection, sk);
 	tapio_set_tuple(&record->body.tuple, sk);
-	if (connection && record->header.boot_ns > connection->begin_boot_ns)
+	if (connection && connection->begin_boot_ns && record->header.boot_ns > connection->begin_boot_ns)
 		record->body.latency_ns = record->header.boot_ns - connection->begin_boot_ns;
 	record->body.error = error;
 	record->body.outcome = outcome;
 	tapio_submit(&record->header);
 }
 
-/* listen(): process context, `current` is who listens. */
-static __always_inline void tapio_listen_begins(struct sock *sk)
+static __always_inline void tapio_remember_listener(struct sock *sk, struct task_struct *task, __u64 flags)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct tapio_listener listener = {};
 	struct tapio_listener_key key = {};
 	__be32 ipv4;
@@ -122,9 +121,12 @@ static __always_inline void tapio_listen_begins(struct sock *sk)
 		if (ipv4)
 			tapio_map_ipv4(key.address, ipv4);
 	}
-	tapio_owner_of_task(&listener.owner, task);
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		listener.owner.cgroup_id = tapio_cgroup_of_socket(sk);
+	else
+		tapio_owner_of_task(&listener.owner, task);
 	listener.socket = (__u64)sk;
-	bpf_map_update_elem(&tapio_listeners, &key, &listener, BPF_ANY);
+	bpf_map_update_elem(&tapio_listeners, &key, &listener, flags);
 }
 
 static __always_inline void tapio_listen_ends(struct sock *sk)
@@ -183,7 +185,7 @@ static __always_inline void tapio_accepted(struct sock *sk)
 		connection.owner.cgroup_id = tapio_cgroup_of_socket(sk);
 	bpf_map_update_elem(&tapio_connections, &key, &connection, BPF_ANY);
 
-	record = tapio_reserve(TAPIO_KIND_TCP_ACCEPTED, TAPIO_PROGRAM_TCP_STATE, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_ACCEPTED, TAPIO_PROGRAM_TCP_STATE, sizeof(*record), TAPIO_ROUTINE);
 	if (!record)
 		return;
 	tapio_set_owner(&record->header, &connection.owner);
@@ -230,7 +232,8 @@ static __always_inline void tapio_connection_closes(struct sock *sk, const struc
 		struct tapio_tcp_closed body;
 	} *record;
 
-	record = tapio_reserve(TAPIO_KIND_TCP_CLOSED, TAPIO_PROGRAM_TCP_STATE, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_CLOSED, TAPIO_PROGRAM_TCP_STATE, sizeof(*record),
+			       reason == TAPIO_CLOSE_FINISHED ? TAPIO_ROUTINE : TAPIO_NEWS);
 	if (!record)
 		return;
 	tapio_set_owner_socket(&record->header, connection, sk);
@@ -299,7 +302,8 @@ int tapio_tcp_state(__u64 *ctx)
 		tapio_established(sk, old_state);
 		break;
 	case TCP_LISTEN:
-		tapio_listen_begins(sk);
+		/* listen(): process context, `current` is who listens. */
+		tapio_remember_listener(sk, (struct task_struct *)bpf_get_current_task(), BPF_ANY);
 		break;
 	case TCP_CLOSE:
 		tapio_closed(sk, old_state);

@@ -13,7 +13,7 @@ int tapio_tcp_retransmit(__u64 *ctx)
 		struct tapio_tcp_retransmit body;
 	} *record;
 
-	record = tapio_reserve(TAPIO_KIND_TCP_RETRANSMIT, TAPIO_PROGRAM_TCP_RETRANSMIT, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_RETRANSMIT, TAPIO_PROGRAM_TCP_RETRANSMIT, sizeof(*record), TAPIO_ROUTINE);
 	if (!record)
 		return 0;
 	tapio_set_owner_socket(&record->header, connection, sk);
@@ -42,7 +42,8 @@ int tapio_tcp_receive_reset(__u64 *ctx)
 	/* During a handshake the reset is the refusal, which the end of the connect attempt tells. */
 	if (state == TCP_SYN_SENT || state == TCP_SYN_RECV)
 		return 0;
-	record = tapio_reserve(TAPIO_KIND_TCP_RESET_RECEIVED, TAPIO_PROGRAM_TCP_RECEIVE_RESET, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_RESET_RECEIVED, TAPIO_PROGRAM_TCP_RECEIVE_RESET, sizeof(*record),
+			       TAPIO_NEWS);
 	if (!record)
 		return 0;
 	tapio_set_owner_socket(&record->header, connection, sk);
@@ -95,7 +96,7 @@ int tapio_tcp_send_reset(__u64 *ctx)
 	bpf_probe_read_kernel(arguments, sizeof(arguments), ctx);
 	sk = (struct sock *)arguments[0];
 	packet = (struct sk_buff *)arguments[1];
-	record = tapio_reserve(TAPIO_KIND_TCP_RESET_SENT, TAPIO_PROGRAM_TCP_SEND_RESET, sizeof(*record));
+	record = tapio_reserve(TAPIO_KIND_TCP_RESET_SENT, TAPIO_PROGRAM_TCP_SEND_RESET, sizeof(*record), TAPIO_NEWS);
 	if (!record)
 		return 0;
 	if (sk) {

@@ -31,6 +31,9 @@ enum {
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum {
+	BPF_RB_AVAIL_DATA = 0,
+};
+enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 };
@@ -174,8 +177,11 @@ typedef enum {
 	SS_UNCONNECTED = 1,
 } socket_state;
 
+struct sock;
+
 struct socket {
 	socket_state state;
+	struct sock *sk;
 };
 
 struct sock {
@@ -185,6 +191,10 @@ struct sock {
 	__u16 sk_protocol;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct sock___before_5_15 {
+	struct sock_cgroup_data___before_5_15 sk_cgrp_data;
 };
 
 struct inet_sock {
@@ -200,6 +210,11 @@ struct tcp_sock {
 	__u32 srtt_us;
 	__u64 bytes_acked;
 	__u64 bytes_received;
+};
+
+struct bpf_iter__task_file {
+	struct task_struct *task;
+	struct file *file;
 };
 
 struct net_device {
