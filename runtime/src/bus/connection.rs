@@ -16,6 +16,9 @@ const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
 /// batch, so this bounds core subscriptions; what is beyond it is dropped and counted.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
+/// How often the state is compared with the client's own.
+const RECONCILE_PERIOD: Duration = Duration::from_secs(1);
+
 /// Whether NATS is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionState {
@@ -60,6 +63,23 @@ impl Link {
         }
     }
 
+    /// Corrects the state from time to time, because the client drops events that it has no room
+    /// for, and a lost "connected" would keep every publisher waiting for ever.
+    pub(super) async fn reconcile(self, writer: Arc<LinkWriter>, client: impl Fn() -> Option<Client>) {
+        let mut in_doubt = false;
+        while self.state() != ConnectionState::Closed {
+            tokio::time::sleep(RECONCILE_PERIOD).await;
+            let Some(client) = client() else { return };
+            let connected = client.connection_state() == async_nats::connection::State::Connected;
+            let disagrees = connected && self.state() == ConnectionState::Reconnecting;
+            // Twice in a row: once may be an event on its way.
+            if disagrees && in_doubt {
+                writer.on_event(&Event::Connected);
+            }
+            in_doubt = disagrees;
+        }
+    }
+
     /// Waits until NATS is there.
     pub(super) async fn wait_connected(&self) -> Result<(), BusError> {
         let mut receiver = self.state.clone();
@@ -73,7 +93,7 @@ impl Link {
 
 /// The writing side of [`Link`], fed by the client's events.
 #[derive(Debug)]
-struct LinkWriter {
+pub(super) struct LinkWriter {
     state: watch::Sender<ConnectionState>,
     epoch: watch::Sender<u64>,
     metrics: BusMetrics,
@@ -105,7 +125,10 @@ impl LinkWriter {
     }
 }
 
-pub(super) async fn connect(config: &BusConfig, metrics: &BusMetrics) -> Result<(Client, Link), BusError> {
+pub(super) async fn connect(
+    config: &BusConfig,
+    metrics: &BusMetrics,
+) -> Result<(Client, Link, Arc<LinkWriter>), BusError> {
     let servers = parse_urls(&config.urls)?;
     let (state, state_seen) = watch::channel(ConnectionState::Reconnecting);
     let (epoch, epoch_seen) = watch::channel(0);
@@ -120,7 +143,7 @@ pub(super) async fn connect(config: &BusConfig, metrics: &BusMetrics) -> Result<
             Ok(Ok(client)) => {
                 // The event may still be on its way; the callers need the state now.
                 link.wait_connected().await?;
-                return Ok((client, link));
+                return Ok((client, link, writer));
             }
             Ok(Err(error)) => super::message::chain(&error),
             Err(_) => "no answer".to_owned(),

@@ -29,6 +29,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::backoff::Backoff;
+use crate::clock::SharedClock;
+use crate::health::Health;
 use crate::telemetry::Metrics;
 
 pub use self::core::{CoreMessage, Subscription};
@@ -49,6 +51,13 @@ use metrics::BusMetrics;
 
 /// Delays between repeated publishes and re-opened consumers.
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+
+/// Name of the connection in the health report.
+const HEALTH_COMPONENT: &str = "nats";
+/// NATS may be away for so long before the process is not ready.
+const AWAY_MAX: Duration = Duration::from_secs(5);
+/// Time between two looks at the connection.
+const HEALTH_PERIOD: Duration = Duration::from_secs(1);
 
 /// A connection to NATS. Clones share it.
 #[derive(Clone)]
@@ -78,15 +87,36 @@ impl Bus {
     /// [`BusError::Connect`] with the URLs and the last reason, [`BusError::Credentials`].
     pub async fn connect(config: &BusConfig, metrics: &Metrics) -> Result<Self, BusError> {
         let metrics = BusMetrics::register(metrics);
-        let (client, link) = connection::connect(config, &metrics).await?;
+        let (client, link, writer) = connection::connect(config, &metrics).await?;
         let jetstream = async_nats::jetstream::context::ContextBuilder::new()
             .timeout(config.request_timeout.get())
             .ack_timeout(config.ack_timeout.get())
             .max_ack_inflight(publish::ACKS_IN_FLIGHT_MAX)
             .build(client.clone());
         let ids = publish::MessageIds::new();
-        let inner = Inner { client, jetstream, link, config: config.clone(), metrics, ids };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(Inner { client, jetstream, link, config: config.clone(), metrics, ids });
+        let weak = Arc::downgrade(&inner);
+        let client = move || weak.upgrade().map(|inner| inner.client.clone());
+        tokio::spawn(inner.link.clone().reconcile(writer, client));
+        Ok(Self { inner })
+    }
+
+    /// Makes the connection a component `nats` of `health`: it makes progress while NATS is there,
+    /// and is stale, so that the process is not ready, when NATS has been away for five seconds.
+    pub fn register_health(&self, health: &Health, clock: SharedClock) {
+        let progress = health.register(HEALTH_COMPONENT, Some(AWAY_MAX));
+        let weak = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            while let Some(inner) = weak.upgrade() {
+                match inner.link.state() {
+                    ConnectionState::Connected => progress.tick(),
+                    ConnectionState::Reconnecting => {}
+                    ConnectionState::Closed => return,
+                }
+                drop(inner);
+                clock.sleep(HEALTH_PERIOD).await;
+            }
+        });
     }
 
     /// Whether NATS is there now.

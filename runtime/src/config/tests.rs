@@ -1,7 +1,7 @@
 use super::*;
 use serde::Deserialize;
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Root {
     bus: Inner,
@@ -17,12 +17,6 @@ struct Inner {
     token: Option<String>,
     window: usize,
     strict: bool,
-}
-
-impl Default for Root {
-    fn default() -> Self {
-        Self { bus: Inner::default(), labels: Default::default() }
-    }
 }
 
 impl Default for Inner {

@@ -6,7 +6,7 @@ mod metrics;
 mod otlp;
 mod otlp_bridge;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -138,7 +138,7 @@ pub fn init(
         None => None,
     };
     let tracer = otlp.as_ref().map(|exporters| own_spans(exporters.tracer_provider()));
-    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match config.log_format {
         LogFormat::Human => Box::new(lines.with_filter(filter)),
         LogFormat::Json => Box::new(lines.json().with_filter(filter)),

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use tapio_runtime::bus::{
     Bus, BusConfig, BusError, ConnectionState, DurableConfig, Headers, OrderedConfig, StartAt,
 };
+use tapio_runtime::clock::ManualClock;
 use tapio_runtime::config::{ByteSize, HumanDuration};
+use tapio_runtime::health::Health;
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::names;
 
@@ -224,6 +226,28 @@ async fn a_missing_stream_is_told_when_a_consumer_is_made() {
     let error = bus.durable_consumer(DurableConfig::new("NOWHERE", "x")).await.unwrap_err();
     assert!(error.to_string().contains("consumer x of NOWHERE"), "{error}");
     assert!(bus.ordered_consumer(OrderedConfig::new("NOWHERE")).await.is_err());
+}
+
+#[tokio::test]
+async fn the_process_is_not_ready_while_nats_is_away() {
+    let (mut server, bus) = server_and_bus().await;
+    let clock = ManualClock::new(0);
+    let health = Health::new(clock.shared());
+    bus.register_health(&health, clock.shared());
+    // Each look at the connection ends in a sleep.
+    clock.wait_for_sleepers(1).await;
+    assert!(health.is_ready(), "{health:?}");
+    server.kill();
+    let mut state = bus.watch_state();
+    in_time(state.wait_for(|state| *state == ConnectionState::Reconnecting)).await.unwrap();
+    clock.advance(Duration::from_secs(6));
+    clock.wait_for_sleepers(1).await;
+    assert!(!health.is_ready() && health.is_live(), "{health:?}");
+    server.restart().unwrap();
+    in_time(state.wait_for(|state| *state == ConnectionState::Connected)).await.unwrap();
+    clock.advance(Duration::from_secs(1));
+    clock.wait_for_sleepers(1).await;
+    assert!(health.is_ready(), "{health:?}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod bus;
 mod outage;
+mod process;
 mod publisher;
 mod query;
 mod telemetry;
