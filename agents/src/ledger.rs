@@ -172,8 +172,8 @@ impl Ledger {
     pub fn new(metrics: &Metrics) -> Self {
         let published: Counter =
             metrics.shared("agent_events_published", "Events acknowledged by the event stream");
-        let drops: Family<[(&'static str, &'static str); 2], Counter> =
-            metrics.shared("agent_events_dropped", "Events that did not reach the stream, by stage and reason");
+        let drops: Family<[(&'static str, &'static str); 2], Counter> = metrics
+            .shared("agent_events_dropped", "Events that did not reach the stream, by stage and reason");
         let places: Family<[(&'static str, &'static str); 1], Gauge> =
             metrics.shared("agent_events_in_flight", "Events under way in the agent, by place");
         let dropped = DropReason::ALL

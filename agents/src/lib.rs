@@ -7,6 +7,15 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod attribution;
+mod batcher;
 pub mod collectors;
+pub mod config;
+mod identity;
 pub mod ledger;
+pub mod node;
+mod outbox;
+mod publish;
 pub mod sink;
+mod spool;
+mod validate;

@@ -1,5 +1,12 @@
 //! One module per source of events. A collector gets an [`EventSink`](crate::sink::EventSink) and reports
 //! with [`UnifiedEvent`](tapio_schemas::event::UnifiedEvent)s; it knows nothing of shards and NATS.
 
+pub mod cgroup;
+pub mod ebpf;
 pub mod kubernetes;
 pub mod otlp;
+mod start;
+mod status;
+
+pub use start::{Collectors, Sinks, Wiring, attribution, start};
+pub use status::{CollectorState, CollectorStates};

@@ -1,0 +1,195 @@
+//! Events into batches, one per shard, finished by size, number or age.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tapio_schemas::attribute::{Attribute, AttributeValue};
+use tapio_schemas::event::UnifiedEvent;
+use tapio_schemas::ids::{ProducerId, UnixNanos};
+use tapio_schemas::names::SHARD_COUNT;
+use tapio_schemas::payload::Payload;
+use tapio_schemas::wire::{BATCH_EVENTS_MAX, EventBatch};
+
+use crate::config::BatchConfig;
+use crate::ledger::{DropReason, Ledger, Place};
+use crate::outbox::Frame;
+
+/// Batches of all shards.
+pub struct Batcher {
+    shards: Vec<ShardBatch>,
+    producer: ProducerId,
+    epoch: u32,
+    bytes_max: u64,
+    events_max: usize,
+    age_max: Duration,
+    message_bytes_max: usize,
+    ledger: Ledger,
+}
+
+struct ShardBatch {
+    batch: EventBatch,
+    estimated_bytes: u64,
+    /// Monotonic time of the first event.
+    began: Option<Duration>,
+    next_sequence: u64,
+}
+
+impl Batcher {
+    /// Empty batches. `message_bytes_max` is what the server takes; a larger batch is dropped and counted.
+    pub fn new(
+        config: &BatchConfig,
+        producer: ProducerId,
+        epoch: u32,
+        message_bytes_max: usize,
+        ledger: Ledger,
+    ) -> Self {
+        let shard = |shard| ShardBatch {
+            batch: EventBatch::new(producer, epoch, shard),
+            estimated_bytes: 0,
+            began: None,
+            next_sequence: 0,
+        };
+        Self {
+            shards: (0..SHARD_COUNT).map(shard).collect(),
+            producer,
+            epoch,
+            bytes_max: config.bytes.bytes(),
+            events_max: config.events.clamp(1, BATCH_EVENTS_MAX),
+            age_max: config.age.get(),
+            message_bytes_max,
+            ledger,
+        }
+    }
+
+    /// Adds an event to its shard's batch; gives the batch when this finishes it.
+    pub fn push(&mut self, event: UnifiedEvent, monotonic: Duration) -> Option<Frame> {
+        let shard = event.key().shard();
+        let slot = &mut self.shards[usize::from(shard)];
+        slot.estimated_bytes += estimated_bytes(&event);
+        slot.began.get_or_insert(monotonic);
+        slot.batch.push(event);
+        if slot.batch.len() >= self.events_max || slot.estimated_bytes >= self.bytes_max {
+            return self.finish(shard);
+        }
+        None
+    }
+
+    /// Finishes batches that are old enough, or all of them.
+    pub fn flush(&mut self, monotonic: Duration, all: bool) -> Vec<Frame> {
+        let due = |slot: &ShardBatch| {
+            slot.began.is_some_and(|began| all || monotonic.saturating_sub(began) >= self.age_max)
+        };
+        let shards: Vec<u16> = (0..SHARD_COUNT).filter(|s| due(&self.shards[usize::from(*s)])).collect();
+        shards.into_iter().filter_map(|shard| self.finish(shard)).collect()
+    }
+
+    /// Time until the next batch is old enough; `None` when all are empty.
+    pub fn next_due(&self, monotonic: Duration) -> Option<Duration> {
+        let oldest = self.shards.iter().filter_map(|s| s.began).min()?;
+        Some((oldest + self.age_max).saturating_sub(monotonic))
+    }
+
+    fn finish(&mut self, shard: u16) -> Option<Frame> {
+        let slot = &mut self.shards[usize::from(shard)];
+        let events = slot.batch.len() as u64;
+        let sequence = slot.next_sequence;
+        slot.began = None;
+        slot.estimated_bytes = 0;
+        // No promise of a watermark: telemetry of applications may come late by any time up to `age_max`.
+        let payload = match slot.batch.finish(UnixNanos(0)) {
+            Ok(payload) => payload,
+            Err(error) => {
+                tracing::error!(%error, shard, events, "a batch cannot be encoded");
+                self.lose(events);
+                return None;
+            }
+        };
+        slot.next_sequence += events;
+        if payload.len() > self.message_bytes_max {
+            tracing::error!(bytes = payload.len(), shard, events, "a batch is larger than the server takes");
+            self.lose(events);
+            return None;
+        }
+        let msg_id = Frame::id(self.producer, self.epoch, shard, sequence);
+        Some(Frame { payload: Bytes::from(payload), shard, events, msg_id, spool_file: None })
+    }
+
+    fn lose(&self, events: u64) {
+        self.ledger.leave(Place::Batch, events);
+        self.ledger.dropped(DropReason::TooLarge, events);
+    }
+}
+
+/// Encoded size of an event, roughly and rather too large: shared texts are counted each time.
+fn estimated_bytes(event: &UnifiedEvent) -> u64 {
+    const FIXED: usize = 96;
+    let texts = match &event.payload {
+        Payload::Span(s) => 128 + s.status_message.len() + s.error_message.len() + attributes(&s.attributes),
+        Payload::Log(l) => 48 + l.body.len() + attributes(&l.attributes),
+        Payload::Metric(m) => 96 + (m.bounds.len() + m.buckets.len()) * 8 + attributes(&m.attributes),
+        Payload::Kubernetes(k) => {
+            128 + k.message.len() + k.old_value.len() + k.new_value.len() + k.relations.len() * 24
+        }
+        Payload::Application(a) => 32 + a.message.len() + a.stack.len(),
+        Payload::Custom(c) => 32 + attributes(&c.attributes),
+        Payload::Network(_) => 96,
+        _ => 64,
+    };
+    (FIXED + texts) as u64
+}
+
+fn attributes(list: &[Attribute]) -> usize {
+    let text = |a: &Attribute| match &a.value {
+        AttributeValue::Text(text) => text.len(),
+        _ => 0,
+    };
+    list.iter().map(|a| 24 + text(a)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_runtime::telemetry::Metrics;
+    use tapio_schemas::payload::LogData;
+    use tapio_schemas::wire::EventBatchView;
+
+    fn batcher(message_bytes_max: usize) -> (Batcher, Ledger) {
+        let ledger = Ledger::new(&Metrics::new());
+        let config = BatchConfig { events: 10, ..Default::default() };
+        (Batcher::new(&config, ProducerId(1), 2, message_bytes_max, ledger.clone()), ledger)
+    }
+
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_batch_ends_by_number_or_age_and_sequences_go_on() {
+        let (mut batcher, _) = batcher(1 << 20);
+        let by_number: Vec<Frame> =
+            (0..25).filter_map(|_| batcher.push(UnifiedEvent::default(), at(0))).collect();
+        assert_eq!(by_number.iter().map(|f| f.events).collect::<Vec<_>>(), vec![10, 10]);
+        assert_eq!(batcher.next_due(at(40)), Some(at(60)));
+        assert!(batcher.flush(at(99), false).is_empty());
+        let by_age = batcher.flush(at(100), false);
+        assert_eq!(by_age.len(), 1);
+        assert_eq!(batcher.next_due(at(100)), None);
+        let header = *EventBatchView::check(&by_age[0].payload).unwrap().header();
+        assert_eq!((header.first_sequence, header.count), (20, 5));
+        assert_eq!(Frame::from_payload(by_age[0].payload.clone(), None).unwrap().msg_id, by_age[0].msg_id);
+    }
+
+    #[test]
+    fn size_ends_a_batch_and_what_no_server_takes_is_counted() {
+        let (mut batcher, ledger) = batcher(100_000);
+        let log = |bytes: usize| UnifiedEvent {
+            payload: Payload::Log(Box::new(LogData { body: "x".repeat(bytes).into(), ..Default::default() })),
+            ..Default::default()
+        };
+        ledger.enter(Place::Batch, 3);
+        assert!(batcher.push(log(40_000), at(0)).is_none());
+        assert!(batcher.push(log(40_000), at(0)).is_some());
+        assert!(batcher.push(log(200_000), at(0)).is_none());
+        assert_eq!(ledger.snapshot().dropped, vec![(DropReason::TooLarge, 1)]);
+    }
+}

@@ -1,0 +1,103 @@
+//! Configuration of the node agent. Each collector's part lives beside the collector.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tapio_runtime::config::{ByteSize, HumanDuration};
+
+use crate::collectors::cgroup::CgroupConfig;
+use crate::collectors::ebpf::EbpfConfig;
+
+/// The node agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Name of the cluster; part of subjects and entities. Default `default`.
+    pub cluster: String,
+    /// Name of this machine, as Kubernetes knows it. Empty (default): `NODE_NAME` is not read, the host name is.
+    pub node: String,
+    /// Where the spool and the restart counter are kept. None (default): no spool, the backlog is in memory alone.
+    pub data_dir: Option<PathBuf>,
+    /// Events older than this are dropped. Default 24 h: a list of Kubernetes objects tells old news.
+    pub age_max: HumanDuration,
+    /// Events further ahead of this machine's clock are dropped. Default 5 min.
+    pub future_max: HumanDuration,
+    /// How events are put together.
+    pub batch: BatchConfig,
+    /// What happens to batches that cannot be sent at once.
+    pub backlog: BacklogConfig,
+    /// Kernel programs.
+    pub ebpf: EbpfConfig,
+    /// Samples of control groups.
+    pub cgroup: CgroupConfig,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            cluster: "default".to_owned(),
+            node: String::new(),
+            data_dir: None,
+            age_max: HumanDuration::from_secs(24 * 3600),
+            future_max: HumanDuration::from_secs(300),
+            batch: BatchConfig::default(),
+            backlog: BacklogConfig::default(),
+            ebpf: EbpfConfig::default(),
+            cgroup: CgroupConfig::default(),
+        }
+    }
+}
+
+impl AgentConfig {
+    /// The node's name: configured, else the host name, else `localhost`.
+    pub fn node_name(&self) -> String {
+        if !self.node.is_empty() {
+            return self.node.clone();
+        }
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        if name.is_empty() { "localhost".to_owned() } else { name }
+    }
+}
+
+/// When a shard's batch is sent: whichever comes first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Estimated size. Default 64 KiB: large enough to share strings, small enough for any server.
+    pub bytes: ByteSize,
+    /// Number of events, at most 65536. Default 1024.
+    pub events: usize,
+    /// Time since its first event. Default 100 ms.
+    pub age: HumanDuration,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self { bytes: ByteSize(64 << 10), events: 1024, age: HumanDuration::from_millis(100) }
+    }
+}
+
+/// The backlog while NATS is slow or away: memory first, then disk, then shedding by severity.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BacklogConfig {
+    /// Batches sent and not yet acknowledged. Default 128.
+    pub window: usize,
+    /// Finished batches kept in memory. Default 8 MiB.
+    pub memory: ByteSize,
+    /// Finished batches kept on disk; 0 = none. Default 256 MiB.
+    pub spool: ByteSize,
+    /// Size at which a spool file is closed and the next begun. Default 8 MiB.
+    pub spool_file: ByteSize,
+}
+
+impl Default for BacklogConfig {
+    fn default() -> Self {
+        Self {
+            window: 128,
+            memory: ByteSize::mib(8),
+            spool: ByteSize::mib(256),
+            spool_file: ByteSize::mib(8),
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! Finished batches on their way out: first in first out, memory first, then disk, never beyond a limit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tapio_schemas::ids::ProducerId;
+use tapio_schemas::kind::EventSeverity;
+use tapio_schemas::wire::EventBatchView;
+use tokio::sync::Notify;
+
+use crate::ledger::{DropReason, Ledger, Place};
+use crate::spool::{Spool, SpoolError};
+
+/// From this fill on, `debug` and `info` events are shed before they are batched …
+const SHED_INFO_PERMILLE: u64 = 700;
+/// … from this, `warning` too …
+const SHED_WARNING_PERMILLE: u64 = 850;
+/// … from this, `error` too; `critical` goes on until nothing fits.
+const SHED_ERROR_PERMILLE: u64 = 950;
+
+/// An encoded batch of one shard.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// The message.
+    pub payload: Bytes,
+    /// Its shard.
+    pub shard: u16,
+    /// Events in it.
+    pub events: u64,
+    /// De-duplication id: producer, epoch, shard, first sequence.
+    pub msg_id: String,
+    /// The spool file that holds it, if any.
+    pub spool_file: Option<u64>,
+}
+
+impl Frame {
+    /// De-duplication id of the batch that begins with `sequence`.
+    pub fn id(producer: ProducerId, epoch: u32, shard: u16, sequence: u64) -> String {
+        format!("{producer}-{epoch}-{shard}-{sequence}")
+    }
+
+    /// A batch read back from disk; `None` when the bytes are not a batch.
+    pub fn from_payload(payload: Bytes, spool_file: Option<u64>) -> Option<Self> {
+        let view = EventBatchView::check(&payload).ok()?;
+        let header = *view.header();
+        let msg_id = Self::id(header.producer, header.epoch, header.shard, header.first_sequence);
+        Some(Self { shard: header.shard, events: u64::from(header.count), msg_id, spool_file, payload })
+    }
+}
+
+/// Shared by the node thread, which fills it, and the publisher, which empties it.
+pub struct Outbox {
+    state: Mutex<State>,
+    changed: Notify,
+    memory_bytes_max: u64,
+    fill_permille: AtomicU64,
+    ledger: Ledger,
+}
+
+struct State {
+    memory: VecDeque<Frame>,
+    memory_bytes: u64,
+    spool: Option<Spool>,
+    /// Taken and not yet answered, in the order of taking.
+    window: BTreeMap<u64, Frame>,
+    taken: u64,
+    closed: bool,
+}
+
+/// A batch that was taken, by its order of taking.
+#[derive(Debug)]
+pub struct Taken {
+    /// Give it back to [`Outbox::acknowledged`] or [`Outbox::rejected`].
+    pub order: u64,
+    /// The batch; the outbox keeps it too until it is answered.
+    pub frame: Frame,
+}
+
+impl Outbox {
+    /// An outbox with so much memory and, behind it, a spool with what an earlier run left.
+    pub fn new(memory_bytes_max: u64, spool: Option<Spool>, ledger: Ledger) -> Arc<Self> {
+        if let Some(spool) = &spool {
+            let recovered = spool.events();
+            ledger.produced(&ledger.collector("spool"), recovered);
+            ledger.enter(Place::Spool, recovered);
+        }
+        let state = State {
+            memory: VecDeque::new(),
+            memory_bytes: 0,
+            spool,
+            window: BTreeMap::new(),
+            taken: 0,
+            closed: false,
+        };
+        let outbox = Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            memory_bytes_max,
+            fill_permille: AtomicU64::new(0),
+            ledger,
+        };
+        outbox.measure(&outbox.lock());
+        Arc::new(outbox)
+    }
+
+    /// Why an event of this severity must not enter now; `None` when it may.
+    pub fn sheds(&self, severity: EventSeverity) -> Option<DropReason> {
+        let fill = self.fill_permille.load(Ordering::Relaxed);
+        match severity {
+            EventSeverity::Debug | EventSeverity::Info if fill >= SHED_INFO_PERMILLE => {
+                Some(DropReason::ShedInfo)
+            }
+            EventSeverity::Warning if fill >= SHED_WARNING_PERMILLE => Some(DropReason::ShedWarning),
+            EventSeverity::Error if fill >= SHED_ERROR_PERMILLE => Some(DropReason::ShedError),
+            _ => None,
+        }
+    }
+
+    /// Takes a finished batch; its events move from [`Place::Batch`]. Without room they are dropped and counted.
+    pub fn push(&self, frame: Frame) {
+        let mut state = self.lock();
+        let size = frame.payload.len() as u64;
+        // What is on disk is newer than what is in memory: once there is a spool, all goes behind it.
+        let spooling = state.spool.as_ref().is_some_and(|s| !s.is_empty());
+        if !spooling && (state.memory.is_empty() || state.memory_bytes + size <= self.memory_bytes_max) {
+            self.ledger.transfer(Place::Batch, Place::Memory, frame.events);
+            state.memory_bytes += size;
+            state.memory.push_back(frame);
+        } else {
+            self.push_spool(&mut state, &frame);
+        }
+        self.measure(&state);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The next batch, when there is one; its events move to [`Place::Window`].
+    pub fn try_next(&self) -> Option<Taken> {
+        let mut state = self.lock();
+        let frame = if let Some(frame) = state.memory.pop_front() {
+            state.memory_bytes -= frame.payload.len() as u64;
+            self.ledger.transfer(Place::Memory, Place::Window, frame.events);
+            Some(frame)
+        } else {
+            let spool = state.spool.as_mut()?;
+            let frame = spool.next();
+            let lost = spool.take_lost_events();
+            self.ledger.leave(Place::Spool, lost);
+            self.ledger.dropped(DropReason::SpoolIo, lost);
+            if let Some(frame) = &frame {
+                self.ledger.transfer(Place::Spool, Place::Window, frame.events);
+            }
+            frame
+        };
+        self.measure(&state);
+        let frame = frame?;
+        let order = state.taken;
+        state.taken += 1;
+        state.window.insert(order, frame.clone());
+        Some(Taken { order, frame })
+    }
+
+    /// The next batch, waiting for one; `None` when the outbox is closed and empty.
+    pub async fn next(&self) -> Option<Taken> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(taken) = self.try_next() {
+                return Some(taken);
+            }
+            if self.lock().closed {
+                return None;
+            }
+            changed.await;
+        }
+    }
+
+    /// The stream has taken a batch.
+    pub fn acknowledged(&self, order: u64) {
+        if let Some(frame) = self.answered(order) {
+            self.ledger.leave(Place::Window, frame.events);
+            self.ledger.published(frame.events);
+        }
+    }
+
+    /// The stream will never take a batch.
+    pub fn rejected(&self, order: u64) {
+        if let Some(frame) = self.answered(order) {
+            self.ledger.leave(Place::Window, frame.events);
+            self.ledger.dropped(DropReason::Rejected, frame.events);
+        }
+    }
+
+    /// Puts what was taken and not answered back in front: the one who took it is gone.
+    pub fn take_back(&self) {
+        let mut state = self.lock();
+        while let Some((_, frame)) = state.window.pop_last() {
+            self.ledger.transfer(Place::Window, Place::Memory, frame.events);
+            state.memory_bytes += frame.payload.len() as u64;
+            state.memory.push_front(frame);
+        }
+        self.measure(&state);
+    }
+
+    /// No more batches will come.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// At the end of a run: writes what was sent without answer, and what waits in memory, to the spool.
+    /// Gives the number of events that are on disk then; without a spool they are dropped and counted.
+    ///
+    /// # Errors
+    /// When the disk refuses; the events in memory are dropped and counted.
+    pub fn settle(&self) -> Result<u64, SpoolError> {
+        self.take_back();
+        let mut state = self.lock();
+        let unsent: Vec<Frame> = state.memory.drain(..).collect();
+        state.memory_bytes = 0;
+        let settled = match state.spool.as_mut() {
+            Some(spool) => spool.settle(&unsent),
+            None => Ok(()),
+        };
+        let events: u64 = unsent.iter().map(|f| f.events).sum();
+        let kept = state.spool.is_some() && settled.is_ok();
+        self.ledger.leave(Place::Memory, events);
+        if kept {
+            self.ledger.enter(Place::Spool, events);
+        } else {
+            self.ledger.dropped(DropReason::BacklogFull, events);
+        }
+        let waiting = state.spool.as_ref().map_or(0, Spool::events);
+        settled.map(|()| if kept { waiting + events } else { 0 })
+    }
+
+    fn push_spool(&self, state: &mut State, frame: &Frame) {
+        let reason = match state.spool.as_mut() {
+            Some(spool) if spool.has_room(frame.payload.len()) => {
+                match spool.append(&frame.payload, frame.events) {
+                    Ok(()) => {
+                        self.ledger.transfer(Place::Batch, Place::Spool, frame.events);
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, events = frame.events, "cannot spool a batch");
+                        DropReason::SpoolIo
+                    }
+                }
+            }
+            _ => DropReason::BacklogFull,
+        };
+        self.ledger.leave(Place::Batch, frame.events);
+        self.ledger.dropped(reason, frame.events);
+    }
+
+    fn answered(&self, order: u64) -> Option<Frame> {
+        let mut state = self.lock();
+        let frame = state.window.remove(&order)?;
+        if let (Some(number), Some(spool)) = (frame.spool_file, state.spool.as_mut()) {
+            spool.acknowledge(number);
+        }
+        self.measure(&state);
+        Some(frame)
+    }
+
+    fn measure(&self, state: &State) {
+        let (used, max) = match &state.spool {
+            Some(spool) => (state.memory_bytes + spool.bytes(), self.memory_bytes_max + spool.bytes_max()),
+            None => (state.memory_bytes, self.memory_bytes_max),
+        };
+        self.fill_permille.store(used.saturating_mul(1000) / max.max(1), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_runtime::telemetry::Metrics;
+    use tapio_schemas::event::UnifiedEvent;
+    use tapio_schemas::ids::UnixNanos;
+    use tapio_schemas::wire::EventBatch;
+
+    struct Source(EventBatch, u64, Ledger);
+
+    impl Source {
+        fn new(ledger: &Ledger) -> Self {
+            Self(EventBatch::new(ProducerId(1), 1, 5), 0, ledger.clone())
+        }
+
+        fn frame(&mut self) -> Frame {
+            self.0.push(UnifiedEvent::default());
+            self.2.produced(&self.2.collector("test"), 1);
+            self.2.enter(Place::Batch, 1);
+            let payload = Bytes::from(self.0.finish(UnixNanos(0)).unwrap());
+            self.1 += 1;
+            Frame::from_payload(payload, None).unwrap()
+        }
+    }
+
+    fn drain(outbox: &Outbox) -> Vec<Taken> {
+        std::iter::from_fn(|| outbox.try_next()).collect()
+    }
+
+    fn ids(taken: &[Taken]) -> Vec<String> {
+        taken.iter().map(|t| t.frame.msg_id.clone()).collect()
+    }
+
+    fn expected(range: std::ops::Range<u64>) -> Vec<String> {
+        range.map(|n| Frame::id(ProducerId(1), 1, 5, n)).collect()
+    }
+
+    #[test]
+    fn order_holds_across_memory_and_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::new(&Metrics::new());
+        let mut source = Source::new(&ledger);
+        let first = source.frame();
+        let room = first.payload.len() as u64 * 3;
+        let spool = Spool::open(dir.path(), 1 << 20, 1000).unwrap();
+        let outbox = Outbox::new(room, Some(spool), ledger.clone());
+        outbox.push(first);
+        for _ in 1..10 {
+            outbox.push(source.frame());
+        }
+        let places = ledger.snapshot().in_flight;
+        assert_eq!(places[Place::Memory as usize].1, 3);
+        assert_eq!(places[Place::Spool as usize].1, 7);
+        let mut sent: Vec<Taken> = (0..5).filter_map(|_| outbox.try_next()).collect();
+        // Memory has room again, but the disk still holds older batches.
+        outbox.push(source.frame());
+        sent.extend(drain(&outbox));
+        assert_eq!(ids(&sent), expected(0..11));
+        sent.iter().for_each(|t| outbox.acknowledged(t.order));
+        let end = ledger.snapshot();
+        assert_eq!((end.published, end.in_flight_total()), (11, 0));
+        assert!(end.balances());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_answered_survives_the_run_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Spool::open(dir.path(), 1 << 20, 1 << 16).unwrap();
+        let ledger = Ledger::new(&Metrics::new());
+        let mut source = Source::new(&ledger);
+        let outbox = Outbox::new(1 << 20, Some(open()), ledger.clone());
+        (0..6).for_each(|_| outbox.push(source.frame()));
+        let sent: Vec<Taken> = (0..3).filter_map(|_| outbox.try_next()).collect();
+        outbox.acknowledged(sent[0].order);
+        assert_eq!(outbox.settle().unwrap(), 5);
+        assert!(ledger.snapshot().balances());
+        drop(outbox);
+
+        let ledger = Ledger::new(&Metrics::new());
+        let outbox = Outbox::new(1 << 20, Some(open()), ledger.clone());
+        assert_eq!(ledger.snapshot().produced, 5);
+        assert_eq!(ids(&drain(&outbox)), expected(1..6));
+    }
+
+    #[test]
+    fn sheds_by_severity_and_counts_what_does_not_fit() {
+        let ledger = Ledger::new(&Metrics::new());
+        let mut source = Source::new(&ledger);
+        let first = source.frame();
+        let outbox = Outbox::new(first.payload.len() as u64 * 20, None, ledger.clone());
+        outbox.push(first);
+        let mut shed_from = Vec::new();
+        for n in 1..20 {
+            outbox.push(source.frame());
+            for severity in [EventSeverity::Info, EventSeverity::Warning, EventSeverity::Error] {
+                if outbox.sheds(severity).is_some() && shed_from.iter().all(|(s, _)| *s != severity) {
+                    shed_from.push((severity, n + 1));
+                }
+            }
+        }
+        let severities = [EventSeverity::Info, EventSeverity::Warning, EventSeverity::Error];
+        assert_eq!(shed_from, severities.into_iter().zip([14, 17, 19]).collect::<Vec<_>>());
+        assert_eq!(outbox.sheds(EventSeverity::Critical), None);
+        (0..3).for_each(|_| outbox.push(source.frame()));
+        let end = ledger.snapshot();
+        assert_eq!(end.dropped, vec![(DropReason::BacklogFull, 3)]);
+        assert!(end.balances());
+    }
+}
