@@ -70,11 +70,11 @@ def end_of_item(code, start):
     """Where the item that begins after its attribute ends: at its `;`, or at the brace that closes it."""
     depth = 0
     for i in range(start, len(code)):
-        if code[i] == "{":
+        if code[i] in "{([":
             depth += 1
-        elif code[i] == "}":
+        elif code[i] in "})]":
             depth -= 1
-            if depth <= 0:
+            if depth <= 0 and code[i] == "}":
                 return i
         elif code[i] == ";" and depth == 0:
             return i
