@@ -11,6 +11,7 @@ pub mod attribution;
 mod batcher;
 pub mod collectors;
 pub mod config;
+pub mod convert;
 mod identity;
 pub mod ledger;
 pub mod node;

@@ -1,1 +1,5 @@
-//! The otlp collector.
+//! The OTLP receiver: traces, metrics and logs over gRPC and HTTP.
+
+pub mod config;
+pub mod convert;
+pub mod json;

@@ -54,7 +54,7 @@ fn json(value: &Value, depth: usize) -> serde_json::Value {
     if depth > DEPTH_MAX {
         return "…".into();
     }
-    let inner = |v: &Option<AnyValue>| match v.as_ref().and_then(|v| v.value.as_ref()) {
+    let inner = |v: Option<&AnyValue>| match v.and_then(|v| v.value.as_ref()) {
         Some(value) => json(value, depth + 1),
         None => serde_json::Value::Null,
     };
@@ -64,10 +64,13 @@ fn json(value: &Value, depth: usize) -> serde_json::Value {
         Value::IntValue(v) => (*v).into(),
         Value::DoubleValue(v) => (*v).into(),
         Value::BytesValue(bytes) => format!("{} bytes", bytes.len()).into(),
-        Value::ArrayValue(array) => array.values.iter().map(|v| inner(&Some(v.clone()))).collect(),
-        Value::KvlistValue(list) => {
-            list.values.iter().map(|kv| (kv.key.clone(), inner(&kv.value))).collect::<serde_json::Map<_, _>>().into()
-        }
+        Value::ArrayValue(array) => array.values.iter().map(|v| inner(Some(v))).collect(),
+        Value::KvlistValue(list) => list
+            .values
+            .iter()
+            .map(|kv| (kv.key.clone(), inner(kv.value.as_ref())))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
         // Of profiles: an index into a table that these signals do not have.
         Value::StringValueStrindex(_) => serde_json::Value::Null,
     }

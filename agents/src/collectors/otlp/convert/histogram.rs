@@ -54,9 +54,11 @@ pub fn exponential(
     if is_valueless(point.flags) {
         return Ok(None);
     }
-    let below: u64 = point.negative.iter().flat_map(|b| &b.bucket_counts).sum();
-    let (bounds, buckets) = positive(point.positive.unwrap_or_default(), point.scale, point.zero_count + below)
-        .ok_or(Reason::Buckets)?;
+    // Saturating: the counts are whatever the sender says.
+    let negative = point.negative.iter().flat_map(|b| &b.bucket_counts);
+    let below = negative.fold(point.zero_count, |sum, count| sum.saturating_add(*count));
+    let (bounds, buckets) =
+        positive(point.positive.unwrap_or_default(), point.scale, below).ok_or(Reason::Buckets)?;
     let data = MetricData {
         kind: MetricKind::Histogram,
         monotonic: cumulative,
@@ -79,7 +81,7 @@ fn positive(positive: Buckets, scale: i32, below: u64) -> Option<(Vec<f64>, Vec<
     if counts.len() + 2 > BUCKETS_MAX {
         return None;
     }
-    let width = 2f64.powi(-scale);
+    let width = 2f64.powi(scale.saturating_neg());
     let bound = |at: usize| (width * (f64::from(positive.offset) + at as f64)).exp2();
     let bounds: Vec<f64> = (0..=counts.len()).map(bound).collect();
     let ascending = bounds.windows(2).all(|pair| pair[0] < pair[1]) && bounds.iter().all(|b| b.is_finite());

@@ -1,11 +1,11 @@
 //! The points of one metric as events.
 
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, DataPointFlags, Metric, NumberDataPoint, SummaryDataPoint,
 };
-use opentelemetry_proto::tonic::common::v1::KeyValue;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::EventKind;
@@ -155,4 +155,3 @@ impl Series<'_> {
 pub fn mean(sum: Option<f64>, count: u64) -> f64 {
     if count == 0 { 0.0 } else { sum.unwrap_or(0.0) / count as f64 }
 }
-

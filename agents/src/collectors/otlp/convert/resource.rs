@@ -36,7 +36,8 @@ impl Origin {
     pub fn new(scope: &Scope, resource: Option<&Resource>) -> Self {
         let attributes = resource.map_or(&[][..], |r| &r.attributes);
         let entity = Arc::new(entity(scope, attributes));
-        let pid = first_int(attributes, &["process.pid"]).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+        let pid =
+            first_int(attributes, &["process.pid"]).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         // A pod's name tells its instances apart already.
         let instance = if entity.pod.is_empty() { "service.instance.id" } else { "" };
         let extra = ["service.version", instance]

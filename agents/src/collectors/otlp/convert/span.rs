@@ -1,8 +1,8 @@
 //! One span as an event.
 
 use opentelemetry_proto::tonic::common::v1::KeyValue;
-use opentelemetry_proto::tonic::trace::v1::{Span, span::Event, span::Link, span::SpanKind as K};
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use opentelemetry_proto::tonic::trace::v1::{Span, span::Event, span::Link, span::SpanKind as K};
 use smol_str::SmolStr;
 use tapio_schemas::event::{SemanticContext, TraceContext, UnifiedEvent};
 use tapio_schemas::ids::{SpanId, TraceId, UnixNanos};
@@ -140,7 +140,9 @@ fn links(links: &[Link], trimmed: &mut u64) -> Vec<SpanLink> {
     links
         .iter()
         .take(LINKS_MAX)
-        .filter_map(|link| Some(SpanLink { trace_id: trace_id(&link.trace_id)?, span_id: span_id(&link.span_id)? }))
+        .filter_map(|link| {
+            Some(SpanLink { trace_id: trace_id(&link.trace_id)?, span_id: span_id(&link.span_id)? })
+        })
         .collect()
 }
 
