@@ -8,7 +8,7 @@ RATCHET = "scripts/ratchet.txt"
 SLEEP = r"\b(?:thread|time)::sleep(?:_ms|_until)?\b|(?<![.\w])sleep(?:_ms|_until)?\s*\("
 SLEEP_ALLOWED = "check: allow sleep,"
 CLOCK = r"\b(?:SystemTime|Instant|Timestamp|Zoned|Utc|Local)::now\s*\("
-UNBOUNDED = r"\bunbounded_channel\b|\bunbounded\s*(?:::\s*<[^>]*>)?\s*\(|\bmpsc::channel\s*(?:::\s*<[^>]*>)?\s*\(\s*\)"
+UNBOUNDED = r"\bunbounded_channel\b|\b(?:mpsc|channel)::unbounded\b|\bmpsc::channel\s*(?:::\s*<[^>]*>)?\s*\(\s*\)"
 
 
 def is_sized(path, text):
@@ -49,7 +49,7 @@ def do_send(repo):
 def unbounded_queue(repo):
     for path, source in repo.rust.items():
         for line in source.find(UNBOUNDED, in_tests=False):
-            yield f"{path}:{line}: a queue without a limit, give it a named one"
+            yield f"{path}:{line}: a queue without a limit, give it one (std: sync_channel)"
 
 
 def sleep_in_test(repo):
@@ -57,7 +57,7 @@ def sleep_in_test(repo):
     for path, source in repo.rust.items():
         for line in source.find(SLEEP, in_tests=True):
             if not source.has_marker(line, SLEEP_ALLOWED):
-                yield f"{path}:{line}: a test sleeps, wait for a condition instead"
+                yield f"{path}:{line}: a test sleeps, wait for a condition, or say why not: '// {SLEEP_ALLOWED} <reason>'"
 
 
 def ignored_test(repo):
