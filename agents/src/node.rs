@@ -94,6 +94,19 @@ impl NodeAgent {
     /// # Errors
     /// [`AgentError`]; a collector that lacks rights or a kernel feature is no error but `degraded`.
     pub async fn start(config: AgentConfig, parts: AgentParts) -> Result<AgentHandle, AgentError> {
+        Self::start_with(config, parts, &[]).await.map(|(handle, _)| handle)
+    }
+
+    /// As [`NodeAgent::start`], with a sink for each of `others`: sources that the caller runs itself. It
+    /// stops them before [`AgentHandle::drain`]; what they send later is refused and counted.
+    ///
+    /// # Errors
+    /// As [`NodeAgent::start`].
+    pub async fn start_with(
+        config: AgentConfig,
+        parts: AgentParts,
+        others: &[&str],
+    ) -> Result<(AgentHandle, Vec<EventSink>), AgentError> {
         let node_name = config.node_name();
         let ledger = Ledger::new(&parts.metrics);
         let supervision = Supervision::start(parts.clock.clone(), parts.health.clone(), &parts.metrics)?;
@@ -111,6 +124,7 @@ impl NodeAgent {
             sink
         };
         let sinks = collectors::Sinks::open(&mut open);
+        let other_sinks = others.iter().map(|name| open(name)).collect();
         let producer = producer(&config.cluster, &node_name);
         let run = run_id(producer, epoch);
         let node = NodeThread {
@@ -131,7 +145,7 @@ impl NodeAgent {
         let (attribution_ref, config, parts) = (&attribution, &config, &parts);
         let wiring = Wiring { config, parts, attribution: attribution_ref, states: &states, run };
         let collectors = collectors::start(wiring, &supervision, sinks).await?;
-        Ok(AgentHandle { supervision, ledger, attribution, collectors, node_name })
+        Ok((AgentHandle { supervision, ledger, attribution, collectors, node_name }, other_sinks))
     }
 }
 
