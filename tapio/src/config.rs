@@ -1,0 +1,110 @@
+//! The root configuration: each part lives beside its component.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tapio_agents::config::AgentConfig;
+use tapio_correlator::config::CorrelatorConfig;
+use tapio_runtime::bus::BusConfig;
+use tapio_runtime::config::{ConfigError, Sources, load};
+use tapio_runtime::telemetry::TelemetryConfig;
+use tapio_storage::config::StorageConfig;
+
+use crate::cli::RunArgs;
+use crate::endpoints::default_data_dir;
+
+/// Everything that can be configured, by file, `TAPIO_` environment and `--set`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TapioConfig {
+    /// Where streams, findings and endpoints.json are kept. Default: /var/lib/tapio for root, else the user's data home.
+    pub data_dir: PathBuf,
+    /// Name of the cluster: part of subjects, entities and finding ids. Default `default`.
+    pub cluster: String,
+    /// The nats-server that `tapio up` starts.
+    pub nats: NatsConfig,
+    /// The connection to NATS and the limits of the streams.
+    pub bus: BusConfig,
+    /// Logs, metrics, health.
+    pub telemetry: TelemetryConfig,
+    /// The node agent and its collectors.
+    pub agent: AgentConfig,
+    /// The correlator.
+    pub correlator: CorrelatorConfig,
+    /// The store of findings and its API.
+    pub storage: StorageConfig,
+}
+
+impl Default for TapioConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: default_data_dir(),
+            cluster: "default".to_owned(),
+            nats: NatsConfig::default(),
+            bus: BusConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            agent: AgentConfig::default(),
+            correlator: CorrelatorConfig::default(),
+            storage: StorageConfig::default(),
+        }
+    }
+}
+
+/// The child nats-server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NatsConfig {
+    /// Port on loopback; 0 takes a free one. Default 4222.
+    pub port: u16,
+}
+
+impl Default for NatsConfig {
+    fn default() -> Self {
+        Self { port: 4222 }
+    }
+}
+
+impl TapioConfig {
+    /// Defaults, file, environment, `--set`, then the flags with names of their own.
+    pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
+        let mut sources = Sources::from_process(args.config.clone());
+        for pair in &args.overrides {
+            sources = sources.with_override(pair)?;
+        }
+        if args.free_ports {
+            for key in Self::default().listeners().iter().map(|(key, _)| *key) {
+                sources = sources.with_override(&format!("{key}=127.0.0.1:0"))?;
+            }
+            sources = sources.with_override("nats.port=0")?;
+        }
+        let mut config: Self = load(&sources)?;
+        if let Some(dir) = &args.data_dir {
+            config.data_dir.clone_from(dir);
+        }
+        if let Some(url) = &args.nats_url {
+            config.bus.urls = vec![url.clone()];
+        }
+        config.spread();
+        Ok(config)
+    }
+
+    /// What belongs to all parts is said once, at the root.
+    fn spread(&mut self) {
+        self.agent.cluster.clone_from(&self.cluster);
+        self.correlator.cluster.clone_from(&self.cluster);
+        self.agent.data_dir.get_or_insert_with(|| self.data_dir.join("agent"));
+        if self.storage.path.as_os_str().is_empty() {
+            self.storage.path = self.data_dir.join("findings");
+        }
+    }
+
+    /// Keys of all listening addresses, with their values.
+    pub fn listeners(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("agent.otlp.grpc_listen", self.agent.otlp.grpc_listen.clone()),
+            ("agent.otlp.http_listen", self.agent.otlp.http_listen.clone()),
+            ("storage.listen", self.storage.listen.clone()),
+            ("telemetry.listen", self.telemetry.listen.clone()),
+        ]
+    }
+}
