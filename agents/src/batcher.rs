@@ -23,6 +23,7 @@ pub struct Batcher {
     events_max: usize,
     age_max: Duration,
     message_bytes_max: usize,
+    pending_bytes: u64,
     ledger: Ledger,
 }
 
@@ -57,6 +58,7 @@ impl Batcher {
             events_max: config.events.clamp(1, BATCH_EVENTS_MAX),
             age_max: config.age.get(),
             message_bytes_max,
+            pending_bytes: 0,
             ledger,
         }
     }
@@ -65,13 +67,20 @@ impl Batcher {
     pub fn push(&mut self, event: UnifiedEvent, monotonic: Duration) -> Option<Frame> {
         let shard = event.key().shard();
         let slot = &mut self.shards[usize::from(shard)];
-        slot.estimated_bytes += estimated_bytes(&event);
+        let size = estimated_bytes(&event);
+        self.pending_bytes += size;
+        slot.estimated_bytes += size;
         slot.began.get_or_insert(monotonic);
         slot.batch.push(event);
         if slot.batch.len() >= self.events_max || slot.estimated_bytes >= self.bytes_max {
             return self.finish(shard);
         }
         None
+    }
+
+    /// Estimated size of all batches that are being filled.
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
     }
 
     /// Finishes batches that are old enough, or all of them.
@@ -94,7 +103,7 @@ impl Batcher {
         let events = slot.batch.len() as u64;
         let sequence = slot.next_sequence;
         slot.began = None;
-        slot.estimated_bytes = 0;
+        self.pending_bytes -= std::mem::take(&mut slot.estimated_bytes);
         // No promise of a watermark: telemetry of applications may come late by any time up to `age_max`.
         let payload = match slot.batch.finish(UnixNanos(0)) {
             Ok(payload) => payload,

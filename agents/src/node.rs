@@ -280,7 +280,7 @@ impl NodeThread {
                 self.drop_one(reason);
                 continue;
             }
-            if let Some(reason) = self.outbox.sheds(event.severity) {
+            if let Some(reason) = self.outbox.sheds(event.severity, self.batcher.pending_bytes()) {
                 self.drop_one(reason);
                 continue;
             }

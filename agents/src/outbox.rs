@@ -55,7 +55,9 @@ pub struct Outbox {
     state: Mutex<State>,
     changed: Notify,
     memory_bytes_max: u64,
-    fill_permille: AtomicU64,
+    bytes_max: u64,
+    bytes: AtomicU64,
+    spools: bool,
     ledger: Ledger,
 }
 
@@ -95,19 +97,28 @@ impl Outbox {
             closed: false,
         };
         let outbox = Self {
+            bytes_max: memory_bytes_max + state.spool.as_ref().map_or(0, Spool::bytes_max),
+            spools: state.spool.is_some(),
             state: Mutex::new(state),
             changed: Notify::new(),
             memory_bytes_max,
-            fill_permille: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             ledger,
         };
         outbox.measure(&outbox.lock());
         Arc::new(outbox)
     }
 
-    /// Why an event of this severity must not enter now; `None` when it may.
-    pub fn sheds(&self, severity: EventSeverity) -> Option<DropReason> {
-        let fill = self.fill_permille.load(Ordering::Relaxed);
+    /// True when what is left at the end of a run is kept.
+    pub fn has_spool(&self) -> bool {
+        self.spools
+    }
+
+    /// Why an event of this severity must not enter now; `None` when it may. `pending_bytes` are in batches
+    /// that are still being filled and will come.
+    pub fn sheds(&self, severity: EventSeverity, pending_bytes: u64) -> Option<DropReason> {
+        let used = self.bytes.load(Ordering::Relaxed) + pending_bytes;
+        let fill = used.saturating_mul(1000) / self.bytes_max.max(1);
         match severity {
             EventSeverity::Debug | EventSeverity::Info if fill >= SHED_INFO_PERMILLE => {
                 Some(DropReason::ShedInfo)
@@ -266,11 +277,8 @@ impl Outbox {
     }
 
     fn measure(&self, state: &State) {
-        let (used, max) = match &state.spool {
-            Some(spool) => (state.memory_bytes + spool.bytes(), self.memory_bytes_max + spool.bytes_max()),
-            None => (state.memory_bytes, self.memory_bytes_max),
-        };
-        self.fill_permille.store(used.saturating_mul(1000) / max.max(1), Ordering::Relaxed);
+        let spooled = state.spool.as_ref().map_or(0, Spool::bytes);
+        self.bytes.store(state.memory_bytes + spooled, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -374,14 +382,14 @@ mod tests {
         for n in 1..20 {
             outbox.push(source.frame());
             for severity in [EventSeverity::Info, EventSeverity::Warning, EventSeverity::Error] {
-                if outbox.sheds(severity).is_some() && shed_from.iter().all(|(s, _)| *s != severity) {
+                if outbox.sheds(severity, 0).is_some() && shed_from.iter().all(|(s, _)| *s != severity) {
                     shed_from.push((severity, n + 1));
                 }
             }
         }
         let severities = [EventSeverity::Info, EventSeverity::Warning, EventSeverity::Error];
         assert_eq!(shed_from, severities.into_iter().zip([14, 17, 19]).collect::<Vec<_>>());
-        assert_eq!(outbox.sheds(EventSeverity::Critical), None);
+        assert_eq!(outbox.sheds(EventSeverity::Critical, 0), None);
         (0..3).for_each(|_| outbox.push(source.frame()));
         let end = ledger.snapshot();
         assert_eq!(end.dropped, vec![(DropReason::BacklogFull, 3)]);

@@ -17,7 +17,7 @@ use crate::outbox::{Outbox, Taken};
 
 /// How long a stopping agent goes on publishing before it leaves the rest to the spool.
 pub const DRAIN_PUBLISH_MAX: Duration = Duration::from_secs(5);
-/// While the connection is away, a stopping agent waits only this long.
+/// While the connection is away, a stopping agent with a spool waits only this long.
 const DRAIN_AWAY_MAX: Duration = Duration::from_millis(500);
 
 /// What a publisher needs; its factory clones it.
@@ -93,7 +93,7 @@ async fn stop_time(parts: &PublishParts, context: &WorkerContext) {
     };
     tokio::select! {
         () = tokio::time::sleep(DRAIN_PUBLISH_MAX) => {}
-        () = away => {}
+        () = away, if parts.outbox.has_spool() => {}
     }
 }
 
