@@ -1,0 +1,193 @@
+//! Settings of the correlator. Every window, queue and map has its limit here.
+
+use serde::{Deserialize, Serialize};
+use tapio_runtime::config::HumanDuration;
+
+use crate::incidents::IncidentConfig;
+
+/// Both stages of the correlator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CorrelatorConfig {
+    /// How long after its event time an event may arrive and still be put in order. Default 500 ms. More delays
+    /// every verdict by as much; less makes verdicts depend on the order of arrival.
+    pub lateness: HumanDuration,
+    /// Shard worker threads; 0 = one per core, at most 8. Default 0.
+    pub workers: usize,
+    /// Batches waiting per shard worker. Default 64. Full means that the consumer waits (the stream keeps the rest).
+    pub ring_batches: usize,
+    /// Events waiting to be put in order, per shard. Default 65536. Full means that the oldest are released early.
+    pub reorder_events_max: usize,
+    /// Events further behind the watermark than this are refused as too old. Default 1 h.
+    pub age_max: HumanDuration,
+    /// Live input only: events further ahead of the clock than this are refused. Default 5 s.
+    pub future_max: HumanDuration,
+    /// Events per second of event time that one producer may send to one shard; above it events below severity
+    /// `warning` are shed. Default 200000.
+    pub producer_events_per_s_max: u32,
+    /// Producers remembered per shard for the detection of gaps. Default 4096; the longest silent are forgotten.
+    pub producers_max: usize,
+    /// How far back in event time a restart reads the stream again at most. Default 15 min.
+    pub replay_max: HumanDuration,
+    /// Signals.
+    pub signals: SignalConfig,
+    /// Detectors on series.
+    pub series: SeriesConfig,
+    /// Semantic groups.
+    pub groups: GroupConfig,
+    /// Stage two.
+    pub incidents: IncidentConfig,
+}
+
+impl Default for CorrelatorConfig {
+    fn default() -> Self {
+        Self {
+            lateness: HumanDuration::from_millis(500),
+            workers: 0,
+            ring_batches: 64,
+            reorder_events_max: 65_536,
+            age_max: HumanDuration::from_secs(3600),
+            future_max: HumanDuration::from_secs(5),
+            producer_events_per_s_max: 200_000,
+            producers_max: 4096,
+            replay_max: HumanDuration::from_secs(900),
+            signals: SignalConfig::default(),
+            series: SeriesConfig::default(),
+            groups: GroupConfig::default(),
+            incidents: IncidentConfig::default(),
+        }
+    }
+}
+
+impl CorrelatorConfig {
+    /// Most shard workers.
+    pub const WORKERS_MAX: usize = 8;
+
+    /// Number of shard workers on this machine.
+    pub fn worker_count(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        match self.workers {
+            0 => cores.min(Self::WORKERS_MAX),
+            n => n.min(usize::from(tapio_schemas::names::SHARD_COUNT)),
+        }
+    }
+}
+
+/// How deviations become signals.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SignalConfig {
+    /// A deviation without new evidence for this long is over. Default 30 s.
+    pub idle: HumanDuration,
+    /// Least time between two revisions of one signal. Default 1 s.
+    pub refresh: HumanDuration,
+    /// Open deviations per shard. Default 4096; the longest silent are closed and counted.
+    pub open_max: usize,
+    /// Client spans remembered per shard to find their callee. Default 16384; the oldest are forgotten.
+    pub open_calls_max: usize,
+    /// Entities per shard whose place in the graph is remembered. Default 16384; the oldest are told again.
+    pub entities_max: usize,
+    /// An entity's place in the graph is told again after this long. Default 5 min.
+    pub topology_refresh: HumanDuration,
+    /// Length of the windows in which calls are tallied. Default 5 s.
+    pub tally_window: HumanDuration,
+    /// Call edges tallied per shard and window. Default 4096; further edges are counted and left out.
+    pub edges_max: usize,
+}
+
+impl Default for SignalConfig {
+    fn default() -> Self {
+        Self {
+            idle: HumanDuration::from_secs(30),
+            refresh: HumanDuration::from_secs(1),
+            open_max: 4096,
+            open_calls_max: 16_384,
+            entities_max: 16_384,
+            topology_refresh: HumanDuration::from_secs(300),
+            tally_window: HumanDuration::from_secs(5),
+            edges_max: 4096,
+        }
+    }
+}
+
+/// Detectors on series.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SeriesConfig {
+    /// Series kept per shard. Default 8192; the longest silent are forgotten and counted.
+    pub count_max: usize,
+    /// Samples kept as they came. Default 120.
+    pub fine_points: usize,
+    /// Length of a cell of the coarse window, which keeps the last sample of each cell. Default 30 s.
+    pub coarse_cell: HumanDuration,
+    /// Cells of the coarse window. Default 120, an hour.
+    pub coarse_points: usize,
+    /// Least samples for a trend. Default 10.
+    pub growth_points_min: usize,
+    /// Usage below this share of the limit is no news. Default 0.25.
+    pub growth_usage_min: f64,
+    /// Growth below this share of the limit is no news. Default 0.1.
+    pub growth_rise_min: f64,
+    /// A trend is not carried further than this many times its own length. Default 6.
+    pub growth_reach: f64,
+    /// Share of a limit (memory, processes) that is near it. Default 0.9.
+    pub near_limit: f64,
+    /// Share of throttled periods that is a deviation. Default 0.25.
+    pub throttled: f64,
+    /// Share of time (percent, `some avg10`) that tasks wait for memory. Default 20.
+    pub memory_pressure: f64,
+    /// … for the processor. Default 60.
+    pub cpu_pressure: f64,
+    /// … for input and output. Default 40.
+    pub io_pressure: f64,
+}
+
+impl Default for SeriesConfig {
+    fn default() -> Self {
+        Self {
+            count_max: 8192,
+            fine_points: 120,
+            coarse_cell: HumanDuration::from_secs(30),
+            coarse_points: 120,
+            growth_points_min: 10,
+            growth_usage_min: 0.25,
+            growth_rise_min: 0.1,
+            growth_reach: 6.0,
+            near_limit: 0.9,
+            throttled: 0.25,
+            memory_pressure: 20.0,
+            cpu_pressure: 60.0,
+            io_pressure: 40.0,
+        }
+    }
+}
+
+/// Semantic groups.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Open groups per shard. Default 4096; the oldest are closed and counted.
+    pub count_max: usize,
+    /// Members counted one by one in a group. Default 256; further ones only refresh it and are counted.
+    pub members_max: usize,
+    /// A group without a new member for this long is closed. Default 5 min.
+    pub idle: HumanDuration,
+    /// A group is closed this long after it began. Default 1 h.
+    pub age_max: HumanDuration,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        Self {
+            count_max: 4096,
+            members_max: 256,
+            idle: HumanDuration::from_secs(300),
+            age_max: HumanDuration::from_secs(3600),
+        }
+    }
+}
+
+/// Nanoseconds of a configured duration.
+pub(crate) fn nanos(duration: HumanDuration) -> u64 {
+    u64::try_from(duration.get().as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,250 @@
+//! Spans: who calls whom, how often, how long, and what fails.
+//!
+//! A client span is united with its callee by the server span that is its child in the same trace, which ends before it
+//! does; else by the name the client calls it. Traces are spread over all shards, so failures said here are
+//! parts that stage two unites (see `unite.rs`), and counts are tallies that it adds up.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tapio_schemas::entity::{Entity, kinds};
+use tapio_schemas::payload::SpanKind;
+use tapio_schemas::signal::EdgeKind;
+use tapio_schemas::{EntityRef, Fact, ShardKey, SignalKind, SpanId, Tally, TraceId, UnixNanos};
+
+use super::counters::Counters;
+use super::episode::Observation;
+use super::record::{Failure, SpanRecord};
+use super::topology::Topology;
+use crate::config::{SignalConfig, nanos};
+
+/// Spans of a shard.
+pub struct Calls {
+    window_ns: u64,
+    open_max: usize,
+    edges_max: usize,
+    /// Callee by the client span that is its parent.
+    callees: HashMap<(TraceId, SpanId), Arc<EntityRef>>,
+    callee_order: VecDeque<(TraceId, SpanId)>,
+    /// By start of the window: counts by edge.
+    windows: BTreeMap<u64, BTreeMap<(Entity, Entity), Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    calls: u64,
+    errors: u64,
+    duration_ns: u64,
+    latency: BTreeMap<u16, u32>,
+}
+
+impl Calls {
+    /// No spans yet.
+    pub fn new(config: &SignalConfig) -> Self {
+        Self {
+            window_ns: nanos(config.tally_window).max(1),
+            open_max: config.open_calls_max,
+            edges_max: config.edges_max,
+            callees: HashMap::new(),
+            callee_order: VecDeque::new(),
+            windows: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a span in its order of time. What failed is returned as evidence.
+    pub fn take(
+        &mut self,
+        step: UnixNanos,
+        span: &SpanRecord,
+        topology: &mut Topology,
+        facts: &mut Vec<Fact>,
+        counters: &mut Counters,
+    ) -> Option<Observation> {
+        let own = span.entity.owner();
+        match span.kind {
+            SpanKind::Client | SpanKind::Producer => {
+                let named = callee_by_name(&span.peer, &span.entity.namespace);
+                let child = self.callees.get(&(span.trace, span.span)).map(|e| e.owner());
+                if let (Some(child), Some(named)) = (&child, &named)
+                    && named.kind == kinds::SERVICE
+                {
+                    topology.edge(step, EdgeKind::SameAs, named.clone(), child.clone(), facts);
+                }
+                let callee = child.or(named);
+                let to = callee.clone().unwrap_or_default();
+                if callee.is_some() {
+                    topology.edge(step, EdgeKind::Calls, own.clone(), to.clone(), facts);
+                    self.tally(span, own, to, counters);
+                }
+                span.failure.as_ref().map(|failure| failed_call(span, failure, callee))
+            }
+            SpanKind::Server | SpanKind::Consumer => {
+                if span.parent.0 != 0 {
+                    self.remember((span.trace, span.parent), &span.entity, counters);
+                }
+                self.tally(span, own.clone(), own, counters);
+                span.failure.as_ref().map(|failure| failed_request(span, failure))
+            }
+            // An internal span's failure shows in the server span around it; only a root has none.
+            SpanKind::Internal | SpanKind::Unspecified if span.parent.0 == 0 => {
+                span.failure.as_ref().map(|failure| failed_request(span, failure))
+            }
+            SpanKind::Internal | SpanKind::Unspecified => None,
+        }
+    }
+
+    /// End of the earliest window that is still counted.
+    pub fn due(&self) -> Option<UnixNanos> {
+        self.windows.keys().next().map(|start| UnixNanos(start + self.window_ns))
+    }
+
+    /// Tells the windows that have ended.
+    pub fn tell(&mut self, step: UnixNanos, out: &mut Vec<Tally>) {
+        while let Some(entry) = self.windows.first_entry() {
+            let start = *entry.key();
+            if start + self.window_ns > step.0 {
+                break;
+            }
+            out.extend(entry.remove().into_iter().map(|((from, to), counts)| Tally {
+                window_start: UnixNanos(start),
+                window_ns: self.window_ns,
+                from,
+                to,
+                calls: counts.calls,
+                errors: counts.errors,
+                duration_ns_sum: counts.duration_ns,
+                latency: counts.latency.into_iter().collect(),
+            }));
+        }
+    }
+
+    fn tally(&mut self, span: &SpanRecord, from: Entity, to: Entity, counters: &mut Counters) {
+        // Windows are open on the left, as steps are, so that a window ends exactly with a step.
+        let start = span.at.0.saturating_sub(1) / self.window_ns * self.window_ns;
+        let edges = self.windows.entry(start).or_default();
+        let full = edges.len() >= self.edges_max;
+        let edge = (from, to);
+        if full && !edges.contains_key(&edge) {
+            counters.evicted.edges += 1;
+            return;
+        }
+        let counts = edges.entry(edge).or_default();
+        counts.calls += 1;
+        counts.errors += u64::from(span.failure.is_some());
+        counts.duration_ns = counts.duration_ns.saturating_add(span.duration_ns);
+        *counts.latency.entry(latency_bucket(span.duration_ns)).or_default() += 1;
+    }
+
+    fn remember(&mut self, key: (TraceId, SpanId), callee: &Arc<EntityRef>, counters: &mut Counters) {
+        if self.callees.insert(key, Arc::clone(callee)).is_none() {
+            self.callee_order.push_back(key);
+        }
+        if self.callee_order.len() > self.open_max
+            && let Some(oldest) = self.callee_order.pop_front()
+        {
+            self.callees.remove(&oldest);
+            counters.evicted.calls += 1;
+        }
+    }
+}
+
+/// Bucket of a latency: floor(8·log2(ns)), eight buckets per doubling.
+pub fn latency_bucket(duration_ns: u64) -> u16 {
+    if duration_ns == 0 { 0 } else { (8.0 * (duration_ns as f64).log2()) as u16 }
+}
+
+/// The thing a client means by a name: a service, or an address outside of what we know.
+///
+/// Ports and the cluster's domain are left out: `db.shop.svc.cluster.local:5432` is the service `db` in `shop`.
+pub fn callee_by_name(peer: &str, namespace: &str) -> Option<Entity> {
+    if peer.is_empty() {
+        return None;
+    }
+    if peer.parse::<IpAddr>().is_ok() || peer.parse::<std::net::SocketAddr>().is_ok() {
+        return Some(Entity::new(kinds::EXTERNAL, "", peer, ""));
+    }
+    let host = match peer.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => peer,
+    };
+    let labels: Vec<&str> = host.split('.').collect();
+    match labels[..] {
+        [name] => Some(Entity::namespaced(kinds::SERVICE, namespace, name)),
+        [name, ns] | [name, ns, "svc", ..] => Some(Entity::namespaced(kinds::SERVICE, ns, name)),
+        _ => Some(Entity::new(kinds::EXTERNAL, "", host, "")),
+    }
+}
+
+/// The service or workload a span's entity belongs to, without the pod: what fails is the service.
+fn service_of(entity: &Arc<EntityRef>) -> Arc<EntityRef> {
+    if entity.workload.is_empty() && entity.service.is_empty() {
+        return Arc::clone(entity);
+    }
+    Arc::new(
+        EntityRef {
+            cluster: entity.cluster.clone(),
+            namespace: entity.namespace.clone(),
+            workload_kind: entity.workload_kind.clone(),
+            workload: entity.workload.clone(),
+            service: entity.service.clone(),
+            ..EntityRef::default()
+        }
+        .sealed(),
+    )
+}
+
+fn failed_call(span: &SpanRecord, failure: &Failure, callee: Option<Entity>) -> Observation {
+    let kind = if failure.timeout { SignalKind::SpanTimeouts } else { SignalKind::SpanErrors };
+    let mut seen = failed(kind, span, failure);
+    seen.peer = callee;
+    seen.with("peer", span.peer.as_str())
+}
+
+fn failed_request(span: &SpanRecord, failure: &Failure) -> Observation {
+    let kind = if span.http_status >= 500 { SignalKind::HttpServerErrors } else { SignalKind::SpanErrors };
+    failed(kind, span, failure).with(
+        "entry_point",
+        tapio_schemas::AttributeValue::Bool(span.parent.0 == 0 && span.kind == SpanKind::Server),
+    )
+}
+
+fn failed(kind: SignalKind, span: &SpanRecord, failure: &Failure) -> Observation {
+    let mut seen = Observation::new(kind, &service_of(&span.entity), span.at, span.id);
+    if span.trace.0 != 0 {
+        seen.key = ShardKey::trace(span.trace.0);
+    }
+    // How much one failure means depends on how many calls there were; `unite.rs` knows them all.
+    seen.strength = 0.5;
+    seen.with("operation", failure.operation.as_str())
+        .with("error_type", failure.error_type.as_str())
+        .with("message", failure.message.as_str())
+        .with("http_status", i64::from(span.http_status))
+        .with("duration_ms", span.duration_ns as f64 / 1e6)
+        .with("service", span.entity.service.as_str())
+        .with("timeout", tapio_schemas::AttributeValue::Bool(failure.timeout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_name_their_callees_in_many_ways() {
+        let of = |peer| callee_by_name(peer, "shop").unwrap();
+        let db = Entity::namespaced(kinds::SERVICE, "shop", "db");
+        for name in ["db", "db:5432", "db.shop", "db.shop.svc", "db.shop.svc.cluster.local:5432"] {
+            assert_eq!(of(name), db, "{name}");
+        }
+        assert_eq!(of("10.1.2.3:80").kind, kinds::EXTERNAL);
+        assert_eq!(of("api.example.com").kind, kinds::EXTERNAL);
+        assert!(callee_by_name("", "shop").is_none());
+    }
+
+    #[test]
+    fn latency_buckets_are_eight_per_doubling() {
+        assert_eq!(latency_bucket(1 << 20), 160);
+        assert_eq!(latency_bucket(1 << 21), 168);
+        assert_eq!(latency_bucket(0), 0);
+    }
+}

@@ -1,0 +1,90 @@
+//! What a shard counts. Plain numbers; the worker adds them to the metrics after each round.
+
+/// Counts since they were last taken.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Counters {
+    /// Events read from checked batches.
+    pub events: u64,
+    /// Events refused or shed, by reason.
+    pub dropped: Dropped,
+    /// Events that arrived behind the watermark (and were used all the same).
+    pub late: u64,
+    /// Batches that had been read before.
+    pub duplicate_batches: u64,
+    /// Signal revisions said.
+    pub signals: u64,
+    /// Semantic groups opened.
+    pub groups: u64,
+    /// Things forgotten because their map was full, by map.
+    pub evicted: Evicted,
+    /// Events missing from producers' sequences.
+    pub gap_events: u64,
+}
+
+/// Why events were not used.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// No time, no id, or no cluster.
+    pub integrity: u64,
+    /// Too far behind the watermark.
+    pub too_old: u64,
+    /// Too far ahead of the clock.
+    pub in_future: u64,
+    /// Above the producer's rate.
+    pub rate_limited: u64,
+    /// Same time and id as one that waits.
+    pub duplicate: u64,
+}
+
+/// What was forgotten because its map was full.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Evicted {
+    /// Events released before their time.
+    pub reorder: u64,
+    /// Series.
+    pub series: u64,
+    /// Open deviations.
+    pub episodes: u64,
+    /// Semantic groups.
+    pub groups: u64,
+    /// Members of semantic groups beyond their limit.
+    pub group_members: u64,
+    /// Client spans that wait for their callee.
+    pub calls: u64,
+    /// Call edges of a tally window.
+    pub edges: u64,
+    /// Producers.
+    pub producers: u64,
+    /// Remembered victims and exits.
+    pub exits: u64,
+}
+
+impl Dropped {
+    /// Counts with the reason they are shown under.
+    pub fn by_reason(&self) -> [(&'static str, u64); 5] {
+        [
+            ("integrity", self.integrity),
+            ("too_old", self.too_old),
+            ("in_future", self.in_future),
+            ("rate_limited", self.rate_limited),
+            ("duplicate", self.duplicate),
+        ]
+    }
+}
+
+impl Evicted {
+    /// Counts with the map they are shown under.
+    pub fn by_map(&self) -> [(&'static str, u64); 9] {
+        [
+            ("reorder", self.reorder),
+            ("series", self.series),
+            ("episodes", self.episodes),
+            ("groups", self.groups),
+            ("group_members", self.group_members),
+            ("calls", self.calls),
+            ("edges", self.edges),
+            ("producers", self.producers),
+            ("exits", self.exits),
+        ]
+    }
+}

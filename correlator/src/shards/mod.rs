@@ -1,0 +1,28 @@
+//! Stage one: events of a shard → signals, facts, tallies, gaps.
+
+mod bursts;
+mod calls;
+mod context;
+mod counters;
+mod episode;
+mod exits;
+mod groups;
+mod news;
+mod record;
+mod reorder;
+mod sequences;
+pub mod series;
+mod set;
+mod shard;
+mod topology;
+mod watermark;
+
+pub use context::{Meaning, is_change, meaning};
+pub use counters::{Counters, Dropped, Evicted};
+pub(crate) use episode::{add_evidence, stamped};
+pub use set::{BatchError, ShardSet};
+pub use shard::Shard;
+pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
+
+#[cfg(test)]
+mod shard_tests;

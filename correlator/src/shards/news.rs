@@ -1,0 +1,261 @@
+//! Events that are news by themselves.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use tapio_schemas::entity::{Entity, kinds};
+use tapio_schemas::payload::{KubernetesData, NetworkData, Payload};
+use tapio_schemas::{EventKind, SignalKind, UnifiedEvent};
+
+use super::counters::Counters;
+use super::episode::Observation;
+use super::exits::Exits;
+use super::record::{cut, hash_parts};
+
+/// What an event tells by itself.
+pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -> Option<Observation> {
+    let seen = match &event.payload {
+        Payload::Kernel(data) => match event.kind {
+            EventKind::OomKill => {
+                exits.victim(event, counters);
+                Some(oom_kill(event, data))
+            }
+            EventKind::ProcessExit => exits.judge(event, data, counters),
+            _ => None,
+        },
+        Payload::Network(data) => network(event, data),
+        Payload::Kubernetes(data) => kubernetes(event, data),
+        Payload::Systemd(data) if event.kind == EventKind::SystemdUnitFailed => Some(
+            at(event, SignalKind::UnitFailed)
+                .with("unit", data.unit.as_str())
+                .with("result", data.result.as_str())
+                .with("exit_code", i64::from(data.exit_code))
+                .with("restarts", i64::from(data.restarts))
+                .with("message", cut(&data.message).as_str()),
+        ),
+        Payload::Runtime(data) if event.kind == EventKind::ContainerOom => Some(
+            at(event, SignalKind::ContainerOomKilled)
+                .with("reason", "OOMKilled")
+                .with("image", data.image.as_str())
+                .with("exit_code", i64::from(data.exit_code)),
+        ),
+        Payload::Cni(data) if event.kind == EventKind::CniFailed => Some(
+            at(event, SignalKind::SandboxFailed)
+                .with("reason", "CniFailed")
+                .with("plugin", data.plugin.as_str())
+                .with("message", cut(&data.error).as_str()),
+        ),
+        Payload::Change(data) => {
+            let kind = match data.what.as_str() {
+                "image" => SignalKind::ImageChanged,
+                "config" => SignalKind::ConfigChanged,
+                "replicas" => SignalKind::Scaled,
+                _ => SignalKind::ChangeApplied,
+            };
+            let seen = change(event, kind, &data.old_value, &data.new_value);
+            Some(seen.with("what", data.what.as_str()).with("changed_by", data.who.as_str()))
+        }
+        Payload::Application(data) => Some(
+            weak(at(event, SignalKind::LogErrors), 0.4)
+                .with("error_type", data.error_type.as_str())
+                .with("message", cut(&data.message).as_str())
+                .with("operation", data.operation.as_str()),
+        ),
+        Payload::Log(data) => Some(
+            weak(at(event, SignalKind::LogErrors), 0.3)
+                .with("error_type", data.error_type.as_str())
+                .with("message", cut(&data.body).as_str())
+                .with("logger", data.logger.as_str()),
+        ),
+        _ => None,
+    }?;
+    Some(keyed(event, seen))
+}
+
+fn at(event: &UnifiedEvent, kind: SignalKind) -> Observation {
+    let mut seen = Observation::new(kind, &event.entity, event.timestamp, event.id);
+    seen.pid = event.pid;
+    seen
+}
+
+fn weak(mut seen: Observation, strength: f64) -> Observation {
+    seen.strength = strength;
+    seen
+}
+
+fn keyed(event: &UnifiedEvent, mut seen: Observation) -> Observation {
+    seen.key = event.key();
+    seen
+}
+
+fn oom_kill(event: &UnifiedEvent, data: &tapio_schemas::payload::KernelData) -> Observation {
+    let mut seen = at(event, SignalKind::OomKill)
+        .with("seen_by", "kernel")
+        .with("comm", data.comm.as_str())
+        .with("executable", data.executable.as_str())
+        .with("pid", i64::from(event.pid))
+        .with("main_process", tapio_schemas::AttributeValue::Bool(data.is_init));
+    if let Some(victim) = &data.victim {
+        seen = seen
+            .with("anon_rss_bytes", victim.anon_rss_bytes as i64)
+            .with("total_vm_bytes", victim.total_vm_bytes as i64)
+            .with("oom_score_adj", i64::from(victim.oom_score_adj));
+        seen.observed = victim.anon_rss_bytes as f64;
+        seen.unit = "By";
+    }
+    // Two kills half a minute apart are two kills; the processes that one kill takes with it come within a second or two.
+    seen.idle_ns = 10_000_000_000;
+    seen
+}
+
+/// errno of a connection on which nothing came back (Linux).
+const ETIMEDOUT: u16 = 110;
+
+fn network(event: &UnifiedEvent, data: &NetworkData) -> Option<Observation> {
+    let status = data.detail.as_ref().map_or(0, |d| d.status);
+    let (kind, strength) = match event.kind {
+        EventKind::NetConnectRefused => (SignalKind::NetRefused, 0.9),
+        EventKind::NetConnectTimeout => (SignalKind::NetTimeout, 0.9),
+        EventKind::NetClose if data.errno == ETIMEDOUT => (SignalKind::NetTimeout, 0.9),
+        EventKind::NetConnectUnreachable => (SignalKind::NetUnreachable, 0.9),
+        EventKind::NetReset | EventKind::NetConnectReset => (SignalKind::NetReset, 0.6),
+        EventKind::NetRetransmit => (SignalKind::NetRetransmits, 0.3),
+        EventKind::NetDrop => (SignalKind::NetDrops, 0.4),
+        EventKind::NetDns if status != 0 => (SignalKind::DnsFailures, 0.7),
+        EventKind::NetHttp if status >= 500 => (SignalKind::HttpServerErrors, 0.6),
+        // A reset packet alone: what it did to its connection is told by that connection's own event.
+        _ => return None,
+    };
+    let mut seen = weak(at(event, kind), strength);
+    seen.peer = peer(event, data);
+    let remote = endpoint(data);
+    if let Some(detail) = &data.detail {
+        seen = seen.with("drop_reason", detail.drop_reason.as_str()).with("protocol", detail.protocol.as_str());
+    }
+    if status != 0 {
+        seen = seen.with("status", i64::from(status));
+    }
+    Some(
+        seen.with("remote", remote.as_str())
+            .with("remote_port", i64::from(data.remote_port))
+            .with("errno", i64::from(data.errno))
+            .with("comm", data.comm.as_str())
+            .with("pid", i64::from(event.pid))
+            .with("duration_ms", data.duration_ns as f64 / 1e6),
+    )
+}
+
+/// The other end of a connection: what is known to stand behind the address, else the address.
+pub fn peer(event: &UnifiedEvent, data: &NetworkData) -> Option<Entity> {
+    if !data.peer.is_empty() {
+        return Some(Entity::namespaced(kinds::SERVICE, &event.entity.namespace, &data.peer));
+    }
+    (data.remote_port != 0).then(|| Entity::new(kinds::EXTERNAL, "", &endpoint(data), ""))
+}
+
+/// `address:port` of the remote end.
+fn endpoint(data: &NetworkData) -> String {
+    let address = Ipv6Addr::from(data.remote_addr);
+    match address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4) {
+        IpAddr::V4(v4) => format!("{v4}:{}", data.remote_port),
+        IpAddr::V6(v6) => format!("[{v6}]:{}", data.remote_port),
+    }
+}
+
+fn kubernetes(event: &UnifiedEvent, data: &KubernetesData) -> Option<Observation> {
+    let reason = data.reason.as_str();
+    let kind = match event.kind {
+        EventKind::K8sContainerTerminated if reason == "OOMKilled" => SignalKind::ContainerOomKilled,
+        EventKind::K8sContainerTerminated if data.exit_code != 0 || data.signal != 0 => {
+            SignalKind::ContainerCrashed
+        }
+        EventKind::K8sContainerWaiting => waiting(reason)?,
+        EventKind::K8sPodNotReady => SignalKind::PodNotReady,
+        EventKind::K8sPodUnschedulable => SignalKind::Unschedulable,
+        EventKind::K8sPodEvicted => SignalKind::Evicted,
+        EventKind::K8sImageChanged => {
+            return Some(k8s_facts(change(event, SignalKind::ImageChanged, &data.old_value, &data.new_value), data));
+        }
+        EventKind::K8sConfigChanged => {
+            return Some(k8s_facts(change(event, SignalKind::ConfigChanged, &data.old_value, &data.new_value), data));
+        }
+        EventKind::K8sScaled => {
+            return Some(k8s_facts(change(event, SignalKind::Scaled, &data.old_value, &data.new_value), data));
+        }
+        EventKind::K8sRollout => {
+            let generation = data.generation.to_string();
+            return Some(k8s_facts(change(event, SignalKind::RolloutStarted, "", &generation), data));
+        }
+        EventKind::K8sNodeCondition => node_condition(data)?,
+        EventKind::K8sEvent => by_reason(data)?,
+        _ => return None,
+    };
+    Some(k8s_facts(at(event, kind), data))
+}
+
+fn waiting(reason: &str) -> Option<SignalKind> {
+    Some(match reason {
+        "CrashLoopBackOff" => SignalKind::CrashLoop,
+        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => {
+            SignalKind::ImagePullFailed
+        }
+        "CreateContainerConfigError" => SignalKind::ConfigMissing,
+        "CreateContainerError" | "RunContainerError" => SignalKind::CreateFailed,
+        _ => return None,
+    })
+}
+
+fn node_condition(data: &KubernetesData) -> Option<SignalKind> {
+    match (data.reason.as_str(), data.new_value.as_str()) {
+        ("Ready", "True") => None,
+        ("Ready", _) => Some(SignalKind::NodeNotReady),
+        (reason, "True") if reason.ends_with("Pressure") => Some(SignalKind::NodePressure),
+        (reason, _) if reason.contains("NotReady") => Some(SignalKind::NodeNotReady),
+        _ => None,
+    }
+}
+
+fn by_reason(data: &KubernetesData) -> Option<SignalKind> {
+    Some(match data.reason.as_str() {
+        "BackOff" if data.message.contains("pull") => SignalKind::ImagePullFailed,
+        "BackOff" => SignalKind::CrashLoop,
+        "Unhealthy" | "ProbeError" => SignalKind::ProbeFailed,
+        "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => SignalKind::MountFailed,
+        "FailedScheduling" => SignalKind::Unschedulable,
+        "FailedCreatePodSandBox" => SignalKind::SandboxFailed,
+        "FailedCreate" => SignalKind::CreateFailed,
+        "Failed" if data.message.contains("pull") => SignalKind::ImagePullFailed,
+        "Failed" => SignalKind::CreateFailed,
+        "Evicted" | "Preempted" => SignalKind::Evicted,
+        "NodeNotReady" => SignalKind::NodeNotReady,
+        "OOMKilling" | "SystemOOM" => SignalKind::OomKill,
+        _ if data.event_type == "Warning" => SignalKind::K8sWarning,
+        _ => return None,
+    })
+}
+
+fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
+    if seen.kind == SignalKind::K8sWarning {
+        // Warnings of different reasons are different deviations, and none of them says much alone.
+        seen.topic = hash_parts(&[&data.reason]) as u64;
+        seen.strength = 0.3;
+    }
+    seen.with("reason", data.reason.as_str())
+        .with("message", cut(&data.message).as_str())
+        .with("exit_code", i64::from(data.exit_code))
+        .with("signal", i64::from(data.signal))
+        .with("restart_count", i64::from(data.restart_count))
+        .with("generation", i64::try_from(data.generation).unwrap_or(i64::MAX))
+        .with("changed_by", data.changed_by.as_str())
+        .with("reporter", data.reporter.as_str())
+}
+
+/// Two changes are two signals, also within a second.
+fn change(event: &UnifiedEvent, kind: SignalKind, old: &str, new: &str) -> Observation {
+    let mut seen = at(event, kind);
+    seen.topic = hash_parts(&[old, new]) as u64;
+    let (old_key, new_key) = match kind {
+        SignalKind::ImageChanged => ("image_old", "image_new"),
+        _ => ("old", "new"),
+    };
+    seen.with(old_key, old).with(new_key, new)
+}

@@ -1,0 +1,250 @@
+//! What a shard keeps of an event: as little as the detectors of its kind need.
+
+use std::sync::Arc;
+
+use smol_str::SmolStr;
+use tapio_schemas::event::ArchivedTraceContext;
+use tapio_schemas::kind::{ArchivedEventKind, ArchivedEventSeverity};
+use tapio_schemas::payload::{ArchivedMetricData, ArchivedPayload, ArchivedSpanData, SpanKind, SpanStatus};
+use tapio_schemas::wire::{ArchivedStringIndex, EventView};
+use tapio_schemas::{EntityRef, EventId, SpanId, TraceId, UnifiedEvent, UnixNanos};
+
+use super::series::Meter;
+
+/// An event that waits for its turn.
+#[derive(Debug)]
+pub enum Record {
+    /// A value of a watched series.
+    Sample(Sample),
+    /// A span.
+    Span(Box<SpanRecord>),
+    /// Anything that may be news, whole.
+    Event(Box<UnifiedEvent>),
+}
+
+/// A value of a watched series.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Event time.
+    pub at: UnixNanos,
+    /// Event.
+    pub id: EventId,
+    /// Identity of entity, cgroup and meter.
+    pub series: u128,
+    /// Identity of entity and cgroup: series of one thing find each other by it.
+    pub owner: u128,
+    /// What is measured, and on what.
+    pub entity: Arc<EntityRef>,
+    /// Which measure.
+    pub meter: Meter,
+    /// Value in the meter's unit.
+    pub value: f64,
+    /// Its limit, zero for none.
+    pub limit: f64,
+}
+
+/// A span, reduced.
+#[derive(Debug, Clone)]
+pub struct SpanRecord {
+    /// End.
+    pub at: UnixNanos,
+    /// Event.
+    pub id: EventId,
+    /// Who made it.
+    pub entity: Arc<EntityRef>,
+    /// Trace.
+    pub trace: TraceId,
+    /// Span.
+    pub span: SpanId,
+    /// Parent, zero for a root.
+    pub parent: SpanId,
+    /// Kind.
+    pub kind: SpanKind,
+    /// Whom it called, as the caller names it.
+    pub peer: SmolStr,
+    /// Duration, ns.
+    pub duration_ns: u64,
+    /// HTTP status, zero for none.
+    pub http_status: u16,
+    /// Set when the span failed.
+    pub failure: Option<Failure>,
+}
+
+/// How a span failed.
+#[derive(Debug, Clone, Default)]
+pub struct Failure {
+    /// It waited in vain.
+    pub timeout: bool,
+    /// Name of the span.
+    pub operation: SmolStr,
+    /// `error.type` or `exception.type`.
+    pub error_type: SmolStr,
+    /// Message of the exception or of the status.
+    pub message: SmolStr,
+}
+
+/// A client that gives up after this long and calls it an error has waited in vain, whatever it calls it.
+const TIMEOUT_DURATION_NS: u64 = 5_000_000_000;
+
+/// What to do with an event, decided in place.
+pub enum Triage {
+    /// It waits for its turn.
+    Keep(Record),
+    /// Only where it was seen counts (topology).
+    Sighting,
+    /// Nothing of it is used.
+    Ignore,
+}
+
+/// Decides in place; copies only what is kept.
+pub fn triage(view: &EventView<'_>, entities: &[Arc<EntityRef>], owners: &[u128]) -> Triage {
+    let index = view.entity_index();
+    let (Some(entity), Some(owner)) = (entities.get(index), owners.get(index)) else {
+        return Triage::Ignore;
+    };
+    match (&view.event.kind, &view.event.payload) {
+        (ArchivedEventKind::Metric | ArchivedEventKind::CgroupSample, ArchivedPayload::Metric(metric)) => {
+            match sample(view, metric, entity, *owner) {
+                Some(sample) => Triage::Keep(Record::Sample(sample)),
+                None => Triage::Sighting,
+            }
+        }
+        (ArchivedEventKind::Span, ArchivedPayload::Span(span)) => {
+            Triage::Keep(Record::Span(Box::new(span_record(view, span, entity))))
+        }
+        (ArchivedEventKind::Log, _) if view.event.severity < ArchivedEventSeverity::Error => Triage::Sighting,
+        // A connection that was given up by the kernel is closed with an errno.
+        (ArchivedEventKind::NetClose, ArchivedPayload::Network(data)) if data.errno.to_native() == 0 => {
+            Triage::Sighting
+        }
+        (
+            ArchivedEventKind::ProcessExec
+            | ArchivedEventKind::NetAccept
+            | ArchivedEventKind::NetConnectAborted,
+            _,
+        ) => Triage::Sighting,
+        (ArchivedEventKind::ProcessExit, ArchivedPayload::Kernel(exit))
+            if exit.exit_code.to_native() == 0 && exit.signal.to_native() == 0 =>
+        {
+            Triage::Sighting
+        }
+        _ => Triage::Keep(Record::Event(Box::new(view.to_owned(entities)))),
+    }
+}
+
+fn text(view: &EventView<'_>, index: &ArchivedStringIndex) -> SmolStr {
+    SmolStr::new(view.text(index))
+}
+
+fn sample(
+    view: &EventView<'_>,
+    metric: &ArchivedMetricData,
+    entity: &Arc<EntityRef>,
+    owner: u128,
+) -> Option<Sample> {
+    let attribute = |key: &str| {
+        metric.attributes.iter().find(|a| view.text(&a.key) == key).and_then(|a| match &a.value {
+            tapio_schemas::attribute::ArchivedAttributeValue::Text(index) => Some(view.text(index)),
+            _ => None,
+        })
+    };
+    let meter = Meter::of(view.text(&metric.name), attribute)?;
+    let value = metric.value.to_native();
+    if !value.is_finite() {
+        return None;
+    }
+    Some(Sample {
+        at: view.timestamp(),
+        id: EventId(view.event.id.0.to_native()),
+        series: owner ^ xxhash_rust::xxh3::xxh3_128(&[meter as u8]),
+        owner,
+        entity: Arc::clone(entity),
+        meter,
+        value,
+        limit: metric.limit.to_native(),
+    })
+}
+
+fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, entity: &Arc<EntityRef>) -> SpanRecord {
+    use tapio_schemas::payload::{ArchivedSpanKind, ArchivedSpanStatus};
+    let kind = match span.kind {
+        ArchivedSpanKind::Unspecified => SpanKind::Unspecified,
+        ArchivedSpanKind::Internal => SpanKind::Internal,
+        ArchivedSpanKind::Server => SpanKind::Server,
+        ArchivedSpanKind::Client => SpanKind::Client,
+        ArchivedSpanKind::Producer => SpanKind::Producer,
+        ArchivedSpanKind::Consumer => SpanKind::Consumer,
+    };
+    let status = match span.status {
+        ArchivedSpanStatus::Unset => SpanStatus::Unset,
+        ArchivedSpanStatus::Ok => SpanStatus::Ok,
+        ArchivedSpanStatus::Error => SpanStatus::Error,
+    };
+    let http_status = span.http_status.to_native();
+    let duration_ns = span.duration_ns.to_native();
+    let failed = status == SpanStatus::Error || http_status >= 500;
+    let failure = failed.then(|| {
+        let texts = [&span.error_type, &span.error_message, &span.status_message].map(|i| view.text(i));
+        let message = if texts[1].is_empty() { texts[2] } else { texts[1] };
+        Failure {
+            timeout: http_status == 504
+                || duration_ns >= TIMEOUT_DURATION_NS && status == SpanStatus::Error
+                || texts.iter().any(|t| says_timeout(t)),
+            operation: text(view, &span.name),
+            error_type: SmolStr::new(texts[0]),
+            message: cut(message),
+        }
+    });
+    let trace: Option<&ArchivedTraceContext> = view.event.trace.as_deref();
+    SpanRecord {
+        at: view.timestamp(),
+        id: EventId(view.event.id.0.to_native()),
+        entity: Arc::clone(entity),
+        trace: TraceId(trace.map_or(0, |t| t.trace_id.0.to_native())),
+        span: SpanId(trace.map_or(0, |t| t.span_id.0.to_native())),
+        parent: SpanId(trace.map_or(0, |t| t.parent_span_id.0.to_native())),
+        kind,
+        peer: text(view, &span.peer),
+        duration_ns,
+        http_status,
+        failure,
+    }
+}
+
+/// True for the words that clients use when they have waited in vain.
+pub fn says_timeout(text: &str) -> bool {
+    const WORDS: [&str; 5] = ["timeout", "timed out", "time out", "deadline exceeded", "deadline_exceeded"];
+    if text.is_empty() {
+        return false;
+    }
+    let lower = text.to_lowercase();
+    WORDS.iter().any(|word| lower.contains(word))
+}
+
+/// Messages are kept to this length.
+const MESSAGE_BYTES_MAX: usize = 240;
+
+/// Cuts a message to a length that stories can use, at a character.
+pub fn cut(text: &str) -> SmolStr {
+    if text.len() <= MESSAGE_BYTES_MAX {
+        return SmolStr::new(text);
+    }
+    let end = (0..=MESSAGE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    SmolStr::new(&text[..end])
+}
+
+/// Identity of the thing an entity reference names, for series: its subject and its cgroup.
+pub fn owner_identity(entity: &EntityRef) -> u128 {
+    let subject = entity.subject();
+    hash_parts(&[&entity.cluster, &subject.kind, &subject.namespace, &subject.name, &subject.node, &entity.cgroup])
+}
+
+/// Hash of texts that cannot run into each other.
+pub fn hash_parts(parts: &[&str]) -> u128 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    for part in parts {
+        hash.update(&(part.len() as u32).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.digest128()
+}

@@ -1,0 +1,178 @@
+//! Producers number their events; a hole in the numbers is an exact loss, a number twice is a repetition.
+//!
+//! Batches that are sent again may overtake each other, so a hole is told only when it has stayed open for
+//! [`GRACE_NS`] of event time.
+
+use std::collections::HashMap;
+
+use tapio_schemas::wire::Header;
+use tapio_schemas::{Gap, ProducerId, SmolStr, UnixNanos};
+
+use super::context::Rate;
+use super::counters::Counters;
+
+/// How long a hole may stay open before it is told.
+const GRACE_NS: u64 = 5_000_000_000;
+/// Holes kept open per producer; more are told at once.
+const HOLES_MAX: usize = 16;
+
+/// One producer's numbering in one shard.
+#[derive(Debug)]
+pub struct Producer {
+    epoch: u32,
+    next: u64,
+    holes: Vec<Hole>,
+    last: UnixNanos,
+    last_event: UnixNanos,
+    node: SmolStr,
+    /// Its rate.
+    pub rate: Rate,
+}
+
+#[derive(Debug, Clone)]
+struct Hole {
+    first: u64,
+    end: u64,
+    from: UnixNanos,
+    seen: UnixNanos,
+}
+
+/// All producers of a shard.
+pub struct Sequences {
+    producers: HashMap<ProducerId, Producer>,
+    count_max: usize,
+    /// First moment at which an open hole is told.
+    due: Option<UnixNanos>,
+}
+
+/// What a batch is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Order {
+    /// New events.
+    New,
+    /// Read before.
+    Duplicate,
+}
+
+impl Sequences {
+    /// No producers.
+    pub fn new(count_max: usize) -> Self {
+        Self { producers: HashMap::new(), count_max: count_max.max(1), due: None }
+    }
+
+    /// Notes a batch. `newest` is the time of its newest event, `node` where it comes from.
+    pub fn observe(
+        &mut self,
+        header: &Header,
+        newest: UnixNanos,
+        node: &str,
+        counters: &mut Counters,
+    ) -> (Order, &mut Producer) {
+        if self.producers.len() >= self.count_max && !self.producers.contains_key(&header.producer) {
+            self.forget_longest_silent(counters);
+        }
+        let end = header.first_sequence + u64::from(header.count);
+        let producer = self.producers.entry(header.producer).or_insert_with(|| Producer {
+            epoch: header.epoch,
+            // What came before the first batch we read is not ours to judge.
+            next: header.first_sequence,
+            holes: Vec::new(),
+            last: newest,
+            last_event: newest,
+            node: SmolStr::new(node),
+            rate: Rate::default(),
+        });
+        let order = producer.place(header, end, newest);
+        producer.last = producer.last.max(newest);
+        if let Some(first) = producer.holes.iter().map(|h| h.seen.plus(GRACE_NS)).min() {
+            self.due = Some(self.due.map_or(first, |due| due.min(first)));
+        }
+        (order, producer)
+    }
+
+    /// When the next hole is to be told.
+    pub fn due(&self) -> Option<UnixNanos> {
+        self.due
+    }
+
+    /// Tells the holes that have stayed open.
+    pub fn tell(&mut self, now: UnixNanos, out: &mut Vec<Gap>, counters: &mut Counters) {
+        if self.due.is_none_or(|due| due > now) {
+            return;
+        }
+        let mut told: Vec<Gap> = Vec::new();
+        for (id, producer) in &mut self.producers {
+            let node = producer.node.clone();
+            let crowded = producer.holes.len() > HOLES_MAX;
+            producer.holes.retain(|hole| {
+                let open = !crowded && hole.seen.plus(GRACE_NS) > now;
+                if !open {
+                    counters.gap_events += hole.end - hole.first;
+                    told.push(Gap {
+                        producer: *id,
+                        source: "transport".into(),
+                        node: node.clone(),
+                        lost: hole.end - hole.first,
+                        from: hole.from,
+                        to: hole.seen,
+                        reason: "sequence_gap".into(),
+                    });
+                }
+                open
+            });
+        }
+        told.sort_by_key(|gap| (gap.from, gap.producer));
+        out.append(&mut told);
+        self.due =
+            self.producers.values().flat_map(|p| p.holes.iter().map(|h| h.seen.plus(GRACE_NS))).min();
+    }
+
+    fn forget_longest_silent(&mut self, counters: &mut Counters) {
+        let oldest = self.producers.iter().min_by_key(|(id, p)| (p.last, **id)).map(|(id, _)| *id);
+        if let Some(id) = oldest {
+            self.producers.remove(&id);
+            counters.evicted.producers += 1;
+        }
+    }
+}
+
+impl Producer {
+    fn place(&mut self, header: &Header, end: u64, newest: UnixNanos) -> Order {
+        if header.epoch != self.epoch {
+            if header.epoch < self.epoch {
+                // A late batch of an earlier run: its numbers say nothing about this one.
+                return Order::New;
+            }
+            self.epoch = header.epoch;
+            self.next = header.first_sequence;
+            self.holes.clear();
+        }
+        if header.first_sequence >= self.next {
+            if header.first_sequence > self.next {
+                self.holes.push(Hole {
+                    first: self.next,
+                    end: header.first_sequence,
+                    from: self.last_event,
+                    seen: newest,
+                });
+            }
+            self.next = end;
+            self.last_event = newest;
+            return Order::New;
+        }
+        if self.fill(header.first_sequence, end) || header.count == 0 { Order::New } else { Order::Duplicate }
+    }
+
+    /// True when the batch closes (part of) a hole.
+    fn fill(&mut self, first: u64, end: u64) -> bool {
+        let Some(at) = self.holes.iter().position(|h| h.first <= first && end <= h.end) else { return false };
+        let hole = self.holes.remove(at);
+        if hole.first < first {
+            self.holes.push(Hole { end: first, ..hole.clone() });
+        }
+        if end < hole.end {
+            self.holes.push(Hole { first: end, ..hole });
+        }
+        true
+    }
+}

@@ -1,0 +1,413 @@
+//! Detectors on series of samples, with bounded memory. Samples come in event-time order.
+
+mod growth;
+mod level;
+mod trend;
+mod window;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tapio_schemas::signal::Forecast;
+use tapio_schemas::{EntityRef, Score, SignalKind, UnixNanos};
+
+use super::counters::Counters;
+use super::episode::{EpisodeKey, Observation, episode_key};
+use super::record::Sample;
+use crate::config::{SeriesConfig, nanos};
+use level::{Level, Stands, Threshold};
+use window::{Point, Window, WindowSize};
+
+pub use growth::{Growth, find_growth};
+pub use trend::{TimeToLimit, Trend, trend};
+pub use window::Point as SeriesPoint;
+
+/// A watched measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Meter {
+    /// Memory that cannot be reclaimed, bytes.
+    MemoryUsage = 1,
+    /// Memory limit, bytes.
+    MemoryLimit = 2,
+    /// Memory as a share of its limit.
+    MemoryShare = 3,
+    /// Out-of-memory kills in a cgroup, cumulative.
+    OomKills = 4,
+    /// Periods of the processor quota, cumulative.
+    CpuPeriods = 5,
+    /// Throttled periods, cumulative.
+    CpuThrottledPeriods = 6,
+    /// Processor time as a share of its limit.
+    CpuShare = 7,
+    /// Pressure, percent of the last ten seconds.
+    MemoryPressure = 8,
+    /// Pressure, percent of the last ten seconds.
+    CpuPressure = 9,
+    /// Pressure, percent of the last ten seconds.
+    IoPressure = 10,
+    /// Processes.
+    Pids = 11,
+    /// File system usage as a share of its size.
+    DiskShare = 12,
+}
+
+impl Meter {
+    /// The measure behind a metric's name, when it is watched. `attribute` looks up a text attribute of the point.
+    pub fn of<'a>(name: &str, attribute: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        Some(match name {
+            "container.memory.usage"
+            | "container.memory.working_set"
+            | "k8s.pod.memory.usage"
+            | "k8s.pod.memory.working_set"
+            | "container_memory_working_set_bytes" => Self::MemoryUsage,
+            "container.memory.limit"
+            | "k8s.container.memory_limit"
+            | "k8s.container.memory.limit"
+            | "container_spec_memory_limit_bytes" => Self::MemoryLimit,
+            "k8s.pod.memory_limit_utilization" | "k8s.container.memory_limit_utilization" => Self::MemoryShare,
+            "container.memory.events" if attribute("event") == Some("oom_kill") => Self::OomKills,
+            "container_oom_events_total" => Self::OomKills,
+            "container.cpu.periods" | "container_cpu_cfs_periods_total" => Self::CpuPeriods,
+            "container.cpu.throttled.periods" | "container_cpu_cfs_throttled_periods_total" => {
+                Self::CpuThrottledPeriods
+            }
+            "k8s.pod.cpu_limit_utilization" | "k8s.container.cpu_limit_utilization" => Self::CpuShare,
+            "container.memory.pressure" => Self::MemoryPressure,
+            "container.cpu.pressure" => Self::CpuPressure,
+            "container.io.pressure" => Self::IoPressure,
+            "container.pids.count" => Self::Pids,
+            "k8s.volume.utilization" | "system.filesystem.utilization" => Self::DiskShare,
+            _ => return None,
+        })
+    }
+}
+
+/// Evaluations in a row that must agree before growth is told.
+const GROWTH_CONFIRM: u32 = 2;
+/// Evaluations in a row without growth after which it is over.
+const GROWTH_LEFT: u32 = 3;
+/// Periods a throttling share must rest on.
+const PERIODS_MIN: f64 = 10.0;
+
+/// What a sample led to.
+#[derive(Debug)]
+pub enum Finding {
+    /// Evidence of a deviation.
+    Seen(Box<Observation>),
+    /// A deviation is over.
+    Over(EpisodeKey),
+}
+
+#[derive(Debug, Default)]
+struct Series {
+    window: Window,
+    level: Level,
+    last: Option<(UnixNanos, f64)>,
+    limit: f64,
+    cell: u64,
+    growing: u32,
+    flat: u32,
+    is_growing: bool,
+}
+
+/// What the series of one thing know of each other.
+#[derive(Debug, Default, Clone, Copy)]
+struct Shared {
+    memory_limit: f64,
+    memory_usage: f64,
+    /// Periods since the throttled ones were last read.
+    periods: f64,
+    /// Kills that were told by the kernel and not yet matched by the counter.
+    kills_told: f64,
+    last: UnixNanos,
+}
+
+/// All series of a shard.
+pub struct SeriesStore {
+    config: SeriesConfig,
+    series: HashMap<u128, Series>,
+    shared: HashMap<u128, Shared>,
+}
+
+impl SeriesStore {
+    /// No series.
+    pub fn new(config: SeriesConfig) -> Self {
+        Self { config, series: HashMap::new(), shared: HashMap::new() }
+    }
+
+    /// The kernel told of an out-of-memory kill on this thing; the counter that follows is the same kill.
+    pub fn kill_told(&mut self, owner: u128, at: UnixNanos) {
+        let shared = self.shared.entry(owner).or_default();
+        shared.kills_told += 1.0;
+        shared.last = shared.last.max(at);
+    }
+
+    /// Takes a sample; appends what it leads to.
+    pub fn take(&mut self, sample: &Sample, out: &mut Vec<Finding>, counters: &mut Counters) {
+        self.make_room(sample, counters);
+        let config = &self.config;
+        let series = self.series.entry(sample.series).or_default();
+        if series.last.is_some_and(|(at, _)| sample.at <= at) {
+            return;
+        }
+        let shared = self.shared.entry(sample.owner).or_default();
+        shared.last = shared.last.max(sample.at);
+        match sample.meter {
+            Meter::MemoryUsage => memory(series, shared, sample, config, out),
+            Meter::MemoryLimit => shared.memory_limit = sample.value.max(0.0),
+            Meter::MemoryShare if sample.value > 0.01 => {
+                shared.memory_limit = shared.memory_usage / sample.value;
+            }
+            Meter::MemoryShare => {}
+            Meter::OomKills => kills(series, shared, sample, out),
+            Meter::CpuPeriods => shared.periods += increase(series, sample),
+            Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
+            meter => plain_level(series, sample, meter, config, out),
+        }
+        series.last = Some((sample.at, sample.value));
+    }
+
+    /// Time from which on samples are needed to know again what is known now.
+    pub fn needs_from(&self) -> Option<UnixNanos> {
+        self.series.values().filter(|s| s.is_growing || s.growing > 0).filter_map(|s| s.window.fine_start()).min()
+    }
+
+    /// Series kept.
+    pub fn len(&self) -> usize {
+        self.series.len()
+    }
+
+    fn make_room(&mut self, sample: &Sample, counters: &mut Counters) {
+        if self.series.len() < self.config.count_max || self.series.contains_key(&sample.series) {
+            return;
+        }
+        // An eighth at once: the search costs as much for one as for many.
+        let mut ages: Vec<(UnixNanos, u128)> =
+            self.series.iter().map(|(key, s)| (s.last.map_or(UnixNanos(0), |l| l.0), *key)).collect();
+        ages.sort_unstable();
+        for (_, key) in ages.iter().take((self.config.count_max / 8).max(1)) {
+            self.series.remove(key);
+            counters.evicted.series += 1;
+        }
+        let oldest = ages.get(self.config.count_max / 8).map_or(UnixNanos(0), |a| a.0);
+        self.shared.retain(|_, shared| shared.last >= oldest);
+    }
+}
+
+/// Increase of a cumulative value since the last sample; a fall is a restart from zero.
+fn increase(series: &Series, sample: &Sample) -> f64 {
+    match series.last {
+        None => 0.0,
+        Some((_, before)) if sample.value >= before => sample.value - before,
+        Some(_) => sample.value.max(0.0),
+    }
+}
+
+fn observation(kind: SignalKind, sample: &Sample) -> Observation {
+    let mut seen = Observation::new(kind, &sample.entity, sample.at, sample.id);
+    seen.observed = sample.value;
+    seen
+}
+
+fn memory(
+    series: &mut Series,
+    shared: &mut Shared,
+    sample: &Sample,
+    config: &SeriesConfig,
+    out: &mut Vec<Finding>,
+) {
+    shared.memory_usage = sample.value;
+    if sample.limit > 0.0 {
+        shared.memory_limit = sample.limit;
+    }
+    series.limit = shared.memory_limit;
+    let size = WindowSize {
+        fine_points: config.fine_points,
+        cell_ns: nanos(config.coarse_cell),
+        coarse_points: config.coarse_points,
+    };
+    series.window.push(Point { at: sample.at, value: sample.value, event: sample.id }, size);
+    if series.limit <= 0.0 {
+        return;
+    }
+    near_limit(series, sample, SignalKind::MemoryNearLimit, "By", config, out);
+    let cell = sample.at.0 / size.cell_ns.max(1);
+    let growth = find_growth(series.window.fine(), series.limit, config).or_else(|| {
+        // The coarse window says something new once per cell only, unless it has to be watched.
+        let fresh = std::mem::replace(&mut series.cell, cell) != cell || series.is_growing || series.growing > 0;
+        if fresh { find_growth(series.window.coarse(), series.limit, config) } else { None }
+    });
+    let key = episode_key(SignalKind::MemoryGrowth, &sample.entity, None, 0);
+    match growth {
+        Some(growth) => {
+            (series.growing, series.flat) = (series.growing + 1, 0);
+            if series.growing >= GROWTH_CONFIRM || series.is_growing {
+                series.is_growing = true;
+                out.push(Finding::Seen(Box::new(growth_observation(&growth, sample, series.limit))));
+            }
+        }
+        None => {
+            (series.growing, series.flat) = (0, series.flat + 1);
+            // A drop of half is the end of this climb at once: what follows is another life.
+            let dropped = series.last.is_some_and(|(_, before)| sample.value < 0.5 * before);
+            if series.is_growing && (series.flat >= GROWTH_LEFT || dropped) {
+                series.is_growing = false;
+                out.push(Finding::Over(key));
+            }
+        }
+    }
+}
+
+fn growth_observation(growth: &Growth, sample: &Sample, limit: f64) -> Observation {
+    let after = |seconds: f64| sample.at.plus(seconds_to_nanos(seconds));
+    let mut seen = observation(SignalKind::MemoryGrowth, sample);
+    let interval_s = growth.span_s / (growth.points - 1) as f64;
+    seen.onset = growth.onset;
+    seen.count = 0;
+    seen.evidence = growth.evidence.clone();
+    seen.strength = growth.certainty;
+    seen.baseline = growth.from;
+    seen.unit = "By";
+    // A slow series comes once a minute: it is not over because it pauses.
+    seen.idle_ns = (3 * seconds_to_nanos(interval_s)).max(30_000_000_000);
+    seen.forecast = Some(Forecast {
+        scenario: "oom_kill".into(),
+        probability: Score::clamped(growth.certainty),
+        at: after(growth.to_limit.best_s),
+        earliest: after(growth.to_limit.earliest_s),
+        latest: after(growth.to_limit.latest_s),
+    });
+    seen.with("usage_bytes", sample.value)
+        .with("limit_bytes", limit)
+        .with("usage_share", sample.value / limit)
+        .with("start_bytes", growth.from)
+        .with("slope_bytes_per_s", growth.trend.slope)
+        .with("slope_low_bytes_per_s", growth.trend.slope_low)
+        .with("slope_high_bytes_per_s", growth.trend.slope_high)
+        .with("noise_bytes", growth.trend.noise)
+        .with("samples", growth.points as i64)
+        .with("span_s", growth.span_s)
+        .with("seconds_to_limit", growth.to_limit.best_s)
+}
+
+fn seconds_to_nanos(seconds: f64) -> u64 {
+    // A time that is further away than a century is as good as never.
+    const CENTURY_S: f64 = 3.2e9;
+    (seconds.clamp(0.0, CENTURY_S) * 1e9) as u64
+}
+
+fn kills(series: &Series, shared: &mut Shared, sample: &Sample, out: &mut Vec<Finding>) {
+    let counted = increase(series, sample);
+    let told = shared.kills_told.min(counted);
+    // What the kernel told and the counter did not confirm is not carried over: counters of parents differ.
+    shared.kills_told = 0.0;
+    let untold = counted - told;
+    if untold < 1.0 {
+        return;
+    }
+    let mut seen = observation(SignalKind::OomKill, sample);
+    seen.count = untold as u64;
+    seen.observed = shared.memory_usage;
+    seen.unit = "By";
+    out.push(Finding::Seen(Box::new(
+        seen.with("seen_by", "cgroup_counter")
+            .with("limit_bytes", shared.memory_limit)
+            .with("usage_bytes", shared.memory_usage),
+    )));
+}
+
+fn throttled(
+    series: &mut Series,
+    shared: &mut Shared,
+    sample: &Sample,
+    config: &SeriesConfig,
+    out: &mut Vec<Finding>,
+) {
+    let throttled = increase(series, sample);
+    if shared.periods < PERIODS_MIN {
+        return;
+    }
+    let share = (throttled / std::mem::take(&mut shared.periods)).clamp(0.0, 1.0);
+    let threshold = Threshold { enter: config.throttled, leave: 0.6 * config.throttled, samples: 2 };
+    let stands = series.level.next(share, threshold);
+    push_level(SignalKind::CpuThrottled, stands, share, threshold.enter, "1", sample, out, |seen| {
+        seen.with("throttled_share", share)
+    });
+}
+
+fn near_limit(
+    series: &mut Series,
+    sample: &Sample,
+    kind: SignalKind,
+    unit: &'static str,
+    config: &SeriesConfig,
+    out: &mut Vec<Finding>,
+) {
+    let (limit, value) = (series.limit, sample.value);
+    let threshold = Threshold { enter: config.near_limit, leave: config.near_limit - 0.05, samples: 2 };
+    let stands = series.level.next(value / limit, threshold);
+    push_level(kind, stands, value, limit * threshold.enter, unit, sample, out, |seen| {
+        let seen = seen.with("usage_share", value / limit);
+        if kind == SignalKind::MemoryNearLimit {
+            seen.with("usage_bytes", value).with("limit_bytes", limit)
+        } else {
+            seen.with("usage", value).with("limit", limit)
+        }
+    });
+}
+
+fn plain_level(
+    series: &mut Series,
+    sample: &Sample,
+    meter: Meter,
+    config: &SeriesConfig,
+    out: &mut Vec<Finding>,
+) {
+    let (kind, enter, unit) = match meter {
+        Meter::MemoryPressure => (SignalKind::MemoryPressure, config.memory_pressure, "%"),
+        Meter::CpuPressure => (SignalKind::CpuPressure, config.cpu_pressure, "%"),
+        Meter::IoPressure => (SignalKind::IoPressure, config.io_pressure, "%"),
+        Meter::CpuShare => (SignalKind::CpuSaturated, config.near_limit, "1"),
+        Meter::DiskShare => (SignalKind::DiskNearFull, config.near_limit, "1"),
+        Meter::Pids if sample.limit > 0.0 => {
+            series.limit = sample.limit;
+            return near_limit(series, sample, SignalKind::PidsNearLimit, "{process}", config, out);
+        }
+        _ => return,
+    };
+    let threshold = Threshold { enter, leave: 0.6 * enter, samples: 2 };
+    let stands = series.level.next(sample.value, threshold);
+    push_level(kind, stands, sample.value, enter, unit, sample, out, |seen| seen);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn push_level(
+    kind: SignalKind,
+    stands: Stands,
+    observed: f64,
+    baseline: f64,
+    unit: &'static str,
+    sample: &Sample,
+    out: &mut Vec<Finding>,
+    facts: impl FnOnce(Observation) -> Observation,
+) {
+    match stands {
+        Stands::Below => {}
+        Stands::Left => out.push(Finding::Over(key_of(kind, &sample.entity))),
+        Stands::Above => {
+            let mut seen = observation(kind, sample);
+            (seen.observed, seen.baseline, seen.unit) = (observed, baseline, unit);
+            // Half certain at the threshold, certain at twice of it.
+            seen.strength = (0.5 * observed / baseline).clamp(0.3, 1.0);
+            out.push(Finding::Seen(Box::new(facts(seen))));
+        }
+    }
+}
+
+fn key_of(kind: SignalKind, entity: &Arc<EntityRef>) -> EpisodeKey {
+    episode_key(kind, entity, None, 0)
+}
+
+#[cfg(test)]
+mod tests;

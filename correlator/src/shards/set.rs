@@ -1,0 +1,120 @@
+//! The shards of one worker: checks a batch, routes it, and collects what the shards say into one section.
+
+use tapio_schemas::UnixNanos;
+use tapio_schemas::wire::{EventBatchView, SignalSection, WireError};
+
+use super::counters::Counters;
+use super::shard::Shard;
+use crate::aligned::Aligned;
+use crate::config::CorrelatorConfig;
+
+/// Why a batch was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BatchError {
+    /// The bytes are not a batch.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The header names another shard than the subject.
+    #[error("batch of shard {header} came on the subject of shard {subject}")]
+    Shard {
+        /// In the header.
+        header: u16,
+        /// In the subject.
+        subject: u16,
+    },
+    /// Not a shard of this worker.
+    #[error("shard {0} is not one of this worker's")]
+    NotOurs(u16),
+}
+
+impl BatchError {
+    /// A short word for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Wire(WireError::Truncated { .. }) => "truncated",
+            Self::Wire(WireError::TooLarge(_)) => "too_large",
+            Self::Wire(WireError::Magic) => "magic",
+            Self::Wire(WireError::Version(_)) => "version",
+            Self::Wire(WireError::Kind(_)) => "kind",
+            Self::Wire(WireError::Header(_)) => "header",
+            Self::Wire(WireError::Strings(_)) => "strings",
+            Self::Wire(WireError::Archive(_)) => "archive",
+            Self::Wire(WireError::TooMany(_)) => "too_many",
+            Self::Shard { .. } => "shard",
+            Self::NotOurs(_) => "not_ours",
+        }
+    }
+}
+
+/// Shards that one thread owns.
+pub struct ShardSet {
+    shards: Vec<Shard>,
+    aligned: Aligned,
+}
+
+/// What a batch held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Time of its newest event; zero for none.
+    pub newest: UnixNanos,
+}
+
+impl ShardSet {
+    /// The given shards of a cluster.
+    pub fn new(cluster: &str, ids: impl IntoIterator<Item = u16>, config: &CorrelatorConfig) -> Self {
+        let shards = ids.into_iter().map(|id| Shard::new(cluster, id, config)).collect();
+        Self { shards, aligned: Aligned::default() }
+    }
+
+    /// Checks a message and gives it to its shard. `subject_shard`: the shard that the subject names, when there is one.
+    pub fn take(
+        &mut self,
+        bytes: &[u8],
+        subject_shard: Option<u16>,
+        newest_allowed: UnixNanos,
+    ) -> Result<Taken, BatchError> {
+        let batch = EventBatchView::check(self.aligned.of(bytes))?;
+        let header = batch.header().shard;
+        if let Some(subject) = subject_shard
+            && subject != header
+        {
+            return Err(BatchError::Shard { header, subject });
+        }
+        let shard = self.shards.iter_mut().find(|s| s.id() == header).ok_or(BatchError::NotOurs(header))?;
+        shard.take(&batch, newest_allowed);
+        let newest = batch.iter().map(|e| e.timestamp()).filter(|at| *at <= newest_allowed).max();
+        Ok(Taken { newest: newest.unwrap_or_default() })
+    }
+
+    /// Moves all shards to the watermark. The section holds what they say, and their watermarks.
+    pub fn advance(&mut self, watermark: UnixNanos) -> SignalSection {
+        let mut section = SignalSection::default();
+        for shard in &mut self.shards {
+            let at = shard.advance(watermark, &mut section);
+            section.watermarks.push((shard.id(), at));
+        }
+        section
+    }
+
+    /// Oldest event time that any shard still needs.
+    pub fn low_water(&self) -> UnixNanos {
+        self.shards.iter().map(Shard::low_water).min().unwrap_or_default()
+    }
+
+    /// Counts since they were last taken, of each shard.
+    pub fn take_counters(&mut self) -> impl Iterator<Item = Counters> + '_ {
+        self.shards.iter_mut().map(|shard| std::mem::take(&mut shard.counters))
+    }
+
+    /// Open things of all shards, by kind.
+    pub fn open(&self) -> Vec<(&'static str, usize)> {
+        let mut sums: Vec<(&'static str, usize)> = Vec::new();
+        for (kind, count) in self.shards.iter().flat_map(Shard::open) {
+            match sums.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, sum)) => *sum += count,
+                None => sums.push((kind, count)),
+            }
+        }
+        sums
+    }
+}
