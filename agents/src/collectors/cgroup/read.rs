@@ -223,7 +223,7 @@ impl GroupReader {
             cpu_stat: file(if cpu_v1 { v1("cpu") } else { unified }, "cpu.stat"),
             pids: file(v1("pids").or(unified), "pids.current"),
             pids_limit: file(v1("pids").or(unified), "pids.max"),
-            io: file(v1("blkio").or(unified), pick(io_v1, "blkio.throttle.io_service_bytes", "io.stat")),
+            io: file(v1("blkio").or(unified), io_file(v1("blkio"), path)),
             memory_pressure: file(unified, "memory.pressure"),
             cpu_pressure: file(unified, "cpu.pressure"),
             io_pressure: file(unified, "io.pressure"),
@@ -291,6 +291,17 @@ impl GroupReader {
             _ => None,
         };
         used_seconds.map(|used_seconds| CpuSample { used_seconds, quota })
+    }
+}
+
+/// With children, as v2 counts; very old kernels count without. Newer ones count only where a limit or the BFQ
+/// scheduler is at work.
+fn io_file(blkio: Option<&Path>, path: &str) -> &'static str {
+    const RECURSIVE: &str = "blkio.throttle.io_service_bytes_recursive";
+    match blkio {
+        None => "io.stat",
+        Some(tree) if Path::new(&format!("{}{path}/{RECURSIVE}", tree.display())).exists() => RECURSIVE,
+        Some(_) => "blkio.throttle.io_service_bytes",
     }
 }
 
