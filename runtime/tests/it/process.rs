@@ -19,14 +19,25 @@ fn is_child() -> bool {
     std::env::var_os(CHILD_MARK).is_some()
 }
 
+/// A child that does not outlive its test, whatever the test does.
+struct Player(Child);
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        // It may have ended already; both then do nothing.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts this binary as the child of the test of this name.
-fn start_child(test: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+fn start_child(test: &str) -> Player {
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CHILD_MARK, "1")
         .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .spawn();
+    Player(child.unwrap())
 }
 
 /// Reads lines of the child until one starts with `word`; gives the rest of that line.
@@ -42,11 +53,11 @@ fn wait_word(lines: &mut impl BufRead, word: &str) -> String {
     panic!("the child ended without saying {word}");
 }
 
-fn pid_of(child: &Child) -> Pid {
+fn pid_of(Player(child): &Player) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
 }
 
-fn wait_end(child: &mut Child) -> ExitStatus {
+fn wait_end(Player(child): &mut Player) -> ExitStatus {
     // Its output ends when it does.
     child.stdout.take().map(|mut out| out.read_to_end(&mut Vec::new()).unwrap());
     child.wait().unwrap()
@@ -67,7 +78,7 @@ fn the_first_signal_drains_and_the_second_forces() {
         });
     }
     let mut child = start_child("process::the_first_signal_drains_and_the_second_forces");
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap());
     wait_word(&mut lines, "ready.");
     kill_process(pid_of(&child), Signal::INT).unwrap();
     wait_word(&mut lines, "draining.");
@@ -85,18 +96,20 @@ fn nats_server_survives_our_ctrl_c_and_dies_with_us() {
         std::thread::park();
     }
     let mut child = start_child("process::nats_server_survives_our_ctrl_c_and_dies_with_us");
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap());
     let answer = wait_word(&mut lines, "server ");
     let (dir, pid) = answer.rsplit_once(' ').unwrap();
     let server = Pid::from_raw(pid.parse().unwrap()).unwrap();
     assert_eq!(getpgid(Some(server)).unwrap(), server, "a terminal's Ctrl-C does not reach it");
     test_kill_process(server).unwrap();
     // kill -9: nothing of ours runs any more.
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     let deadline = Instant::now() + PATIENCE;
     while is_running(server) {
-        assert!(Instant::now() < deadline, "it outlived its parent");
+        if Instant::now() >= deadline {
+            kill_process(server, Signal::KILL).unwrap();
+            panic!("it outlived its parent");
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     std::fs::remove_dir_all(dir).unwrap();
