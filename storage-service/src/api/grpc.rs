@@ -1,0 +1,156 @@
+//! The gRPC API: `tapio.v1.CorrelationService` with reflection and health.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use tapio_runtime::shutdown::Shutdown;
+use tapio_schemas::proto::v1::correlation_service_server::{CorrelationService, CorrelationServiceServer};
+use tapio_schemas::proto::{DESCRIPTORS, v1};
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+use tonic_health::server::HealthReporter;
+
+use super::ApiError;
+use super::answers::{Answers, PAGE_BYTES_MAX};
+use super::subscribe::{Subscription, Wanted};
+use crate::live::Live;
+use crate::store::StoredFinding;
+
+/// Largest request.
+const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Requests of one connection at a time; more wait.
+const REQUESTS_PER_CONNECTION_MAX: usize = 64;
+/// Streams of one connection at a time; more are refused.
+const STREAMS_PER_CONNECTION_MAX: u32 = 128;
+/// A question that takes longer is given up.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+/// A silent connection is asked whether it lives.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Answers gRPC requests. Clones share everything.
+#[derive(Clone)]
+pub struct GrpcApi {
+    answers: Answers,
+    live: Live,
+    /// Ends the subscriptions.
+    shutdown: Shutdown,
+}
+
+impl GrpcApi {
+    /// An API over these answers and this live feed; `shutdown` ends its subscriptions.
+    pub fn new(answers: Answers, live: Live, shutdown: Shutdown) -> Self {
+        Self { answers, live, shutdown }
+    }
+
+    /// Serves on `listener` until the shutdown; lets requests finish.
+    ///
+    /// # Errors
+    /// When the server cannot be built or breaks.
+    pub async fn serve(self, listener: TcpListener) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let shutdown = self.shutdown.clone();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<CorrelationServiceServer<Self>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let service = CorrelationServiceServer::new(self)
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
+            .send_compressed(tonic::codec::CompressionEncoding::Gzip);
+        Server::builder()
+            .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION_MAX)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .timeout(REQUEST_TIME_MAX)
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(service)
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                stopping(shutdown, health),
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+/// Says so to the load balancers first.
+async fn stopping(shutdown: Shutdown, health: HealthReporter) {
+    shutdown.wait().await;
+    health.set_not_serving::<CorrelationServiceServer<GrpcApi>>().await;
+}
+
+/// Binds the address; port 0 takes a free one.
+///
+/// # Errors
+/// When the address is taken or wrong.
+pub async fn bind(listen: &str) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(listen).await?;
+    let addr = listener.local_addr()?;
+    Ok((listener, addr))
+}
+
+#[tonic::async_trait]
+impl CorrelationService for GrpcApi {
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<v1::SubscribeResponse, Status>> + Send + 'static>>;
+
+    async fn list_findings(
+        &self,
+        request: Request<v1::ListFindingsRequest>,
+    ) -> Result<Response<v1::ListFindingsResponse>, Status> {
+        let answer = self.answers.list(&request.into_inner().into(), PAGE_BYTES_MAX).await?;
+        Ok(Response::new(v1::ListFindingsResponse {
+            findings: answer.findings.iter().map(|stored| message(stored)).collect(),
+            next_page_token: answer.next_page_token,
+        }))
+    }
+
+    async fn get_finding(
+        &self,
+        request: Request<v1::GetFindingRequest>,
+    ) -> Result<Response<v1::GetFindingResponse>, Status> {
+        let request = request.into_inner();
+        let stored = self.answers.get(&request.id, request.revision).await?;
+        Ok(Response::new(v1::GetFindingResponse { finding: Some(message(&stored)) }))
+    }
+
+    async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::WhyResponse>, Status> {
+        let stored = self.answers.why(&request.into_inner().entity).await?;
+        Ok(Response::new(v1::WhyResponse { finding: Some(message(&stored)) }))
+    }
+
+    async fn subscribe(
+        &self,
+        request: Request<v1::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let wanted = Wanted::check(&request.into_inner())?;
+        let follower = self.live.follow();
+        let follower = follower.ok_or_else(|| {
+            ApiError::Busy("all places for subscribers are taken (storage.subscribers)".to_owned())
+        })?;
+        let subscription = Subscription::open(&self.answers, follower, wanted, self.shutdown.clone()).await?;
+        let findings = futures::stream::unfold(Some(subscription), |subscription| async {
+            let mut subscription = subscription?;
+            match subscription.next().await {
+                Ok(stored) => {
+                    let response = v1::SubscribeResponse { finding: Some(message(&stored)) };
+                    Some((Ok(response), Some(subscription)))
+                }
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(findings)))
+    }
+}
+
+/// The document is given as it was published.
+fn message(stored: &StoredFinding) -> v1::Finding {
+    let json = String::from_utf8_lossy(&stored.json).into_owned();
+    v1::Finding { json, ..v1::Finding::from(&stored.finding) }
+}

@@ -1,0 +1,34 @@
+//! Which index keys the newest revision of a finding has.
+
+use std::collections::BTreeSet;
+
+use tapio_schemas::Finding;
+
+use super::keys::{self, Position, Role};
+
+/// Entities of one finding under which it can be found; the rest of a longer chain is not indexed.
+const ENTITIES_INDEXED_MAX: usize = 64;
+/// Levels of a cause id (`category.name`) under which it can be found.
+const CAUSE_DEPTH_MAX: usize = 4;
+
+/// Place of a finding in the order of answers.
+pub(super) fn position(finding: &Finding) -> Position {
+    Position { updated_at: finding.updated_at, id: finding.id }
+}
+
+/// All index keys of a finding, each once. A function of the finding alone.
+pub(super) fn keys_of(finding: &Finding) -> BTreeSet<Vec<u8>> {
+    let mut prefixes = BTreeSet::from([keys::by_time(), keys::by_severity(finding.severity)]);
+    if let Some(root) = &finding.root_cause {
+        prefixes.insert(keys::by_cause(&root.cause));
+        let dots = root.cause.match_indices('.').take(CAUSE_DEPTH_MAX);
+        prefixes.extend(dots.map(|(dot, _)| keys::by_cause(&root.cause[..dot])));
+        prefixes.extend(keys::terms(&root.entity.name).map(|t| keys::by_entity(Role::RootCause, &t)));
+    }
+    let chain: BTreeSet<_> = finding.chain.iter().map(|link| &link.entity.name).collect();
+    for name in chain.into_iter().take(ENTITIES_INDEXED_MAX) {
+        prefixes.extend(keys::terms(name).map(|term| keys::by_entity(Role::Chain, &term)));
+    }
+    let position = position(finding).to_bytes();
+    prefixes.into_iter().map(|prefix| [&prefix[..], &position].concat()).collect()
+}

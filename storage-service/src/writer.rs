@@ -1,0 +1,130 @@
+//! The writer: one actor on a thread of its own, the only one that changes the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
+};
+use tapio_runtime::supervise::WorkerContext;
+
+use crate::cell::StoreCell;
+use crate::live::Live;
+use crate::store::{Incoming, Limits, PutReport, StoreError};
+
+/// Batches that may wait; senders wait beyond it.
+const MAILBOX_BATCHES: usize = 4;
+/// An idle writer shows at least this often that it lives.
+const TICK_PERIOD: Duration = Duration::from_secs(2);
+/// Steps of the retention between two batches.
+const RETENTION_STEPS_MAX: usize = 8;
+
+/// Makes findings durable. The answer comes when they are on disk.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<PutReport, StoreError>")]
+pub struct Persist {
+    /// The batch.
+    pub findings: Vec<Incoming>,
+}
+
+/// The actor.
+pub struct Writer {
+    cell: StoreCell,
+    live: Live,
+    limits: Limits,
+    retention_interval: Duration,
+    retention_at: Duration,
+    context: WorkerContext,
+}
+
+impl Writer {
+    /// A writer of this generation. After a panic of the one before, the store is opened again.
+    pub fn new(
+        cell: StoreCell,
+        live: Live,
+        limits: Limits,
+        retention_interval: Duration,
+        context: WorkerContext,
+    ) -> Self {
+        if context.generation > 1 {
+            cell.distrust();
+        }
+        let retention_at = context.clock.monotonic();
+        Self { cell, live, limits, retention_interval, retention_at, context }
+    }
+
+    fn persist(&mut self, findings: Vec<Incoming>) -> Result<PutReport, StoreError> {
+        let store = self.cell.healthy()?;
+        let report = store.put(findings, self.cell.now())?;
+        for stored in &report.stored {
+            self.live.publish(Arc::clone(stored));
+        }
+        if store.totals()?.bytes > self.limits.bytes_max {
+            self.retention_at = self.context.clock.monotonic();
+        }
+        Ok(report)
+    }
+
+    fn enforce_when_due(&mut self) -> Result<(), StoreError> {
+        let now = self.context.clock.monotonic();
+        if now < self.retention_at {
+            return Ok(());
+        }
+        let store = self.cell.healthy()?;
+        for _ in 0..RETENTION_STEPS_MAX {
+            if !store.enforce(self.limits, self.cell.now())?.more {
+                self.retention_at = now + self.retention_interval;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the outcome of work on the store in the health of the component.
+    fn report<T>(&self, outcome: &Result<T, StoreError>) {
+        match outcome {
+            Ok(_) => self.context.progress.recover(),
+            Err(error) => {
+                tracing::error!(%error, "the store does not take findings; they stay in the stream");
+                self.context.progress.tick();
+                self.context.progress.fail(error.to_string());
+            }
+        }
+    }
+
+    fn arm_tick(&self, actor: &mut Context<Self>) {
+        let pause = self.context.clock.sleep(TICK_PERIOD).into_actor(self);
+        actor.spawn(pause.map(|(), writer, actor| {
+            let outcome = writer.enforce_when_due();
+            writer.report(&outcome);
+            writer.arm_tick(actor);
+        }));
+    }
+}
+
+impl Actor for Writer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, actor: &mut Context<Self>) {
+        actor.set_mailbox_capacity(MAILBOX_BATCHES);
+        self.context.progress.tick();
+        self.arm_tick(actor);
+        let shutdown = self.context.shutdown.clone();
+        let stop = async move { shutdown.wait().await }.into_actor(self);
+        actor.spawn(stop.map(|(), _, actor| actor.stop()));
+    }
+}
+
+impl Handler<Persist> for Writer {
+    type Result = MessageResult<Persist>;
+
+    fn handle(&mut self, persist: Persist, _actor: &mut Context<Self>) -> Self::Result {
+        let outcome = self.persist(persist.findings);
+        self.report(&outcome);
+        if outcome.is_ok() {
+            let enforced = self.enforce_when_due();
+            self.report(&enforced);
+        }
+        MessageResult(outcome)
+    }
+}
