@@ -29,7 +29,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn start(mut command: Command) -> io::Result<Self> {
-        let (started, start) = mpsc::channel();
+        let (started, start) = mpsc::sync_channel(1);
         let (end, ended) = watch::channel(None);
         let alive = Arc::new(Mutex::new(true));
         let shared = Arc::clone(&alive);

@@ -54,7 +54,7 @@ pub(super) struct Quit;
 
 /// Starts the actor on a thread of its own.
 pub(super) fn start(supervisor: Supervisor) -> io::Result<Addr<Supervisor>> {
-    let (started, start) = mpsc::channel();
+    let (started, start) = mpsc::sync_channel(1);
     thread::Builder::new().name("supervisor".to_owned()).spawn(move || {
         actix_rt::System::new().block_on(async move {
             let mut context = Context::new();

@@ -110,6 +110,7 @@ fn nats_server_survives_our_ctrl_c_and_dies_with_us() {
             kill_process(server, Signal::KILL).unwrap();
             panic!("it outlived its parent");
         }
+        // check: allow sleep, the kernel tells no one when a grandchild ends
         std::thread::sleep(Duration::from_millis(5));
     }
     std::fs::remove_dir_all(dir).unwrap();
