@@ -84,7 +84,7 @@ pub struct RunArgs {
 /// How to find a running instance.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
-    /// gRPC address of the instance, such as 127.0.0.1:7472.
+    /// gRPC address of the instance, such as 127.0.0.1:50051.
     #[arg(long, env = "TAPIO_SERVER")]
     pub server: Option<String>,
     /// Data directory of the instance (its endpoints.json is read).

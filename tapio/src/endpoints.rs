@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 /// gRPC address clients try when nothing else is said.
-pub const DEFAULT_API_GRPC: &str = "127.0.0.1:7472";
+pub const DEFAULT_API_GRPC: &str = "127.0.0.1:50051";
 const FILE: &str = "endpoints.json";
 
 /// Bound addresses, `host:port` each; `nats` is a URL.

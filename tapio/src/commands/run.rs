@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use tapio_agents::collectors::CollectorState;
 use tapio_agents::node::{AgentHandle, AgentParts, NodeAgent};
 use tapio_correlator::{Correlator, CorrelatorHandle};
 use tapio_runtime::bus::Bus;
@@ -12,7 +13,7 @@ use tapio_runtime::health::Health;
 use tapio_runtime::nats_server::{Child, ChildConfig};
 use tapio_runtime::shutdown::{Shutdown, trigger_on_signals};
 use tapio_runtime::telemetry::{self, HttpServer, Metrics, TelemetryGuard};
-use tapio_storage::{StorageHandle, StorageService};
+use tapio_storage::{StorageHandle, StorageParts, StorageService};
 
 use crate::cli::RunArgs;
 use crate::config::TapioConfig;
@@ -140,8 +141,10 @@ impl Instance {
             }
         }
         if let Some(agent) = &self.agent {
-            for (collector, reason) in agent.degraded() {
-                println!("  without    {collector}: {reason}");
+            for (collector, state) in agent.collectors().states() {
+                if let CollectorState::Degraded(reason) | CollectorState::Disabled(reason) = state {
+                    println!("  without    {collector}: {reason}");
+                }
             }
         }
         println!("Ctrl-C stops it.");
@@ -200,7 +203,13 @@ impl Parts<'_> {
         if !role.includes(Role::Storage) {
             return Ok(None);
         }
-        Ok(Some(StorageService::start(config.storage.clone(), self.bus.clone()).await?))
+        let parts = StorageParts {
+            bus: self.bus.clone(),
+            clock: self.clock.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+        };
+        Ok(Some(StorageService::start(config.storage.clone(), parts).await?))
     }
 
     async fn correlator(&self, role: Role, config: &TapioConfig) -> anyhow::Result<Option<CorrelatorHandle>> {
