@@ -7,6 +7,7 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 
 use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
+use crate::collectors::otlp::OtlpConfig;
 
 /// The node agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -14,7 +15,7 @@ use crate::collectors::ebpf::EbpfConfig;
 pub struct AgentConfig {
     /// Name of the cluster; part of subjects and entities. Default `default`.
     pub cluster: String,
-    /// Name of this machine, as Kubernetes knows it. Empty (default): `NODE_NAME` is not read, the host name is.
+    /// Name of this machine, as Kubernetes knows it. Empty (default): the host name.
     pub node: String,
     /// Where the spool and the restart counter are kept. None (default): no spool, the backlog is in memory alone.
     pub data_dir: Option<PathBuf>,
@@ -30,6 +31,8 @@ pub struct AgentConfig {
     pub ebpf: EbpfConfig,
     /// Samples of control groups.
     pub cgroup: CgroupConfig,
+    /// Telemetry of applications.
+    pub otlp: OtlpConfig,
 }
 
 impl Default for AgentConfig {
@@ -44,6 +47,7 @@ impl Default for AgentConfig {
             backlog: BacklogConfig::default(),
             ebpf: EbpfConfig::default(),
             cgroup: CgroupConfig::default(),
+            otlp: OtlpConfig::default(),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! The supervisor (an actor) owns publisher, node thread and collectors, restarts each alone, and stops them
 //! in the reverse order of this list, so that a stop drains the path from its source to its end.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,11 +21,13 @@ use tapio_runtime::supervise::{
     RestartPolicy, StopReport, SuperviseError, Supervision, WorkerContext, WorkerResult,
 };
 use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::entity::EntityRef;
+use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 
 use crate::attribution::Attribution;
 use crate::batcher::Batcher;
-use crate::collectors::{self, CollectorStates, Collectors, Wiring};
+use crate::collectors::{self, CollectorState, CollectorStates, Collectors, Wiring};
 use crate::config::AgentConfig;
 use crate::identity::{EpochError, next_epoch, producer, run_id};
 use crate::ledger::{DropReason, Ledger, Place};
@@ -160,6 +163,25 @@ impl AgentHandle {
         &self.collectors
     }
 
+    /// Where OTLP is received over gRPC; `None` when it is disabled.
+    pub fn otlp_grpc(&self) -> Option<SocketAddr> {
+        self.collectors.otlp_grpc()
+    }
+
+    /// Where OTLP is received over HTTP; `None` when it is disabled.
+    pub fn otlp_http(&self) -> Option<SocketAddr> {
+        self.collectors.otlp_http()
+    }
+
+    /// Collectors that work with less or not at all, and why.
+    pub fn degraded(&self) -> Vec<(String, String)> {
+        let reason = |(name, state)| match state {
+            CollectorState::Degraded(reason) => Some((name, reason)),
+            CollectorState::Running | CollectorState::Disabled(_) => None,
+        };
+        self.collectors.states().into_iter().filter_map(reason).collect()
+    }
+
     /// Resolves control groups on this machine.
     pub fn attribution(&self) -> &Arc<Attribution> {
         &self.attribution
@@ -272,9 +294,11 @@ impl NodeThread {
         took
     }
 
-    fn accept(&mut self, events: Vec<tapio_schemas::event::UnifiedEvent>) {
+    fn accept(&mut self, events: Vec<UnifiedEvent>) {
         let now = UnixNanos(self.clock.now_unix_nanos());
         let monotonic = self.clock.monotonic();
+        // Events of one request or sample share their entity: most look-ups are of the one before.
+        let mut last: Option<(Arc<EntityRef>, Arc<EntityRef>)> = None;
         for mut event in events {
             if let Err(reason) = self.validator.check(&mut event, now) {
                 self.drop_one(reason);
@@ -284,7 +308,14 @@ impl NodeThread {
                 self.drop_one(reason);
                 continue;
             }
-            event.entity = self.attribution.complete(&event.entity);
+            event.entity = match &last {
+                Some((given, full)) if Arc::ptr_eq(given, &event.entity) => Arc::clone(full),
+                _ => {
+                    let full = self.attribution.complete(&event.entity);
+                    last = Some((event.entity, Arc::clone(&full)));
+                    full
+                }
+            };
             if let Some(frame) = self.batcher.push(event, monotonic) {
                 self.outbox.push(frame);
             }

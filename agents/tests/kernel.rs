@@ -3,10 +3,9 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
-use std::time::Duration;
 
 use support::cgroup::TestGroup;
-use support::{NODE, Stream, bare, drain, metric, start};
+use support::{NODE, Stream, bare, drain, metric, start, until};
 use tapio_agents::collectors::CollectorState;
 use tapio_runtime::config::HumanDuration;
 use tapio_runtime::harness::NatsServer;
@@ -38,9 +37,8 @@ async fn an_out_of_memory_kill_arrives_once_with_its_cgroup_and_the_growth_befor
     config.cgroup.fast_interval = HumanDuration::from_millis(50);
     config.cgroup.discover_interval = HumanDuration::from_millis(50);
     let agent = start(&nats, config).await;
-    for (name, state) in agent.collectors().states() {
-        assert_eq!(state, CollectorState::Running, "{name}");
-    }
+    let states = agent.collectors().states();
+    assert_eq!((&states["ebpf"], &states["cgroup"]), (&CollectorState::Running, &CollectorState::Running));
     let group = TestGroup::new("oom");
     group.limit_memory(LIMIT);
     let mut child = group.python(LEAK);
@@ -146,7 +144,9 @@ async fn nothing_of_the_kernel_is_lost_when_nats_goes_away() {
         pids.push((child.id(), (n % 7) as i32));
         child.wait().expect("the child ends");
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Each child began a program and ended.
+    let seen = agent.ledger().clone();
+    until("their events", || (seen.snapshot().produced >= 2 * CHILDREN as u64).then_some(())).await;
     nats.restart().expect("nats-server starts again");
     let ledger = drain(agent).await;
     assert_eq!(ledger.dropped_total(), 0, "{ledger:?}");

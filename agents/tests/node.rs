@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use support::{Stream, assert_ordered, bare, drain, start_with_source, until};
 use tapio_agents::ledger::{DropReason, Place};
+use tapio_agents::node::NodeAgent;
 use tapio_agents::sink::EventSink;
 use tapio_runtime::config::ByteSize;
 use tapio_runtime::harness::NatsServer;
@@ -122,6 +123,7 @@ async fn nats_away_for_ten_seconds_under_load_loses_and_repeats_nothing() {
     });
     until("the first events", || (ledger.snapshot().published > 1_000).then_some(())).await;
     nats.kill();
+    // check: allow sleep, the length of the outage is what the test is about
     tokio::time::sleep(AWAY).await;
     let away = ledger.snapshot();
     assert!(away.in_flight[Place::Spool as usize].1 > 10_000, "the spool is in use: {away:?}");
@@ -201,4 +203,23 @@ async fn a_full_backlog_sheds_the_unimportant_and_counts_it() {
     assert_eq!(events.len() as u64, end.published);
     let critical = events.iter().filter(|event| event.severity == EventSeverity::Critical).count();
     assert_eq!(critical, 10, "the important ones get through");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn otlp_has_its_addresses_and_a_port_in_use_is_named() {
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = bare(CLUSTER);
+    config.otlp.enabled = true;
+    config.otlp.grpc_listen = "127.0.0.1:0".to_owned();
+    config.otlp.http_listen = "127.0.0.1:0".to_owned();
+    let agent = support::start(&nats, config.clone()).await;
+    let grpc = agent.otlp_grpc().expect("an address");
+    assert!(grpc.port() > 0 && agent.otlp_http().is_some_and(|http| http != grpc));
+    assert_eq!(agent.degraded(), vec![]);
+
+    config.otlp.grpc_listen = grpc.to_string();
+    let refused = NodeAgent::start(config, support::parts(&nats).await).await;
+    let line = refused.err().expect("the port is in use").to_string();
+    assert!(line.contains(&grpc.to_string()) && line.contains("otlp.grpc_listen"), "{line}");
+    drain(agent).await;
 }

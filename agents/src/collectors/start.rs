@@ -1,12 +1,15 @@
 //! Starts the configured collectors. One that cannot work says so in its state and leaves the others alone.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::ids::ProducerId;
 
+use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
 use super::{cgroup, ebpf};
 use crate::attribution::{Attribution, Hierarchies};
@@ -18,12 +21,13 @@ use crate::sink::EventSink;
 pub struct Sinks {
     ebpf: EventSink,
     cgroup: EventSink,
+    otlp: EventSink,
 }
 
 impl Sinks {
     /// Opens all of them; those of disabled collectors stay empty.
     pub fn open(open: &mut dyn FnMut(&str) -> EventSink) -> Self {
-        Self { ebpf: open("ebpf"), cgroup: open("cgroup") }
+        Self { ebpf: open("ebpf"), cgroup: open("cgroup"), otlp: open("otlp") }
     }
 }
 
@@ -46,9 +50,20 @@ pub struct Wiring<'a> {
 #[derive(Clone)]
 pub struct Collectors {
     states: CollectorStates,
+    otlp: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Collectors {
+    /// Where OTLP is received over gRPC; `None` when it is disabled.
+    pub fn otlp_grpc(&self) -> Option<SocketAddr> {
+        self.otlp.map(|(grpc, _)| grpc)
+    }
+
+    /// Where OTLP is received over HTTP; `None` when it is disabled.
+    pub fn otlp_http(&self) -> Option<SocketAddr> {
+        self.otlp.map(|(_, http)| http)
+    }
+
     /// What each collector says of itself.
     pub fn states(&self) -> BTreeMap<String, CollectorState> {
         self.states.all()
@@ -70,9 +85,45 @@ pub async fn start(
     supervision: &Supervision,
     sinks: Sinks,
 ) -> Result<Collectors, AgentError> {
+    // The one that can fail goes first.
+    let otlp = start_otlp(wiring, supervision, sinks.otlp).await?;
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
-    Ok(Collectors { states: wiring.states.clone() })
+    Ok(Collectors { states: wiring.states.clone(), otlp })
+}
+
+async fn start_otlp(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<Option<(SocketAddr, SocketAddr)>, AgentError> {
+    let config = wiring.config.otlp.clone();
+    if !config.enabled {
+        wiring.states.set("otlp", CollectorState::Disabled("otlp.enabled is false".to_owned()));
+        return Ok(None);
+    }
+    let bounds = Bounds {
+        cluster: wiring.config.cluster.as_str().into(),
+        age_max: wiring.config.age_max.get(),
+        future_max: wiring.config.future_max.get(),
+    };
+    // Its drain, and a little to see that it is over.
+    let stop_grace = config.drain.get() + Duration::from_secs(1);
+    let (clock, metrics) = (wiring.parts.clock.clone(), &wiring.parts.metrics);
+    // A port that is taken must not go unseen: whoever sends there would talk to someone else.
+    let bound = OtlpReceiver::bind(config, bounds, sink, clock, metrics);
+    let receiver =
+        Arc::new(bound.map_err(|e| AgentError::Collector { collector: "otlp", source: Box::new(e) })?);
+    let addresses = (receiver.grpc_addr(), receiver.http_addr());
+    let policy = RestartPolicy { stop_grace, ..RestartPolicy::default() };
+    supervision
+        .add_task("agent-otlp", policy, move |context| {
+            let receiver = Arc::clone(&receiver);
+            async move { receiver.run(context).await }
+        })
+        .await?;
+    wiring.states.set("otlp", CollectorState::Running);
+    Ok(Some(addresses))
 }
 
 async fn start_cgroup(

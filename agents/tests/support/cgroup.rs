@@ -79,6 +79,7 @@ impl Drop for TestGroup {
             for _ in 0..200 {
                 match fs::remove_dir(dir) {
                     Err(error) if error.raw_os_error() == Some(16) => {
+                        // check: allow sleep, the kernel tells no one when a group becomes empty
                         std::thread::sleep(std::time::Duration::from_millis(10));
                     }
                     _ => break,

@@ -45,6 +45,7 @@ pub async fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        // check: allow sleep, this is the wait for a condition
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -54,6 +55,7 @@ pub fn bare(cluster: &str) -> AgentConfig {
     let mut config = AgentConfig { cluster: cluster.into(), node: NODE.into(), ..AgentConfig::default() };
     config.ebpf.enabled = false;
     config.cgroup.enabled = false;
+    config.otlp.enabled = false;
     config
 }
 
