@@ -10,7 +10,8 @@ use crate::config::{ByteSize, HumanDuration};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BusConfig {
-    /// Servers to try, in order. Default `nats://127.0.0.1:4222`.
+    /// Servers to try, in order; `user:password@` or `token@` before the host logs in. Default
+    /// `nats://127.0.0.1:4222`.
     pub urls: Vec<String>,
     /// A NATS credentials file (`.creds`). Default: none.
     pub credentials_file: Option<PathBuf>,

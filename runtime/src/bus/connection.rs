@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use super::metrics::BusMetrics;
-use super::{BusConfig, BusError};
+use super::{BusConfig, BusError, address};
 use crate::backoff::Backoff;
 
 /// First delay of a reconnect; the very first attempt is made at once.
@@ -129,7 +129,7 @@ pub(super) async fn connect(
     config: &BusConfig,
     metrics: &BusMetrics,
 ) -> Result<(Client, Link, Arc<LinkWriter>), BusError> {
-    let servers = parse_urls(&config.urls)?;
+    let servers = address::parse(&config.urls)?;
     let (state, state_seen) = watch::channel(ConnectionState::Reconnecting);
     let (epoch, epoch_seen) = watch::channel(0);
     let writer = Arc::new(LinkWriter { state, epoch, metrics: metrics.clone() });
@@ -137,7 +137,7 @@ pub(super) async fn connect(
     let deadline = Instant::now() + config.connect_timeout.get();
     let backoff = Backoff::new(RECONNECT_DELAY_MIN, Duration::from_millis(500));
     for attempt in 0.. {
-        let options = options(config, Arc::clone(&writer)).await?;
+        let options = address::log_in(options(config, Arc::clone(&writer)).await?, &servers);
         let left = deadline.saturating_duration_since(Instant::now());
         let message = match tokio::time::timeout(left, options.connect(servers.as_slice())).await {
             Ok(Ok(client)) => {
@@ -145,12 +145,16 @@ pub(super) async fn connect(
                 link.wait_connected().await?;
                 return Ok((client, link, writer));
             }
+            Ok(Err(error)) if is_refusal(&error) => {
+                let (urls, message) = (address::shown(&config.urls), super::message::chain(&error));
+                return Err(BusError::Refused { urls, message });
+            }
             Ok(Err(error)) => super::message::chain(&error),
             Err(_) => "no answer".to_owned(),
         };
         let delay = backoff.delay(attempt);
         if Instant::now() + delay >= deadline {
-            let (urls, timeout) = (config.urls.join(", "), config.connect_timeout.get());
+            let (urls, timeout) = (address::shown(&config.urls), config.connect_timeout.get());
             return Err(BusError::Connect { urls, timeout, message });
         }
         tokio::time::sleep(delay).await;
@@ -158,16 +162,9 @@ pub(super) async fn connect(
     unreachable!("the attempts end at the deadline")
 }
 
-fn parse_urls(urls: &[String]) -> Result<Vec<ServerAddr>, BusError> {
-    if urls.is_empty() {
-        let message = "the list is empty".to_owned();
-        return Err(BusError::Url { url: String::new(), message });
-    }
-    let parse = |url: &String| {
-        url.parse()
-            .map_err(|error: std::io::Error| BusError::Url { url: url.clone(), message: error.to_string() })
-    };
-    urls.iter().map(parse).collect()
+/// The server answered and does not want us: trying again does not help.
+fn is_refusal(error: &ConnectError) -> bool {
+    matches!(error.kind(), ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation)
 }
 
 async fn options(config: &BusConfig, writer: Arc<LinkWriter>) -> Result<ConnectOptions, BusError> {
@@ -192,8 +189,12 @@ async fn options(config: &BusConfig, writer: Arc<LinkWriter>) -> Result<ConnectO
     if let Some(path) = &config.tls_ca_file {
         options = options.add_root_certificates(path.clone());
     }
-    if let (Some(cert), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
+    match (&config.tls_cert_file, &config.tls_key_file) {
+        (Some(cert), Some(key)) => {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+        (None, None) => {}
+        _ => return Err(BusError::HalfCertificate),
     }
     Ok(options)
 }

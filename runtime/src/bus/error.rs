@@ -19,6 +19,14 @@ pub enum BusError {
         /// The last reason.
         message: String,
     },
+    /// The server does not want us.
+    #[error("nats at {urls} refused us: {message}; check bus.credentials_file or the user in bus.urls")]
+    Refused {
+        /// The servers.
+        urls: String,
+        /// What it says.
+        message: String,
+    },
     /// A URL does not parse.
     #[error("bus.urls has `{url}`, which is not a nats url: {message}")]
     Url {
@@ -35,6 +43,9 @@ pub enum BusError {
         /// The reason.
         source: io::Error,
     },
+    /// A certificate without its key, or the other way round.
+    #[error("bus.tls_cert_file and bus.tls_key_file belong together; set both or none")]
+    HalfCertificate,
     /// The connection was closed for good.
     #[error("the bus is closed")]
     Closed,

@@ -5,6 +5,7 @@
 //! within the stream's duplicate window is not stored twice. The connection comes back by itself;
 //! its state is visible. While NATS is away publishers wait, bounded, and nothing is dropped here.
 
+mod address;
 mod config;
 mod connection;
 mod consumer;

@@ -5,6 +5,7 @@ mod outage;
 mod process;
 mod publisher;
 mod query;
+mod secure;
 mod telemetry;
 
 use std::time::Duration;
