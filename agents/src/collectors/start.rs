@@ -188,6 +188,7 @@ async fn start_ebpf(
         sink,
         producer: wiring.run,
         metrics: wiring.parts.metrics.clone(),
+        states: wiring.states.clone(),
     };
     let policy = RestartPolicy::default();
     supervision.add_thread("agent-ebpf", policy, move |context| ebpf::run(&parts, &context)).await?;

@@ -90,7 +90,7 @@ impl Sampler {
                 gone.push(path.clone());
                 continue;
             }
-            group.judge(&sample, now);
+            group.judge(&sample, now, fast);
             group.due = now + if now < group.fast_until { fast } else { interval };
             events::append(&sample, &self.attribution.resolve_path(path), unix_now(), &mut out);
         }
@@ -130,9 +130,13 @@ impl Sampler {
 }
 
 impl Group {
-    fn judge(&mut self, sample: &Sample, now: Duration) {
+    fn judge(&mut self, sample: &Sample, now: Duration, fast: Duration) {
         let Some(memory) = &sample.memory else { return };
         let before = self.last.replace((memory.working_set, now));
+        if before.is_none() && memory.limit.is_some() {
+            // Whether it grows is worth knowing soon: one fast sample after the first.
+            self.fast_until = now + fast;
+        }
         let (Some(limit), Some((used_before, at))) = (memory.limit, before) else { return };
         let seconds = now.saturating_sub(at).as_secs_f64();
         if memory.working_set <= used_before || seconds <= 0.0 {

@@ -20,7 +20,7 @@ use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::ProducerId;
 
 use crate::attribution::Attribution;
-use crate::collectors::status::CollectorState;
+use crate::collectors::status::{CollectorState, CollectorStates};
 use crate::sink::EventSink;
 
 pub use config::EbpfConfig;
@@ -52,6 +52,8 @@ pub struct Parts {
     pub producer: ProducerId,
     /// Metrics.
     pub metrics: Metrics,
+    /// Where a restart that fails is told.
+    pub states: CollectorStates,
 }
 
 /// Loads and attaches the programs.
@@ -86,7 +88,12 @@ pub fn run(parts: &Parts, context: &WorkerContext) -> WorkerResult {
     let ready = parts.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
     let mut loaded = match ready {
         Some(loaded) => loaded,
-        None => load(&parts.config)?,
+        None => {
+            let again = load(&parts.config);
+            let state = again.as_ref().map_or_else(|e| CollectorState::Degraded(e.to_string()), state_of);
+            parts.states.set("ebpf", state);
+            again?
+        }
     };
     let mut reader = loaded.reader()?;
     let waker = reader.waker();
