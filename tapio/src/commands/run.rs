@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tapio_agents::collectors::CollectorState;
 use tapio_agents::node::{AgentHandle, AgentParts, NodeAgent};
-use tapio_correlator::{Correlator, CorrelatorHandle};
+use tapio_correlator::pipeline::{Correlator, CorrelatorHandle, CorrelatorParts};
 use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::{SharedClock, SystemClock};
 use tapio_runtime::health::Health;
@@ -216,7 +216,13 @@ impl Parts<'_> {
         if !role.includes(Role::Correlator) {
             return Ok(None);
         }
-        Ok(Some(Correlator::start(config.correlator.clone(), self.bus.clone()).await?))
+        let parts = CorrelatorParts {
+            bus: self.bus.clone(),
+            clock: self.clock.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+        };
+        Ok(Some(Correlator::start(config.correlator.clone(), parts).await?))
     }
 
     async fn agent(&self, role: Role, config: &TapioConfig) -> anyhow::Result<Option<AgentHandle>> {

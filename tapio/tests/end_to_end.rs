@@ -1,0 +1,235 @@
+//! The main job, end to end, on real input. Needs root (kernel programs, a memory cgroup) and says so.
+
+mod common;
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{Instance, data_dir, python, stderr, stdout, wait_for};
+use serde_json::Value;
+use tapio_runtime::bus::{Bus, BusConfig, Headers, OrderedConfig, StartAt};
+use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::names::{HEADER_REASON, STREAM_DEADLETTER, STREAM_EVENTS, events_subject};
+use tapio_schemas::wire::EventBatchView;
+use tapio_schemas::{EventKind, Payload, UnifiedEvent};
+
+/// Ends a helper process with the test.
+struct Helper(Child);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn require_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test makes cgroups and loads kernel programs: run it as root");
+}
+
+fn script(name: &str) -> String {
+    format!("{}/tests/python/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A plain NATS client in Python that writes what it hears to a file.
+fn listen(instance: &Instance, file: &Path) -> Helper {
+    let mut command = Command::new(python());
+    command.arg(script("insights.py")).arg(instance.address("nats")).arg(file).stdin(Stdio::null());
+    let helper = Helper(command.spawn().expect("python starts"));
+    wait_for("the NATS client", || std::fs::read_to_string(file).ok().filter(|text| text.starts_with("ready")));
+    helper
+}
+
+/// Findings heard so far: subject and document.
+fn heard(file: &Path) -> Vec<(String, Value)> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let line = |line: &str| {
+        let (subject, json) = line.split_once(' ')?;
+        Some((subject.to_owned(), serde_json::from_str(json).expect("a finding is JSON")))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+async fn bus(url: &str) -> Bus {
+    let config = BusConfig { urls: vec![url.to_owned()], ..BusConfig::default() };
+    Bus::connect(&config, &Metrics::new()).await.expect("the instance's NATS answers")
+}
+
+/// All events in the stream now.
+fn events(url: &str) -> Vec<UnifiedEvent> {
+    block_on(async {
+        let bus = bus(url).await;
+        let last = bus.stream_state(STREAM_EVENTS).await.expect("the stream is there").last_sequence;
+        let mut config = OrderedConfig::new(STREAM_EVENTS);
+        config.start = StartAt::Beginning;
+        let mut consumer = bus.ordered_consumer(config).await.expect("a consumer");
+        let (mut events, mut at) = (Vec::new(), 0);
+        while at < last {
+            for message in consumer.next_batch(256, Duration::from_secs(5)).await.expect("messages") {
+                at = message.sequence;
+                events.extend(EventBatchView::check(&message.payload).expect("a batch").to_events());
+            }
+        }
+        events
+    })
+}
+
+#[test]
+fn the_demo_predicts_explains_and_the_story_outlives_a_restart() {
+    require_root();
+    let dir = data_dir();
+    let insights = dir.path().join("insights.txt");
+    let instance = Instance::start(dir.path());
+    let listener = listen(&instance, &insights);
+    let output = instance.ask(&["demo", "memory-leak", "--limit-mib", "48"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{}\n{}", stderr(&output), instance.log());
+    let cgroup = text.lines().find_map(|l| l.strip_prefix("Ask again with: tapio why ")).expect("the cgroup").to_owned();
+
+    let findings = heard(&insights);
+    drop(listener);
+    let (subject, story) = findings
+        .iter()
+        .rfind(|(_, f)| f["root_cause"]["entity"]["name"] == cgroup.as_str())
+        .expect("a NATS client hears the finding");
+    assert_eq!(story["schema"], "tapio.finding/v1");
+    assert_eq!(story["root_cause"]["cause"], "memory.leak");
+    assert!(subject.starts_with("tapio.v1.insights."), "{subject}");
+    assert_eq!(subject.split('.').count(), 8, "{subject}");
+    let predicted = findings.iter().find(|(_, f)| f["prediction"]["scenario"] == "oom_kill").expect("a prediction");
+    assert_eq!(predicted.1["id"], story["id"], "prediction and kill are one incident");
+
+    assert_eq!(instance.interrupt(), Some(0));
+    let again = Instance::start(dir.path());
+    let why = again.ask(&["why", &cgroup]);
+    assert_eq!(why.status.code(), Some(2), "{}", stderr(&why));
+    assert!(stdout(&why).contains("memory.leak"), "{}", stdout(&why));
+    let json = again.ask(&["check", &cgroup, "--output", "json"]);
+    let answer: Value = serde_json::from_slice(&json.stdout).expect("check prints JSON");
+    assert!(answer["verdict"].is_string() && answer["findings"].is_array() && answer["freshness"].is_object());
+}
+
+#[test]
+fn a_failing_python_service_is_in_the_events_and_in_a_finding() {
+    require_root();
+    let dir = data_dir();
+    let insights = dir.path().join("insights.txt");
+    let instance = Instance::start(dir.path());
+    let _listener = listen(&instance, &insights);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let endpoint = format!("http://{}", instance.address("otlp_grpc"));
+    let output = Command::new(python())
+        .arg(script("failing_service.py"))
+        .args([&endpoint, &closed.to_string(), "60"])
+        .output()
+        .expect("python starts");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("exported 120"), "{}", stdout(&output));
+
+    let spans = wait_for("all spans in the events", || {
+        let events = events(instance.address("nats"));
+        let count = events.iter().filter(|e| e.kind == EventKind::Span && e.entity.service == "checkout").count();
+        (count >= 120).then_some(count)
+    });
+    assert_eq!(spans, 120);
+    wait_for("a finding about the service", || {
+        heard(&insights).into_iter().find(|(_, f)| f.to_string().contains("checkout"))
+    });
+}
+
+#[test]
+fn five_refused_connections_are_five_refused_events_and_resets_are_resets() {
+    require_root();
+    let dir = data_dir();
+    let instance = Instance::start(dir.path());
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for _ in 0..5 {
+        TcpStream::connect(closed).expect_err("nobody listens");
+    }
+    let open = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = open.local_addr().unwrap();
+    for _ in 0..3 {
+        let client = TcpStream::connect(address).unwrap();
+        let (mut server, _) = open.accept().unwrap();
+        // Unread data turns the close into a reset.
+        server.write_all(b"never read").unwrap();
+        wait_for("the data", || (client.peek(&mut [0; 16]).ok()? > 0).then_some(()));
+        drop(client);
+        wait_for("the reset", || server.write(b"more").err());
+    }
+    let of_port = |port: u16| -> Vec<UnifiedEvent> {
+        let mut events = events(instance.address("nats"));
+        events.retain(|e| matches!(&e.payload, Payload::Network(n) if n.remote_port == port || n.local_port == port));
+        events
+    };
+    let count = |events: &[UnifiedEvent], kind: EventKind| events.iter().filter(|e| e.kind == kind).count();
+    let refused = wait_for("five refused events", || {
+        let events = of_port(closed.port());
+        (count(&events, EventKind::NetConnectRefused) >= 5).then_some(events)
+    });
+    assert_eq!(count(&refused, EventKind::NetConnectRefused), 5);
+    assert_eq!(count(&refused, EventKind::NetConnectTimeout), 0);
+    assert_eq!(count(&refused, EventKind::NetConnectReset), 0);
+    let reset = wait_for("three resets", || {
+        let events = of_port(address.port());
+        (count(&events, EventKind::NetReset) >= 3).then_some(events)
+    });
+    assert_eq!(count(&reset, EventKind::NetReset), 3, "{reset:#?}");
+    assert_eq!(count(&reset, EventKind::NetConnectRefused), 0);
+}
+
+#[test]
+fn garbage_and_truncated_batches_go_to_the_dead_letters_with_a_reason() {
+    let dir = data_dir();
+    let instance = Instance::start(dir.path());
+    block_on(async {
+        let bus = bus(instance.address("nats")).await;
+        let subject = events_subject("default", 3);
+        let whole = EventBatchBytes::one();
+        for payload in [b"garbage".to_vec(), whole[..whole.len() - 7].to_vec()] {
+            bus.publish(&subject, None, Headers::new(), payload.into()).await.expect("published");
+        }
+        let mut config = OrderedConfig::new(STREAM_DEADLETTER);
+        config.start = StartAt::Beginning;
+        let mut dead = bus.ordered_consumer(config).await.expect("a consumer");
+        for _ in 0..2 {
+            let letters = dead.next_batch(1, common::PATIENCE).await.expect("dead letters");
+            let letter = letters.first().expect("a dead letter for each bad batch");
+            assert!(!letter.headers.get(HEADER_REASON).unwrap_or("").is_empty());
+        }
+    });
+}
+
+struct EventBatchBytes;
+
+impl EventBatchBytes {
+    fn one() -> Vec<u8> {
+        let mut batch = tapio_schemas::wire::EventBatch::new(tapio_schemas::ProducerId(1), 0, 3);
+        batch.push(UnifiedEvent::default());
+        batch.finish(tapio_schemas::UnixNanos(0)).expect("encodes")
+    }
+}
+
+#[test]
+fn what_was_accepted_before_a_ctrl_c_is_in_the_stream_after_it() {
+    let dir = data_dir();
+    let instance = Instance::start(dir.path());
+    let endpoint = format!("http://{}", instance.address("otlp_grpc"));
+    let output = Command::new(python())
+        .arg(script("failing_service.py"))
+        .args([&endpoint, "1", "30"])
+        .output()
+        .expect("python starts");
+    assert!(stdout(&output).contains("exported 60"), "{}{}", stdout(&output), stderr(&output));
+    assert_eq!(instance.interrupt(), Some(0));
+    let again = Instance::start(dir.path());
+    let events = events(again.address("nats"));
+    assert_eq!(events.iter().filter(|e| e.kind == EventKind::Span).count(), 60);
+}
