@@ -269,13 +269,14 @@ impl Attribution {
         {
             return Arc::clone(&known.entity);
         }
+        let (owner, own_path) = owner_of(path);
         let mut entity = EntityRef {
             cluster: self.cluster.clone(),
             node: self.node.clone(),
-            cgroup: SmolStr::new(path),
+            cgroup: SmolStr::new(own_path),
             ..EntityRef::default()
         };
-        let complete = match owner_of(path) {
+        let complete = match owner {
             CgroupOwner::Container { pod_uid, container_id } => {
                 (entity.pod_uid, entity.container_id) = (pod_uid, container_id);
                 self.fill_pod(&mut entity)

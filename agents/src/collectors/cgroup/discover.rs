@@ -11,11 +11,13 @@ use crate::attribution::{CgroupOwner, Hierarchies, owner_of, walk};
 pub fn groups(trees: &Hierarchies, max: usize) -> (Vec<String>, usize) {
     let mut seen_trees: BTreeSet<&Path> = trees.v1.iter().map(|(_, tree)| tree.as_path()).collect();
     seen_trees.extend(trees.unified.as_deref());
-    let mut paths = BTreeSet::new();
+    let mut paths: BTreeSet<String> = BTreeSet::new();
     for tree in seen_trees {
         for group in walk(tree) {
-            if !paths.contains(&group.path) && has_processes(tree, &group.path) {
-                paths.insert(group.path);
+            // All counters include those of the groups below, so a container is one series, however it is divided.
+            let (_, own_path) = owner_of(&group.path);
+            if !paths.contains(own_path) && has_processes(tree, &group.path) {
+                paths.insert(own_path.to_owned());
             }
         }
     }
@@ -28,7 +30,7 @@ pub fn groups(trees: &Hierarchies, max: usize) -> (Vec<String>, usize) {
 
 /// Order in which groups are wanted when there are too many.
 fn rank(path: &str) -> u8 {
-    match owner_of(path) {
+    match owner_of(path).0 {
         CgroupOwner::Container { .. } => 0,
         CgroupOwner::Pod { .. } => 1,
         CgroupOwner::Unit { .. } => 2,
