@@ -9,6 +9,8 @@ use crate::incidents::IncidentConfig;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CorrelatorConfig {
+    /// Cluster whose events are read. Default `local`.
+    pub cluster: String,
     /// How long after its event time an event may arrive and still be put in order. Default 500 ms. More delays
     /// every verdict by as much; less makes verdicts depend on the order of arrival.
     pub lateness: HumanDuration,
@@ -42,6 +44,7 @@ pub struct CorrelatorConfig {
 impl Default for CorrelatorConfig {
     fn default() -> Self {
         Self {
+            cluster: "local".to_owned(),
             lateness: HumanDuration::from_millis(500),
             workers: 0,
             ring_batches: 64,

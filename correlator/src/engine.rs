@@ -51,6 +51,11 @@ impl StageTwo {
         self.incidents.low_water().min(self.uniter.low_water())
     }
 
+    /// Newest event time that any section was about.
+    pub fn newest(&self) -> UnixNanos {
+        self.uniter.newest()
+    }
+
     /// Event time that all shards have passed.
     pub fn watermark(&self) -> UnixNanos {
         self.uniter.watermark()

@@ -7,6 +7,14 @@ mod aligned;
 pub mod config;
 pub mod engine;
 pub mod incidents;
+mod low_water;
+mod metrics;
 pub mod model;
+pub mod pipeline;
 pub mod shards;
+mod stage_one;
+mod stage_two;
 pub mod unite;
+mod worker;
+
+pub use pipeline::{Correlator, CorrelatorError, CorrelatorHandle, CorrelatorParts, DrainError};

@@ -112,6 +112,11 @@ impl Uniter {
         section
     }
 
+    /// Event time that any shard has passed: no revision heard is newer.
+    pub fn newest(&self) -> UnixNanos {
+        self.watermarks.iter().max().copied().unwrap_or_default()
+    }
+
     /// Event time that all shards have passed.
     pub fn watermark(&self) -> UnixNanos {
         self.watermarks.iter().min().copied().unwrap_or_default()

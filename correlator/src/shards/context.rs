@@ -60,7 +60,9 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::ProbeFailed | K::PodNotReady | K::K8sWarning => {
             ("service_failure", "workload-unready", Category::Reliability)
         }
-        K::NodeNotReady | K::NodePressure | K::Evicted => ("node_failure", "node-condition", Category::System),
+        K::NodeNotReady | K::NodePressure | K::Evicted => {
+            ("node_failure", "node-condition", Category::System)
+        }
     };
     Meaning { group_type, intent, category }
 }

@@ -227,7 +227,7 @@ impl Episodes {
     }
 
     /// Open episodes.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.open.len()
     }
 

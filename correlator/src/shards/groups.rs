@@ -78,7 +78,7 @@ impl Groups {
     }
 
     /// Open groups.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.open.len()
     }
 }
@@ -105,7 +105,7 @@ mod tests {
         let cluster = SmolStr::new("c");
         let mut join = |key: u128, at: u64, counters: &mut Counters| {
             let id = groups.join(&cluster, ShardKey::trace(key), "rollout", UnixNanos(at), counters);
-            (id, groups.len())
+            (id, groups.count())
         };
         let (first, _) = join(1, 10, &mut counters);
         assert_eq!(join(1, 11, &mut counters).0, first);

@@ -129,7 +129,8 @@ fn network(event: &UnifiedEvent, data: &NetworkData) -> Option<Observation> {
     seen.peer = peer(event, data);
     let remote = endpoint(data);
     if let Some(detail) = &data.detail {
-        seen = seen.with("drop_reason", detail.drop_reason.as_str()).with("protocol", detail.protocol.as_str());
+        seen =
+            seen.with("drop_reason", detail.drop_reason.as_str()).with("protocol", detail.protocol.as_str());
     }
     if status != 0 {
         seen = seen.with("status", i64::from(status));
@@ -173,13 +174,22 @@ fn kubernetes(event: &UnifiedEvent, data: &KubernetesData) -> Option<Observation
         EventKind::K8sPodUnschedulable => SignalKind::Unschedulable,
         EventKind::K8sPodEvicted => SignalKind::Evicted,
         EventKind::K8sImageChanged => {
-            return Some(k8s_facts(change(event, SignalKind::ImageChanged, &data.old_value, &data.new_value), data));
+            return Some(k8s_facts(
+                change(event, SignalKind::ImageChanged, &data.old_value, &data.new_value),
+                data,
+            ));
         }
         EventKind::K8sConfigChanged => {
-            return Some(k8s_facts(change(event, SignalKind::ConfigChanged, &data.old_value, &data.new_value), data));
+            return Some(k8s_facts(
+                change(event, SignalKind::ConfigChanged, &data.old_value, &data.new_value),
+                data,
+            ));
         }
         EventKind::K8sScaled => {
-            return Some(k8s_facts(change(event, SignalKind::Scaled, &data.old_value, &data.new_value), data));
+            return Some(k8s_facts(
+                change(event, SignalKind::Scaled, &data.old_value, &data.new_value),
+                data,
+            ));
         }
         EventKind::K8sRollout => {
             let generation = data.generation.to_string();

@@ -236,7 +236,14 @@ pub fn cut(text: &str) -> SmolStr {
 /// Identity of the thing an entity reference names, for series: its subject and its cgroup.
 pub fn owner_identity(entity: &EntityRef) -> u128 {
     let subject = entity.subject();
-    hash_parts(&[&entity.cluster, &subject.kind, &subject.namespace, &subject.name, &subject.node, &entity.cgroup])
+    hash_parts(&[
+        &entity.cluster,
+        &subject.kind,
+        &subject.namespace,
+        &subject.name,
+        &subject.node,
+        &entity.cgroup,
+    ])
 }
 
 /// Hash of texts that cannot run into each other.

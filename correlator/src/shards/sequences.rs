@@ -123,8 +123,7 @@ impl Sequences {
         }
         told.sort_by_key(|gap| (gap.from, gap.producer));
         out.append(&mut told);
-        self.due =
-            self.producers.values().flat_map(|p| p.holes.iter().map(|h| h.seen.plus(GRACE_NS))).min();
+        self.due = self.producers.values().flat_map(|p| p.holes.iter().map(|h| h.seen.plus(GRACE_NS))).min();
     }
 
     fn forget_longest_silent(&mut self, counters: &mut Counters) {

@@ -136,7 +136,11 @@ impl Shard {
 
     /// Open things, by kind: groups, episodes, series.
     pub fn open(&self) -> [(&'static str, usize); 3] {
-        [("groups", self.groups.len()), ("episodes", self.episodes.len()), ("series", self.series.len())]
+        [
+            ("groups", self.groups.count()),
+            ("episodes", self.episodes.count()),
+            ("series", self.series.count()),
+        ]
     }
 
     /// Next step with anything in it; steps without are passed over, so that an idle hour costs nothing.
@@ -199,7 +203,13 @@ impl Shard {
             Payload::Kubernetes(data) => self.topology.object(step, event, data, &mut out.facts),
             Payload::Network(data) if event.kind == EventKind::NetConnect => {
                 if let Some(peer) = news::peer(event, data) {
-                    self.topology.edge(step, EdgeKind::ConnectsTo, event.entity.owner(), peer, &mut out.facts);
+                    self.topology.edge(
+                        step,
+                        EdgeKind::ConnectsTo,
+                        event.entity.owner(),
+                        peer,
+                        &mut out.facts,
+                    );
                 }
             }
             _ => {}

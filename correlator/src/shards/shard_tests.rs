@@ -78,7 +78,13 @@ impl Sim {
     }
 }
 
-pub fn event(kind: EventKind, entity: &Arc<EntityRef>, at: UnixNanos, id: EventId, payload: Payload) -> UnifiedEvent {
+pub fn event(
+    kind: EventKind,
+    entity: &Arc<EntityRef>,
+    at: UnixNanos,
+    id: EventId,
+    payload: Payload,
+) -> UnifiedEvent {
     UnifiedEvent {
         id,
         timestamp: at,
@@ -92,7 +98,13 @@ pub fn event(kind: EventKind, entity: &Arc<EntityRef>, at: UnixNanos, id: EventI
     }
 }
 
-pub fn limit_sample(entity: &Arc<EntityRef>, at: UnixNanos, id: EventId, value: f64, limit: f64) -> UnifiedEvent {
+pub fn limit_sample(
+    entity: &Arc<EntityRef>,
+    at: UnixNanos,
+    id: EventId,
+    value: f64,
+    limit: f64,
+) -> UnifiedEvent {
     let data = MetricData {
         name: "container.memory.usage".into(),
         unit: "By".into(),
@@ -105,7 +117,8 @@ pub fn limit_sample(entity: &Arc<EntityRef>, at: UnixNanos, id: EventId, value: 
 
 fn cgroup(path: &str) -> Arc<EntityRef> {
     Arc::new(
-        EntityRef { cluster: "c".into(), node: "n1".into(), cgroup: path.into(), ..EntityRef::default() }.sealed(),
+        EntityRef { cluster: "c".into(), node: "n1".into(), cgroup: path.into(), ..EntityRef::default() }
+            .sealed(),
     )
 }
 
@@ -113,8 +126,17 @@ fn seconds(s: f64) -> UnixNanos {
     UnixNanos(1_700_000_000_000_000_000 + (s * 1e9) as u64)
 }
 
-fn exit(entity: &Arc<EntityRef>, at: f64, id: u128, pid: u32, code: i32, signal: u32, is_init: bool) -> UnifiedEvent {
-    let data = KernelData { exit_code: code, signal, is_init, comm: "worker".into(), ..KernelData::default() };
+fn exit(
+    entity: &Arc<EntityRef>,
+    at: f64,
+    id: u128,
+    pid: u32,
+    code: i32,
+    signal: u32,
+    is_init: bool,
+) -> UnifiedEvent {
+    let data =
+        KernelData { exit_code: code, signal, is_init, comm: "worker".into(), ..KernelData::default() };
     let mut event =
         event(EventKind::ProcessExit, entity, seconds(at), EventId(id), Payload::Kernel(Box::new(data)));
     event.pid = pid;
@@ -123,7 +145,8 @@ fn exit(entity: &Arc<EntityRef>, at: f64, id: u128, pid: u32, code: i32, signal:
 
 fn oom(entity: &Arc<EntityRef>, at: f64, id: u128, pid: u32) -> UnifiedEvent {
     let data = KernelData { comm: "worker".into(), ..KernelData::default() };
-    let mut event = event(EventKind::OomKill, entity, seconds(at), EventId(id), Payload::Kernel(Box::new(data)));
+    let mut event =
+        event(EventKind::OomKill, entity, seconds(at), EventId(id), Payload::Kernel(Box::new(data)));
     event.pid = pid;
     event
 }
@@ -139,7 +162,15 @@ fn refused(entity: &Arc<EntityRef>, at: f64, id: u128, port: u16) -> UnifiedEven
     event(EventKind::NetConnectRefused, entity, seconds(at), EventId(id), Payload::Network(Box::new(data)))
 }
 
-fn span(service: &str, at: f64, ids: (u128, u64, u64), kind: SpanKind, status: u16, error: &str, peer: &str) -> UnifiedEvent {
+fn span(
+    service: &str,
+    at: f64,
+    ids: (u128, u64, u64),
+    kind: SpanKind,
+    status: u16,
+    error: &str,
+    peer: &str,
+) -> UnifiedEvent {
     let entity = Arc::new(
         EntityRef {
             cluster: "c".into(),
@@ -183,7 +214,11 @@ fn last_of(signals: &[Signal], kind: SignalKind) -> Vec<&Signal> {
 fn a_victims_exit_is_the_kill_and_not_a_crash() {
     let app = cgroup("/app");
     let mut sim = Sim::new();
-    sim.feed(&[oom(&app, 1.0, 1, 42), exit(&app, 1.1, 2, 42, 0, 9, true), exit(&app, 1.2, 3, 43, 0, 11, false)]);
+    sim.feed(&[
+        oom(&app, 1.0, 1, 42),
+        exit(&app, 1.1, 2, 42, 0, 9, true),
+        exit(&app, 1.2, 3, 43, 0, 11, false),
+    ]);
     sim.finish();
     let kinds: std::collections::BTreeSet<SignalKind> = sim.signals.iter().map(|s| s.kind).collect();
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), [SignalKind::OomKill, SignalKind::CrashSignal]);
@@ -194,8 +229,9 @@ fn a_victims_exit_is_the_kill_and_not_a_crash() {
 fn ordinary_exits_are_no_news() {
     let shell = cgroup("/user.slice/session-1.scope");
     let mut sim = Sim::new();
-    let mut events: Vec<_> =
-        (0..50).map(|i| exit(&shell, f64::from(i) * 0.1, i as u128 + 1, 100 + i as u32, 1, 0, false)).collect();
+    let mut events: Vec<_> = (0..50)
+        .map(|i| exit(&shell, f64::from(i) * 0.1, i as u128 + 1, 100 + i as u32, 1, 0, false))
+        .collect();
     events.push(exit(&shell, 6.0, 100, 900, 0, 15, true));
     events.push(exit(&shell, 6.1, 101, 901, 0, 13, false));
     sim.feed(&events);
@@ -210,7 +246,8 @@ fn ordinary_exits_are_no_news() {
 #[test]
 fn five_refused_connections_are_one_deviation_of_five() {
     let app = cgroup("/app");
-    let events: Vec<_> = (0..5).map(|i| refused(&app, 1.0 + f64::from(i) * 0.05, i as u128 + 1, 5432)).collect();
+    let events: Vec<_> =
+        (0..5).map(|i| refused(&app, 1.0 + f64::from(i) * 0.05, i as u128 + 1, 5432)).collect();
     let mut sim = Sim::new();
     sim.feed(&events);
     sim.finish();
@@ -301,7 +338,13 @@ fn scene() -> Vec<UnifiedEvent> {
     let mut events: Vec<UnifiedEvent> = (0..60)
         .map(|i| {
             let value = (4.0 + f64::from(i)) * 1024.0 * 1024.0;
-            limit_sample(&leak, seconds(f64::from(i)), EventId(1000 + i as u128), value, 64.0 * 1024.0 * 1024.0)
+            limit_sample(
+                &leak,
+                seconds(f64::from(i)),
+                EventId(1000 + i as u128),
+                value,
+                64.0 * 1024.0 * 1024.0,
+            )
         })
         .collect();
     events.push(oom(&leak, 60.2, 2000, 42));
@@ -391,8 +434,5 @@ fn a_service_keeps_its_place_in_the_graph() {
         .flat_map(|s| &s.facts)
         .map(|f| format!("{} {} {}", f.from.name, f.edge, f.to.name))
         .collect();
-    assert_eq!(
-        facts,
-        ["api owns api-1", "api-1 owns api-1/main", "api-1 runs_on n1", "api-svc same_as api"]
-    );
+    assert_eq!(facts, ["api owns api-1", "api-1 owns api-1/main", "api-1 runs_on n1", "api-svc same_as api"]);
 }

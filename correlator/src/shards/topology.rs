@@ -50,13 +50,14 @@ impl Topology {
             }
             for (owner, entity) in entry.remove() {
                 // The place may change while the identity stays (a pod learns its workload): both count.
-                let place = owner ^ hash_parts(&[
-                    &entity.workload_kind,
-                    &entity.workload,
-                    &entity.node,
-                    &entity.service,
-                    &entity.pod,
-                ]);
+                let place = owner
+                    ^ hash_parts(&[
+                        &entity.workload_kind,
+                        &entity.workload,
+                        &entity.node,
+                        &entity.service,
+                        &entity.pod,
+                    ]);
                 if self.is_due(place, step) {
                     place_facts(&entity, step, out);
                 }
@@ -87,7 +88,13 @@ impl Topology {
     }
 
     /// Edges that an object of the Kubernetes API names, and its end.
-    pub fn object(&mut self, step: UnixNanos, event: &UnifiedEvent, data: &KubernetesData, out: &mut Vec<Fact>) {
+    pub fn object(
+        &mut self,
+        step: UnixNanos,
+        event: &UnifiedEvent,
+        data: &KubernetesData,
+        out: &mut Vec<Fact>,
+    ) {
         let gone = event.kind == EventKind::K8sObjectDeleted;
         let namespace = &event.entity.namespace;
         let from = Entity::namespaced(&data.object_kind, namespace, &data.object_name);

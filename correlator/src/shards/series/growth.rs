@@ -90,8 +90,7 @@ fn held_by_release(points: &[Point], limit: f64) -> bool {
 
 fn sustained(run: &[Point], limit: f64, config: &SeriesConfig) -> Option<Growth> {
     let (first, last) = (run.first()?, run.last()?);
-    let seconds: Vec<(f64, f64)> =
-        run.iter().map(|p| (p.at.since(first.at) as f64 / 1e9, p.value)).collect();
+    let seconds: Vec<(f64, f64)> = run.iter().map(|p| (p.at.since(first.at) as f64 / 1e9, p.value)).collect();
     let span_s = last.at.since(first.at) as f64 / 1e9;
     let whole = trend(&seconds)?;
     let rise = whole.slope * span_s;

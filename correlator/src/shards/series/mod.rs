@@ -65,7 +65,9 @@ impl Meter {
             | "k8s.container.memory_limit"
             | "k8s.container.memory.limit"
             | "container_spec_memory_limit_bytes" => Self::MemoryLimit,
-            "k8s.pod.memory_limit_utilization" | "k8s.container.memory_limit_utilization" => Self::MemoryShare,
+            "k8s.pod.memory_limit_utilization" | "k8s.container.memory_limit_utilization" => {
+                Self::MemoryShare
+            }
             "container.memory.events" if attribute("event") == Some("oom_kill") => Self::OomKills,
             "container_oom_events_total" => Self::OomKills,
             "container.cpu.periods" | "container_cpu_cfs_periods_total" => Self::CpuPeriods,
@@ -170,11 +172,15 @@ impl SeriesStore {
 
     /// Time from which on samples are needed to know again what is known now.
     pub fn needs_from(&self) -> Option<UnixNanos> {
-        self.series.values().filter(|s| s.is_growing || s.growing > 0).filter_map(|s| s.window.fine_start()).min()
+        self.series
+            .values()
+            .filter(|s| s.is_growing || s.growing > 0)
+            .filter_map(|s| s.window.fine_start())
+            .min()
     }
 
     /// Series kept.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.series.len()
     }
 
@@ -235,7 +241,8 @@ fn memory(
     let cell = sample.at.0 / size.cell_ns.max(1);
     let growth = find_growth(series.window.fine(), series.limit, config).or_else(|| {
         // The coarse window says something new once per cell only, unless it has to be watched.
-        let fresh = std::mem::replace(&mut series.cell, cell) != cell || series.is_growing || series.growing > 0;
+        let fresh =
+            std::mem::replace(&mut series.cell, cell) != cell || series.is_growing || series.growing > 0;
         if fresh { find_growth(series.window.coarse(), series.limit, config) } else { None }
     });
     let key = episode_key(SignalKind::MemoryGrowth, &sample.entity, None, 0);

@@ -163,7 +163,8 @@ fn random_walks_are_rarely_taken_for_leaks() {
 fn signals_of(all: &[Point], limit: f64) -> Vec<Signal> {
     let mut sim = Sim::new();
     let entity = Arc::new(
-        EntityRef { cluster: "c".into(), node: "n".into(), cgroup: "/demo".into(), ..EntityRef::default() }.sealed(),
+        EntityRef { cluster: "c".into(), node: "n".into(), cgroup: "/demo".into(), ..EntityRef::default() }
+            .sealed(),
     );
     let events = all.iter().map(|p| limit_sample(&entity, p.at, p.event, p.value, limit)).collect::<Vec<_>>();
     sim.feed(&events);

@@ -1,0 +1,136 @@
+//! Where to read on after a restart.
+//!
+//! State is not stored but made again from the stream. For that each stage keeps, in the key-value bucket, the
+//! stream sequence from which on it needs to read: the newest one before which everything is older than the oldest
+//! event time that anything open rests on.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tapio_runtime::bus::{Bus, BusError, Kv, StartAt};
+use tapio_schemas::UnixNanos;
+
+/// Marks kept, at most one per second of event time: about an hour. When what is needed is older than all of them, the
+/// mark that was kept last stays, which makes a restart read more.
+const MARKS_MAX: usize = 4096;
+/// Event time between two marks.
+const MARK_EVERY_NS: u64 = 1_000_000_000;
+
+/// What is kept per stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LowWater {
+    /// First stream sequence that is needed.
+    pub sequence: u64,
+    /// Oldest event time that is needed.
+    pub from: UnixNanos,
+}
+
+/// For sequences read: the newest event time up to there.
+#[derive(Debug, Default)]
+pub struct Marks {
+    marks: VecDeque<(u64, UnixNanos)>,
+}
+
+impl Marks {
+    /// Everything up to `sequence` is read, and none of it is newer than `newest`.
+    pub fn record(&mut self, sequence: u64, newest: UnixNanos) {
+        let newest = self.marks.back().map_or(newest, |(_, before)| newest.max(*before));
+        if self
+            .marks
+            .back()
+            .is_some_and(|(last, before)| *last >= sequence || newest.since(*before) < MARK_EVERY_NS)
+        {
+            return;
+        }
+        self.marks.push_back((sequence, newest));
+        if self.marks.len() > MARKS_MAX {
+            self.marks.pop_front();
+        }
+    }
+
+    /// First sequence that may hold anything of `needed` or later; forgets what lies before. `None` when not known.
+    pub fn sequence_for(&mut self, needed: UnixNanos) -> Option<u64> {
+        let covered = self.marks.iter().take_while(|(_, newest)| *newest < needed).count();
+        if covered == 0 {
+            return None;
+        }
+        self.marks.drain(..covered - 1);
+        self.marks.front().map(|(sequence, _)| sequence + 1)
+    }
+}
+
+/// The kept marks of one stage of one cluster.
+pub struct LowWaterStore {
+    kv: Kv,
+    key: String,
+}
+
+impl LowWaterStore {
+    /// Opens the bucket.
+    pub async fn open(bus: &Bus, cluster: &str, stage: &str) -> Result<Self, BusError> {
+        let key = format!("correlator.{}.{stage}", tapio_schemas::names::token(cluster));
+        Ok(Self { kv: bus.kv().await?, key })
+    }
+
+    /// What was kept last. A value that cannot be read counts as none: reading more is always safe.
+    pub async fn load(&self) -> Result<Option<LowWater>, BusError> {
+        let entry = self.kv.get(&self.key).await?;
+        Ok(entry.and_then(|e| serde_json::from_slice(&e.value).ok()))
+    }
+
+    /// Keeps a mark.
+    pub async fn save(&self, low_water: LowWater) -> Result<(), BusError> {
+        let text = serde_json::to_vec(&low_water).unwrap_or_default();
+        self.kv.put(&self.key, Bytes::from(text)).await.map(|_| ())
+    }
+}
+
+/// Where to begin to read `stream`: at the mark; at `otherwise` when there is none, or it is of another stream.
+pub async fn start_at(
+    bus: &Bus,
+    stream: &str,
+    low_water: Option<LowWater>,
+    otherwise: UnixNanos,
+) -> Result<StartAt, BusError> {
+    let state = bus.stream_state(stream).await?;
+    Ok(match low_water {
+        // A stream that is shorter than the mark was made anew.
+        Some(mark) if mark.sequence <= state.last_sequence + 1 => StartAt::Sequence(mark.sequence),
+        Some(_) => StartAt::Beginning,
+        None => StartAt::UnixNanos(otherwise.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(s: u64) -> UnixNanos {
+        UnixNanos(s * MARK_EVERY_NS)
+    }
+
+    #[test]
+    fn everything_needed_lies_at_or_after_the_mark() {
+        let mut marks = Marks::default();
+        for (sequence, newest) in [(10, 100), (20, 90), (30, 200), (40, 300)] {
+            marks.record(sequence, secs(newest));
+        }
+        assert_eq!(marks.sequence_for(secs(100)), None);
+        assert_eq!(marks.sequence_for(secs(101)), Some(11));
+        assert_eq!(marks.sequence_for(secs(250)), Some(31));
+        // Forgotten: the mark kept before stays.
+        assert_eq!(marks.sequence_for(secs(150)), None);
+    }
+
+    #[test]
+    fn marks_are_bounded() {
+        let mut marks = Marks::default();
+        for i in 0..100_000u64 {
+            marks.record(i, secs(i));
+        }
+        assert_eq!(marks.marks.len(), MARKS_MAX);
+        assert_eq!(marks.sequence_for(secs(99_000)), Some(99_000));
+        assert_eq!(marks.sequence_for(secs(50_000)), None);
+    }
+}

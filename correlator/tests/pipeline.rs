@@ -1,0 +1,218 @@
+//! Both stages over a real nats-server.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Publisher, cluster_leak, leaking};
+use tapio_correlator::config::CorrelatorConfig;
+use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
+use tapio_runtime::bus::{Bus, Headers, Message, OrderedConfig};
+use tapio_runtime::clock::{Clock, SystemClock};
+use tapio_runtime::harness::NatsServer;
+use tapio_runtime::health::Health;
+use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::names::{
+    HEADER_REASON, STREAM_DEADLETTER, STREAM_INSIGHTS, STREAM_SIGNALS, events_subject,
+};
+use tapio_schemas::wire::SignalBatchView;
+use tapio_schemas::{Finding, Signal, SignalKind, UnixNanos};
+
+/// Longest that anything may take here; the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Set in a child process: the server's address. The child is killed, as `kill -9` does.
+const CHILD_URL: &str = "TAPIO_TEST_CORRELATOR_URL";
+
+async fn start(bus: &Bus) -> CorrelatorHandle {
+    let clock = SystemClock::shared();
+    let parts = CorrelatorParts {
+        bus: bus.clone(),
+        clock: clock.clone(),
+        health: Health::new(clock),
+        metrics: Metrics::new(),
+    };
+    Correlator::start(CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() }, parts)
+        .await
+        .expect("the correlator starts")
+}
+
+/// Reads a stream from its beginning until `enough` says so.
+async fn read_until(bus: &Bus, stream: &str, mut enough: impl FnMut(&[Message]) -> bool) -> Vec<Message> {
+    let mut consumer = bus.ordered_consumer(OrderedConfig::new(stream)).await.expect("a consumer");
+    let mut all = Vec::new();
+    let reading = async {
+        while !enough(&all) {
+            all.extend(consumer.next_batch(64, Duration::from_millis(100)).await.expect("a batch"));
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("{stream}: not enough in time"));
+    all
+}
+
+fn signals(messages: &[Message]) -> Vec<Signal> {
+    let mut aligned = rkyv::util::AlignedVec::<16>::new();
+    messages
+        .iter()
+        .flat_map(|m| {
+            aligned.clear();
+            aligned.extend_from_slice(&m.payload);
+            SignalBatchView::check(&aligned).expect("a section").to_section().signals
+        })
+        .collect()
+}
+
+fn findings(messages: &[Message]) -> Vec<Finding> {
+    messages.iter().map(|m| serde_json::from_slice(&m.payload).expect("a finding in JSON")).collect()
+}
+
+fn has(messages: &[Message], kind: SignalKind) -> bool {
+    signals(messages).iter().any(|s| s.kind == kind)
+}
+
+fn explains_the_kill(messages: &[Message]) -> bool {
+    findings(messages).iter().any(|f| f.chain.iter().any(|link| link.signal == "memory.oom_kill"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leak_becomes_signals_and_one_finding_on_its_subject() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let correlator = start(&bus).await;
+    Publisher::new(bus.clone()).publish(&leaking(SystemClock::new().now_unix_nanos())).await;
+
+    let sections = read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::OomKill)).await;
+    assert!(has(&sections, SignalKind::MemoryGrowth));
+    let messages = read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    let all = findings(&messages);
+    let ids: BTreeSet<_> = all.iter().map(|f| f.id).collect();
+    assert_eq!(ids.len(), 1, "one incident: {:?}", all.iter().map(|f| &f.title).collect::<Vec<_>>());
+    let last = messages.last().unwrap();
+    let finding = all.last().unwrap();
+    assert_eq!(last.subject, finding.subject());
+    assert_eq!(last.headers.get("Nats-Msg-Id"), Some(finding.message_id().as_str()));
+    assert_eq!(last.headers.get("ce-type"), Some("dev.tapio.finding.v1"));
+    assert_eq!(finding.entity().unwrap().name, cluster_leak().subject().name);
+    correlator.drain().await.expect("drains");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_goes_to_the_dead_letters_with_a_reason_and_the_rest_goes_on() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let correlator = start(&bus).await;
+    let subject = events_subject("test", 3);
+    for garbage in [&b"not a batch"[..], &[0u8; 400]] {
+        bus.publish(&subject, None, Headers::new(), Bytes::copy_from_slice(garbage))
+            .await
+            .expect("published");
+    }
+    let dead = read_until(&bus, STREAM_DEADLETTER, |all| all.len() >= 2).await;
+    assert_eq!(dead[0].payload, &b"not a batch"[..]);
+    let reasons: Vec<_> = dead.iter().map(|m| m.headers.get(HEADER_REASON).unwrap_or("")).collect();
+    assert!(reasons[0].contains("truncated") && reasons[1].contains("magic"), "{reasons:?}");
+    assert_eq!(dead[0].headers.get("Tapio-Origin-Subject"), Some(subject.as_str()));
+
+    Publisher::new(bus.clone()).publish(&leaking(SystemClock::new().now_unix_nanos())).await;
+    read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::OomKill)).await;
+    correlator.drain().await.expect("drains");
+}
+
+/// The process that is killed. Runs only as a child of the test below.
+#[test]
+#[ignore = "the child process of `killed_at_any_time_it_loses_no_finding_and_doubles_none`"]
+fn child_correlator() {
+    let Ok(url) = std::env::var(CHILD_URL) else { return };
+    let runtime = tokio::runtime::Runtime::new().expect("tokio");
+    runtime.block_on(async {
+        let config = tapio_runtime::bus::BusConfig::with_url(url);
+        let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
+        let _correlator = start(&bus).await;
+        std::future::pending::<()>().await;
+    });
+}
+
+struct Child(std::process::Child);
+
+impl Child {
+    fn start(url: &str) -> Self {
+        let exe = std::env::current_exe().expect("own path");
+        let child = std::process::Command::new(exe)
+            .args(["--exact", "child_correlator", "--ignored", "--nocapture"])
+            .env(CHILD_URL, url)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("a child");
+        Self(child)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SIGKILL: nothing of it gets to tidy up.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_time_it_loses_no_finding_and_doubles_none() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let now = SystemClock::new().now_unix_nanos();
+    let all = leaking(now);
+    let mut publisher = Publisher::new(bus.clone());
+    // Three pieces, and a kill in the middle of each: while it reads, after it has spoken, between two words.
+    let third = all.len() / 3;
+    for (index, piece) in all.chunks(third.max(1)).enumerate() {
+        let child = Child::start(&server.url());
+        publisher.publish(piece).await;
+        if index == 1 {
+            read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::MemoryGrowth)).await;
+        }
+        drop(child);
+    }
+    let correlator = start(&bus).await;
+    read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    correlator.drain().await.expect("drains");
+
+    let messages = read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    let mut seen: BTreeMap<(String, u32), usize> = BTreeMap::new();
+    for finding in findings(&messages) {
+        *seen.entry((finding.id.to_string(), finding.revision)).or_default() += 1;
+    }
+    assert!(seen.values().all(|count| *count == 1), "doubled: {seen:?}");
+    let ids: BTreeSet<_> = seen.keys().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 1, "one incident, whatever happened to the process: {seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_restart_says_nothing_twice() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let now = SystemClock::new().now_unix_nanos();
+    let first = start(&bus).await;
+    Publisher::new(bus.clone()).publish(&leaking(now)).await;
+    read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    first.drain().await.expect("drains");
+    let before = bus.stream_state(STREAM_INSIGHTS).await.expect("state").messages;
+
+    let second = start(&bus).await;
+    // Another crash, elsewhere: once its finding is there, everything before it has been decided again.
+    Publisher::new(bus.clone()).publish(&[common::crash(SystemClock::new().now_unix_nanos())]).await;
+    let messages = read_until(&bus, STREAM_INSIGHTS, |all| {
+        findings(all).iter().any(|f| f.chain.iter().any(|link| link.signal == "process.crash_signal"))
+    })
+    .await;
+    second.drain().await.expect("drains");
+    let mut ids: Vec<String> = findings(&messages).iter().map(Finding::message_id).collect();
+    assert!(ids.len() as u64 > before);
+    ids.sort();
+    let count = ids.len();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "a revision was published twice");
+    let _ = (UnixNanos(now), Arc::new(()));
+}
