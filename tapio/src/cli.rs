@@ -36,7 +36,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  tapio check\n  tapio check deployment/api --output json")]
     Check(CheckArgs),
     /// Tell the story of one thing: name, kind/name, namespace/kind/name, a cgroup path or a finding id.
-    #[command(after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo")]
+    #[command(
+        after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo"
+    )]
     Why(WhyArgs),
     /// Print findings as they are published.
     Watch(WatchArgs),

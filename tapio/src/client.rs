@@ -22,8 +22,6 @@ pub struct Client {
     pub correlation: CorrelationServiceClient<Channel>,
     /// Where it is.
     pub address: String,
-    /// The instance's endpoints, when they came from a file.
-    pub endpoints: Option<Endpoints>,
 }
 
 /// `--server`, `TAPIO_SERVER`, endpoints.json of the data directory, else the default address.
@@ -41,7 +39,10 @@ fn read_endpoints(dir: &Path, named: bool) -> anyhow::Result<Option<Endpoints>> 
     match Endpoints::read(dir)? {
         None if named => Err(ExitWith {
             code: UNAVAILABLE,
-            message: format!("no instance runs with data directory {}: start one with `tapio up`", dir.display()),
+            message: format!(
+                "no instance runs with data directory {}: start one with `tapio up`",
+                dir.display()
+            ),
         }
         .into()),
         found => Ok(found),
@@ -51,12 +52,12 @@ fn read_endpoints(dir: &Path, named: bool) -> anyhow::Result<Option<Endpoints>> 
 impl Client {
     /// Connects; says what to do when nobody answers.
     pub async fn connect(args: &ClientArgs) -> anyhow::Result<Self> {
-        let (address, endpoints) = locate(args)?;
-        Self::connect_to(&address, endpoints).await
+        let (address, _) = locate(args)?;
+        Self::connect_to(&address).await
     }
 
     /// Connects to a known address.
-    pub async fn connect_to(address: &str, endpoints: Option<Endpoints>) -> anyhow::Result<Self> {
+    pub async fn connect_to(address: &str) -> anyhow::Result<Self> {
         let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(url)
             .with_context(|| format!("`{address}` is not an address, expected host:port"))?
@@ -71,7 +72,6 @@ impl Client {
         Ok(Self {
             correlation: CorrelationServiceClient::new(channel).max_decoding_message_size(32 << 20),
             address: address.to_owned(),
-            endpoints,
         })
     }
 

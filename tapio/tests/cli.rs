@@ -78,10 +78,12 @@ fn help_has_examples_and_completion_scripts_are_printed() {
 #[test]
 fn the_doctor_reports_every_part_as_json() {
     let dir = data_dir();
-    let output = run(&["doctor", "--free-ports", "--data-dir", dir.path().to_str().unwrap(), "--output", "json"]);
+    let output =
+        run(&["doctor", "--free-ports", "--data-dir", dir.path().to_str().unwrap(), "--output", "json"]);
     let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let names: Vec<&str> = checks.as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
-    for wanted in ["kernel", "BTF", "capabilities", "cgroups", "nats-server", "data directory", "kubernetes"] {
+    for wanted in ["kernel", "BTF", "capabilities", "cgroups", "nats-server", "data directory", "kubernetes"]
+    {
         assert!(names.contains(&wanted), "{wanted} in {names:?}");
     }
     assert!(checks.as_array().unwrap().iter().all(|c| c["ok"] == true || c["todo"] != ""), "{checks}");

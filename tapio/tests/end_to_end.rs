@@ -27,7 +27,10 @@ impl Drop for Helper {
 }
 
 fn require_root() {
-    assert!(rustix::process::geteuid().is_root(), "this test makes cgroups and loads kernel programs: run it as root");
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes cgroups and loads kernel programs: run it as root"
+    );
 }
 
 fn script(name: &str) -> String {
@@ -39,7 +42,9 @@ fn listen(instance: &Instance, file: &Path) -> Helper {
     let mut command = Command::new(python());
     command.arg(script("insights.py")).arg(instance.address("nats")).arg(file).stdin(Stdio::null());
     let helper = Helper(command.spawn().expect("python starts"));
-    wait_for("the NATS client", || std::fs::read_to_string(file).ok().filter(|text| text.starts_with("ready")));
+    wait_for("the NATS client", || {
+        std::fs::read_to_string(file).ok().filter(|text| text.starts_with("ready"))
+    });
     helper
 }
 
@@ -91,7 +96,11 @@ fn the_demo_predicts_explains_and_the_story_outlives_a_restart() {
     let output = instance.ask(&["demo", "memory-leak", "--limit-mib", "48"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}\n{}\n{}", stderr(&output), instance.log());
-    let cgroup = text.lines().find_map(|l| l.strip_prefix("Ask again with: tapio why ")).expect("the cgroup").to_owned();
+    let cgroup = text
+        .lines()
+        .find_map(|l| l.strip_prefix("Ask again with: tapio why "))
+        .expect("the cgroup")
+        .to_owned();
 
     let findings = heard(&insights);
     drop(listener);
@@ -103,7 +112,8 @@ fn the_demo_predicts_explains_and_the_story_outlives_a_restart() {
     assert_eq!(story["root_cause"]["cause"], "memory.leak");
     assert!(subject.starts_with("tapio.v1.insights."), "{subject}");
     assert_eq!(subject.split('.').count(), 8, "{subject}");
-    let predicted = findings.iter().find(|(_, f)| f["prediction"]["scenario"] == "oom_kill").expect("a prediction");
+    let predicted =
+        findings.iter().find(|(_, f)| f["prediction"]["scenario"] == "oom_kill").expect("a prediction");
     assert_eq!(predicted.1["id"], story["id"], "prediction and kill are one incident");
 
     assert_eq!(instance.interrupt(), Some(0));
@@ -113,7 +123,9 @@ fn the_demo_predicts_explains_and_the_story_outlives_a_restart() {
     assert!(stdout(&why).contains("memory.leak"), "{}", stdout(&why));
     let json = again.ask(&["check", &cgroup, "--output", "json"]);
     let answer: Value = serde_json::from_slice(&json.stdout).expect("check prints JSON");
-    assert!(answer["verdict"].is_string() && answer["findings"].is_array() && answer["freshness"].is_object());
+    assert!(
+        answer["verdict"].is_string() && answer["findings"].is_array() && answer["freshness"].is_object()
+    );
 }
 
 #[test]
@@ -135,7 +147,8 @@ fn a_failing_python_service_is_in_the_events_and_in_a_finding() {
 
     let spans = wait_for("all spans in the events", || {
         let events = events(instance.address("nats"));
-        let count = events.iter().filter(|e| e.kind == EventKind::Span && e.entity.service == "checkout").count();
+        let count =
+            events.iter().filter(|e| e.kind == EventKind::Span && e.entity.service == "checkout").count();
         (count >= 120).then_some(count)
     });
     assert_eq!(spans, 120);
@@ -166,7 +179,9 @@ fn five_refused_connections_are_five_refused_events_and_resets_are_resets() {
     }
     let of_port = |port: u16| -> Vec<UnifiedEvent> {
         let mut events = events(instance.address("nats"));
-        events.retain(|e| matches!(&e.payload, Payload::Network(n) if n.remote_port == port || n.local_port == port));
+        events.retain(
+            |e| matches!(&e.payload, Payload::Network(n) if n.remote_port == port || n.local_port == port),
+        );
         events
     };
     let count = |events: &[UnifiedEvent], kind: EventKind| events.iter().filter(|e| e.kind == kind).count();

@@ -54,7 +54,9 @@ fn judge(all: Vec<Finding>) -> Answer {
 fn print_human(answer: &Answer) {
     match answer.verdict {
         Status::Healthy => println!("healthy: no findings"),
-        Status::Recovered => println!("recovered: nothing is wrong now; `tapio watch --stored` shows what was"),
+        Status::Recovered => {
+            println!("recovered: nothing is wrong now; `tapio watch --stored` shows what was")
+        }
         Status::Active | Status::NotProvable => {
             for (i, finding) in answer.findings.iter().enumerate() {
                 if i == 0 {

@@ -96,7 +96,7 @@ fn kernel() -> Vec<Check> {
         Ok(programs) => checks.extend(programs.into_iter().map(|status| {
             let name = format!("program {}", status.program.name());
             let result = match status.state {
-                ProgramState::Failed(reason) => Err((reason.to_string(), String::new())),
+                ProgramState::Failed { reason } => Err((reason, String::new())),
                 state => Ok(format!("{state:?}").to_lowercase()),
             };
             Check::new(&name, false, result)
@@ -123,9 +123,10 @@ fn nats(args: &DoctorArgs) -> Check {
     if let Some(url) = &args.run.nats_url {
         return Check::new("nats-server", true, Ok(format!("will be used at {url}")));
     }
-    let result = nats_server::find()
-        .map(|binary| format!("{} at {}", binary.version, binary.path.display()))
-        .map_err(|error| (error.to_string(), "run `make setup`, or name a server with --nats-url".to_owned()));
+    let result =
+        nats_server::find().map(|binary| format!("{} at {}", binary.version, binary.path.display())).map_err(
+            |error| (error.to_string(), "run `make setup`, or name a server with --nats-url".to_owned()),
+        );
     Check::new("nats-server", true, result)
 }
 
@@ -151,7 +152,9 @@ fn data_dir(dir: &Path) -> Check {
         .and_then(|()| std::fs::write(&probe, b"ok"))
         .and_then(|()| std::fs::remove_file(&probe))
         .map(|()| format!("{} is writable", dir.display()))
-        .map_err(|error| (format!("{}: {error}", dir.display()), "choose another one with --data-dir".to_owned()));
+        .map_err(|error| {
+            (format!("{}: {error}", dir.display()), "choose another one with --data-dir".to_owned())
+        });
     Check::new("data directory", true, result)
 }
 

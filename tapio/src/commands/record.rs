@@ -51,12 +51,19 @@ fn nats_url(args: &RecordArgs) -> anyhow::Result<String> {
     }
     let (_, endpoints) = locate(&args.client)?;
     endpoints.map(|e| e.nats).ok_or_else(|| {
-        ExitWith { code: UNAVAILABLE, message: "no instance found: name its NATS server with --nats-url".to_owned() }
-            .into()
+        ExitWith {
+            code: UNAVAILABLE,
+            message: "no instance found: name its NATS server with --nats-url".to_owned(),
+        }
+        .into()
     })
 }
 
-async fn record(args: &RecordArgs, consumer: &mut OrderedConsumer, out: &mut impl Write) -> anyhow::Result<u64> {
+async fn record(
+    args: &RecordArgs,
+    consumer: &mut OrderedConsumer,
+    out: &mut impl Write,
+) -> anyhow::Result<u64> {
     let end = args.seconds.map(|s| tokio::time::Instant::now() + Duration::from_secs(s));
     let mut waiting: Vec<UnifiedEvent> = Vec::new();
     let mut lines = 0;

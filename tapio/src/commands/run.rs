@@ -1,7 +1,6 @@
 //! `tapio up|agent|correlator|storage`: configuration, build, print addresses, wait for a signal, drain.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
 use tapio_agents::collectors::CollectorState;
@@ -95,7 +94,8 @@ impl Instance {
         let mut config = config.clone();
         std::fs::create_dir_all(&config.data_dir)
             .with_context(|| format!("cannot make data directory {}", config.data_dir.display()))?;
-        let nats = if role == Role::All && !foreign_nats { Some(start_nats(&mut config).await?) } else { None };
+        let nats =
+            if role == Role::All && !foreign_nats { Some(start_nats(&mut config).await?) } else { None };
         let bus = Bus::connect(&config.bus, &metrics).await?;
         bus.ensure_streams().await?;
         let clock = SystemClock::shared();
@@ -106,11 +106,20 @@ impl Instance {
         let correlator = parts.correlator(role, &config).await?;
         let agent = parts.agent(role, &config).await?;
         let http =
-            telemetry::serve(&config.telemetry.listen, metrics.clone(), health.clone(), shutdown.clone()).await?;
+            telemetry::serve(&config.telemetry.listen, metrics.clone(), health.clone(), shutdown.clone())
+                .await?;
         let endpoints = Endpoints {
             nats: config.bus.urls.join(","),
-            otlp_grpc: agent.as_ref().and_then(AgentHandle::otlp_grpc).map(|a| a.to_string()).unwrap_or_default(),
-            otlp_http: agent.as_ref().and_then(AgentHandle::otlp_http).map(|a| a.to_string()).unwrap_or_default(),
+            otlp_grpc: agent
+                .as_ref()
+                .and_then(AgentHandle::otlp_grpc)
+                .map(|a| a.to_string())
+                .unwrap_or_default(),
+            otlp_http: agent
+                .as_ref()
+                .and_then(AgentHandle::otlp_http)
+                .map(|a| a.to_string())
+                .unwrap_or_default(),
             api_grpc: storage.as_ref().map(|s| s.grpc_addr().to_string()).unwrap_or_default(),
             metrics: http.addr().to_string(),
         };
@@ -118,7 +127,19 @@ impl Instance {
         if whole {
             endpoints.write(&config.data_dir)?;
         }
-        Ok(Self { endpoints, config, whole, agent, correlator, storage, http, shutdown, bus, nats, guard: None })
+        Ok(Self {
+            endpoints,
+            config,
+            whole,
+            agent,
+            correlator,
+            storage,
+            http,
+            shutdown,
+            bus,
+            nats,
+            guard: None,
+        })
     }
 
     /// Where it listens.
@@ -238,4 +259,3 @@ impl Parts<'_> {
         Ok(Some(NodeAgent::start(config.agent.clone(), parts).await?))
     }
 }
-

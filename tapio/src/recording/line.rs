@@ -28,7 +28,9 @@ impl RecordedLine {
         }
         let raw: Raw = serde_json::from_str(text).context("not a line of a recording")?;
         let at = raw.at_unix_nano.as_u64().or_else(|| raw.at_unix_nano.as_str()?.parse().ok());
-        let at = at.map(UnixNanos).with_context(|| format!("at_unix_nano {} is not a number", raw.at_unix_nano))?;
+        let at = at
+            .map(UnixNanos)
+            .with_context(|| format!("at_unix_nano {} is not a number", raw.at_unix_nano))?;
         Ok(Self { at, signal: raw.signal, request: raw.request })
     }
 }

@@ -51,8 +51,7 @@ impl Merged {
     /// Reads the first line of each file.
     pub fn new(files: Vec<Box<dyn BufRead>>) -> anyhow::Result<Self> {
         let sources = files.into_iter().enumerate().map(|(file, reader)| Source { reader, file, number: 0 });
-        let mut merged =
-            Self { sources: sources.collect(), heads: BinaryHeap::new(), lines: Vec::new() };
+        let mut merged = Self { sources: sources.collect(), heads: BinaryHeap::new(), lines: Vec::new() };
         merged.lines.resize_with(merged.sources.len(), || None);
         for file in 0..merged.sources.len() {
             merged.refill(file)?;

@@ -14,7 +14,7 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::EventBatch;
 use tapio_schemas::{Finding, ProducerId, UnifiedEvent, UnixNanos};
 
-pub use line::{Converter, RecordedLine};
+use line::Converter;
 use merge::Merged;
 
 /// Events of a shard before a batch is made, as the node agent does it.

@@ -61,7 +61,7 @@ async fn connect_or_start(args: &MemoryLeakArgs) -> anyhow::Result<(Client, Opti
             };
             let instance = Instance::start(Role::All, &run).await?;
             let address = instance.endpoints().api_grpc.clone();
-            let client = Client::connect_to(&address, Some(instance.endpoints().clone())).await?;
+            let client = Client::connect_to(&address).await?;
             Ok((client, Some(instance)))
         }
     }
@@ -135,7 +135,10 @@ fn note(seen: &mut Seen, finding: Finding) {
 fn killed(status: ExitStatus, cgroup: &LimitedCgroup) -> anyhow::Result<UnixNanos> {
     use std::os::unix::process::ExitStatusExt;
     if status.signal() != Some(libc::SIGKILL) || cgroup.oom_kills() == 0 {
-        bail!("the process ended with {status} and the kernel counted {} kills: no demonstration", cgroup.oom_kills());
+        bail!(
+            "the process ended with {status} and the kernel counted {} kills: no demonstration",
+            cgroup.oom_kills()
+        );
     }
     Ok(now())
 }

@@ -9,7 +9,9 @@ use crate::cli::{DemoArgs, DemoScenario};
 /// Runs a scenario.
 pub async fn run(args: DemoArgs) -> anyhow::Result<i32> {
     match args.scenario {
-        DemoScenario::MemoryLeak(args) if rustix::process::geteuid().is_root() => memory_leak::run(args).await,
+        DemoScenario::MemoryLeak(args) if rustix::process::geteuid().is_root() => {
+            memory_leak::run(args).await
+        }
         DemoScenario::MemoryLeak(_) => {
             println!(
                 "Not root: cannot make a memory cgroup and cannot see kernel events. What follows is a recording of a \

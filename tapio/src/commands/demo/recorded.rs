@@ -8,7 +8,8 @@ const MEMORY_LEAK: &[u8] = include_bytes!("../../../recordings/memory-leak.jsonl
 
 /// Replays the recording through the very pipeline and prints what was told then.
 pub fn memory_leak() -> anyhow::Result<i32> {
-    let mut replay = Replay::new(&ReplaySettings { cluster: "demo".to_owned(), ..ReplaySettings::default() })?;
+    let mut replay =
+        Replay::new(&ReplaySettings { cluster: "demo".to_owned(), ..ReplaySettings::default() })?;
     let mut last = None;
     let reader = zstd::stream::read::Decoder::new(MEMORY_LEAK)?;
     replay.run(vec![Box::new(std::io::BufReader::new(reader))], |finding| {
