@@ -9,7 +9,7 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StorageConfig {
-    /// Directory of the findings. Default `findings`; a relative path is below the data directory.
+    /// Directory of the findings. Default empty: `findings` in the data directory of the process.
     pub path: PathBuf,
     /// Where the gRPC API listens; port 0 takes a free one. Default `127.0.0.1:50051`.
     pub listen: String,
@@ -30,6 +30,8 @@ pub struct StorageConfig {
     /// Name of the position in the stream of findings; the identity of the store is appended, so a
     /// new store starts from the beginning. Default `storage`.
     pub consumer: String,
+    /// A finding that is not on disk after this time is delivered again. Default 10 s.
+    pub ack_wait: HumanDuration,
     /// Live subscribers at a time; one more is refused. Default 64.
     pub subscribers: usize,
 }
@@ -37,7 +39,7 @@ pub struct StorageConfig {
 impl Default for StorageConfig {
     fn default() -> Self {
         Self {
-            path: PathBuf::from("findings"),
+            path: PathBuf::new(),
             listen: "127.0.0.1:50051".to_owned(),
             retention_age: HumanDuration::from_secs(90 * 24 * 3600),
             retention_bytes: ByteSize::gib(1),
@@ -47,6 +49,7 @@ impl Default for StorageConfig {
             cache: ByteSize::mib(16),
             page_cache: ByteSize::mib(32),
             consumer: "storage".to_owned(),
+            ack_wait: HumanDuration::from_secs(10),
             subscribers: 64,
         }
     }

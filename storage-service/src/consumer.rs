@@ -13,8 +13,6 @@ use tapio_schemas::names;
 use crate::store::{Incoming, StoreMetrics};
 use crate::writer::{Persist, Writer};
 
-/// A finding that is not acknowledged in this time comes again.
-const ACK_WAIT: Duration = Duration::from_secs(10);
 /// Findings delivered and not acknowledged.
 const ACK_PENDING_MAX: usize = 512;
 /// Largest document of a finding.
@@ -37,6 +35,8 @@ const DRAIN_BATCHES_MAX: usize = 64;
 pub struct Intake {
     /// Durable name.
     pub name: String,
+    /// A finding that is not acknowledged in this time comes again.
+    pub ack_wait: Duration,
     /// A batch goes to the writer so long after its first finding,
     pub flush_interval: Duration,
     /// or when it has so many.
@@ -59,7 +59,7 @@ impl Consumer {
     /// Runs until asked to stop; then stores what was on its way.
     pub async fn run(&self, context: WorkerContext) -> WorkerResult {
         let config = DurableConfig {
-            ack_wait: ACK_WAIT,
+            ack_wait: self.intake.ack_wait,
             max_ack_pending: ACK_PENDING_MAX,
             ..DurableConfig::new(names::STREAM_INSIGHTS, &self.intake.name)
         };

@@ -109,6 +109,7 @@ impl StorageService {
         let name = format!("{}-{:016x}", config.consumer, cell.get()?.id());
         let intake = Intake {
             name,
+            ack_wait: config.ack_wait.get(),
             flush_interval: config.flush_interval.get(),
             flush_findings: config.flush_findings,
         };
@@ -151,6 +152,9 @@ impl StorageHandle {
 
 fn check(config: &StorageConfig) -> Result<(), StorageError> {
     let wrong = |key, message| Err(StorageError::Config { key, message });
+    if config.path.as_os_str().is_empty() {
+        return wrong("path", "must name a directory");
+    }
     if config.flush_findings == 0 {
         return wrong("flush_findings", "must be at least 1");
     }
@@ -158,6 +162,9 @@ fn check(config: &StorageConfig) -> Result<(), StorageError> {
         || !config.consumer.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
     {
         return wrong("consumer", "must be letters, digits, `-` and `_`");
+    }
+    if config.ack_wait.get() < Duration::from_secs(1) {
+        return wrong("ack_wait", "must be at least 1s");
     }
     if config.retention_interval.get().is_zero() {
         return wrong("retention_interval", "must be longer than 0");

@@ -22,6 +22,7 @@ mod write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tapio_schemas::{FindingId, UnixNanos};
 
@@ -34,6 +35,11 @@ pub use retention::{Limits, RetentionReport};
 pub use totals::Totals;
 pub use transfer::ImportReport;
 pub use write::{Incoming, PutReport};
+
+/// How often a locked store is tried, about a second in all.
+const LOCK_ATTEMPTS_MAX: u32 = 50;
+/// Time between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -76,13 +82,7 @@ impl Store {
     /// [`StoreError::Open`] (another process has it, no permission, damaged),
     /// [`StoreError::NewerFormat`], or a failed migration.
     pub fn open(options: &StoreOptions, metrics: StoreMetrics, now: UnixNanos) -> Result<Self, StoreError> {
-        let db = sled::Config::new()
-            .path(&options.path)
-            .cache_capacity(options.page_cache_bytes)
-            // Every batch is flushed here, before it is acknowledged.
-            .flush_every_ms(None)
-            .open()
-            .map_err(|source| StoreError::Open { path: options.path.clone(), source })?;
+        let db = open_db(options)?;
         let mut store = Self {
             db,
             path: options.path.clone(),
@@ -188,8 +188,37 @@ impl Store {
     }
 }
 
+/// Opens the database. One that was closed in this process lets go of its lock only when its
+/// background threads have ended, so a lock is tried a few times.
+fn open_db(options: &StoreOptions) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new()
+        .path(&options.path)
+        .cache_capacity(options.page_cache_bytes)
+        // Every batch is flushed here, before it is acknowledged.
+        .flush_every_ms(None);
+    let mut attempts = 1;
+    loop {
+        match config.open() {
+            Ok(db) => return Ok(db),
+            Err(error) if is_locked(&error) && attempts < LOCK_ATTEMPTS_MAX => {
+                attempts += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(source) => return Err(StoreError::Open { path: options.path.clone(), source }),
+        }
+    }
+}
+
+/// sled has no kind of its own for it.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
 /// The standard library seeds its hashers from the operating system.
 fn random_u64() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
 }
+
+#[cfg(test)]
+mod tests;
