@@ -20,12 +20,21 @@ const HORIZON_NS: u64 = 15 * 60 * 1_000_000_000;
 pub struct StageTwo {
     uniter: Uniter,
     incidents: IncidentEngine,
+    /// The run of stage one that is heard.
+    producer: Option<ProducerId>,
+    /// Counts up to here were told by an earlier run; a later one reads the same events again.
+    counted: UnixNanos,
 }
 
 impl StageTwo {
     /// An empty stage two.
     pub fn new(config: &CorrelatorConfig, model: Arc<Model>) -> Self {
-        Self { uniter: Uniter::default(), incidents: IncidentEngine::new(config.incidents.clone(), model) }
+        Self {
+            uniter: Uniter::default(),
+            incidents: IncidentEngine::new(config.incidents.clone(), model),
+            producer: None,
+            counted: UnixNanos(0),
+        }
     }
 
     /// Takes a section; returns the findings that follow.
@@ -37,8 +46,24 @@ impl StageTwo {
     /// Takes an encoded section, checked.
     pub fn apply_bytes(&mut self, bytes: &[u8]) -> Result<Vec<Finding>, WireError> {
         let mut aligned = crate::aligned::Aligned::default();
-        let section = SignalBatchView::check(aligned.of(bytes))?.to_section();
+        let batch = SignalBatchView::check(aligned.of(bytes))?;
+        let mut section = batch.to_section();
+        self.leave_out_repeated(batch.header().producer, &mut section);
         Ok(self.apply(section))
+    }
+
+    /// Signals and facts may be heard twice; counts may not. A new run of stage one begins with events whose counts the
+    /// run before has told.
+    fn leave_out_repeated(&mut self, producer: ProducerId, section: &mut SignalSection) {
+        if self.producer != Some(producer) {
+            if self.producer.is_some() {
+                self.counted = self.uniter.watermark();
+            }
+            self.producer = Some(producer);
+        }
+        let counted = self.counted;
+        section.tallies.retain(|tally| tally.window_start.plus(tally.window_ns) > counted);
+        section.gaps.retain(|gap| gap.to > counted);
     }
 
     /// The input has ended: decides what is open, as of `at`.

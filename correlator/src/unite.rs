@@ -11,7 +11,7 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Score, Signal, SignalId, SignalKind, Tally, UnixNanos};
 
-use crate::shards::{TICK_NS, add_evidence, grid_ceil, stamped};
+use crate::shards::{SLOW_BUCKETS, SLOW_EXTRA_NS, TICK_NS, add_evidence, bucket_ns, grid_ceil, stamped};
 
 /// Deviations united at a time; the longest silent are closed first.
 const UNITED_MAX: usize = 8192;
@@ -53,11 +53,59 @@ struct Part {
     ended: bool,
 }
 
+/// Counts of one edge, of all shards.
 #[derive(Default)]
 struct Edge {
-    windows: VecDeque<(UnixNanos, u64, u64)>,
-    base_calls: u64,
-    base_errors: u64,
+    windows: VecDeque<Window>,
+    base: Counts,
+    /// Usual latency bucket: follows the windows' medians slowly.
+    pace: Option<f64>,
+}
+
+struct Window {
+    start: UnixNanos,
+    counts: Counts,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    calls: u64,
+    errors: u64,
+    slow: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.errors += other.errors;
+        self.slow += other.slow;
+    }
+
+    /// Occurrences of what a kind of signal is about.
+    fn of(self, kind: SignalKind) -> u64 {
+        if kind == SignalKind::SpanSlow { self.slow } else { self.errors }
+    }
+}
+
+/// Share of a step towards the median of a window.
+const PACE_FOLLOWS: f64 = 0.05;
+
+impl Edge {
+    /// Calls of a tally that are far slower than usual.
+    fn slow_calls(&mut self, tally: &Tally) -> u64 {
+        let half = tally.calls / 2;
+        let mut below = 0u64;
+        let median = tally.latency.iter().find(|(_, count)| {
+            below += u64::from(*count);
+            below > half
+        });
+        let Some(median) = median.map(|(bucket, _)| f64::from(*bucket)) else { return 0 };
+        let pace = *self.pace.get_or_insert(median);
+        let slow_ns = bucket_ns(pace).saturating_add(SLOW_EXTRA_NS);
+        self.pace = Some(pace + PACE_FOLLOWS * (median - pace));
+        let is_slow = |bucket: f64| bucket >= pace + SLOW_BUCKETS && bucket_ns(bucket) >= slow_ns;
+        tally.latency.iter().filter(|(bucket, _)| is_slow(f64::from(*bucket))).map(|l| u64::from(l.1)).sum()
+    }
 }
 
 impl Default for Uniter {
@@ -220,26 +268,23 @@ impl Uniter {
 
     fn count(&mut self, tally: &Tally) {
         if self.edges.len() >= EDGES_MAX {
-            let newest = |edge: &Edge| edge.windows.back().map_or(UnixNanos(0), |w| w.0);
+            let newest = |edge: &Edge| edge.windows.back().map_or(UnixNanos(0), |w| w.start);
             let horizon = tally.window_start.minus(tally.window_ns.saturating_mul(WINDOWS_KEPT as u64));
             self.edges.retain(|_, edge| newest(edge) >= horizon);
         }
         let edge = self.edges.entry((tally.from.clone(), tally.to.clone())).or_default();
-        match edge.windows.iter_mut().find(|w| w.0 == tally.window_start) {
-            Some(window) => {
-                window.1 += tally.calls;
-                window.2 += tally.errors;
-            }
-            None => edge.windows.push_back((tally.window_start, tally.calls, tally.errors)),
+        let counts = Counts { calls: tally.calls, errors: tally.errors, slow: edge.slow_calls(tally) };
+        match edge.windows.iter_mut().find(|w| w.start == tally.window_start) {
+            Some(window) => window.counts.add(counts),
+            None => edge.windows.push_back(Window { start: tally.window_start, counts }),
         }
         if edge.windows.len() > WINDOWS_KEPT
-            && let Some((_, calls, errors)) = edge.windows.pop_front()
+            && let Some(window) = edge.windows.pop_front()
         {
-            edge.base_calls += calls;
-            edge.base_errors += errors;
-            if edge.base_calls > BASELINE_CALLS_MAX {
-                edge.base_calls /= 2;
-                edge.base_errors /= 2;
+            edge.base.add(window.counts);
+            if edge.base.calls > BASELINE_CALLS_MAX {
+                let half = edge.base;
+                edge.base = Counts { calls: half.calls / 2, errors: half.errors / 2, slow: half.slow / 2 };
             }
         }
     }
@@ -260,30 +305,131 @@ impl Uniter {
 /// chance explains from the baseline (three Poisson deviations) is worth a tenth of that.
 fn share(signal: &mut Signal, edge: Option<&Edge>) {
     signal.unit = "1".into();
-    let recent = edge.map_or((0, 0), |edge| {
-        edge.windows.iter().rev().take(WINDOWS_RECENT).fold((0, 0), |(c, e), w| (c + w.1, e + w.2))
-    });
+    let mut recent = Counts::default();
+    if let Some(edge) = edge {
+        edge.windows.iter().rev().take(WINDOWS_RECENT).for_each(|window| recent.add(window.counts));
+    }
     let count = signal.count as f64;
-    if recent.0 == 0 {
+    if recent.calls == 0 {
         signal.observed = f64::NAN;
         signal.strength = Score::clamped(count / (count + 1.0));
         return;
     }
-    let (calls, errors) = (recent.0 as f64, recent.1 as f64);
-    signal.observed = errors / calls;
-    let mut strength = errors / (calls + 1.0);
-    if errors / calls >= 0.05 {
+    let (calls, bad) = (recent.calls as f64, recent.of(signal.kind) as f64);
+    signal.observed = bad / calls;
+    let mut strength = bad / (calls + 1.0);
+    if bad / calls >= 0.05 {
         strength = strength.max(0.5);
     }
-    if let Some(edge) = edge.filter(|e| e.base_calls > 0) {
-        signal.baseline = edge.base_errors as f64 / edge.base_calls as f64;
+    if let Some(edge) = edge.filter(|e| e.base.calls > 0) {
+        signal.baseline = edge.base.of(signal.kind) as f64 / edge.base.calls as f64;
         let expected = signal.baseline * calls;
-        if errors <= expected + 3.0 * expected.sqrt() {
+        if bad <= expected + 3.0 * expected.sqrt() {
             strength *= 0.1;
         }
     }
     signal.strength = Score::clamped(strength);
     signal.attributes.retain(|a| a.key != "calls" && a.key != "errors");
-    signal.attributes.push(tapio_schemas::Attribute::new("calls", recent.0 as i64));
-    signal.attributes.push(tapio_schemas::Attribute::new("errors", recent.1 as i64));
+    signal.attributes.push(tapio_schemas::Attribute::new("calls", recent.calls as i64));
+    signal.attributes.push(tapio_schemas::Attribute::new("errors", recent.errors as i64));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use tapio_schemas::{EntityRef, EventId};
+
+    fn service(name: &str) -> Arc<EntityRef> {
+        let entity = EntityRef {
+            cluster: "c".into(),
+            namespace: "shop".into(),
+            service: name.into(),
+            ..EntityRef::default()
+        };
+        Arc::new(entity.sealed())
+    }
+
+    fn part(onset_s: f64, seen_s: f64, count: u64, ended: bool) -> Signal {
+        let at = |s: f64| UnixNanos((s * 1e9) as u64);
+        let mut signal = Signal::new(SignalKind::HttpServerErrors, service("api"), None, at(onset_s));
+        signal.count = count;
+        signal.ended = ended;
+        signal.evidence = vec![EventId((onset_s * 1000.0) as u128)];
+        stamped(signal, at(seen_s))
+    }
+
+    fn section(shard: u16, watermark_s: f64, signals: Vec<Signal>) -> SignalSection {
+        SignalSection {
+            watermarks: vec![(shard, UnixNanos((watermark_s * 1e9) as u64))],
+            signals,
+            ..SignalSection::default()
+        }
+    }
+
+    /// Says the watermark for all other shards.
+    fn others(uniter: &mut Uniter, watermark_s: f64) -> Vec<Signal> {
+        (2..SHARD_COUNT)
+            .flat_map(|shard| uniter.apply(section(shard, watermark_s, Vec::new())).signals)
+            .collect()
+    }
+
+    fn run(first: u16, second: u16) -> Vec<Signal> {
+        let mut uniter = Uniter::default();
+        let parts = |shard| match shard {
+            0 => vec![part(100.10, 100.10, 2, false)],
+            _ => vec![part(100.05, 100.05, 3, false), part(100.05, 101.10, 5, false)],
+        };
+        let mut out = uniter.apply(section(first, 105.0, parts(first))).signals;
+        out.extend(uniter.apply(section(second, 105.0, parts(second))).signals);
+        assert!(out.is_empty(), "said before all shards had passed");
+        out.extend(others(&mut uniter, 105.0));
+        let ends = vec![part(100.10, 130.0, 2, true), part(100.05, 131.0, 5, true)];
+        out.extend(uniter.apply(section(0, 140.0, ends)).signals);
+        out.extend(uniter.apply(section(1, 140.0, Vec::new())).signals);
+        out.extend(others(&mut uniter, 140.0));
+        out
+    }
+
+    #[test]
+    fn parts_of_many_shards_are_one_deviation_in_any_order() {
+        let said = run(0, 1);
+        let text = |all: &[Signal]| all.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>();
+        assert_eq!(text(&said), text(&run(1, 0)));
+        assert!(said.iter().all(|s| s.id == said[0].id), "one id");
+        assert_eq!(said[0].onset, UnixNanos(100_050_000_000));
+        assert_eq!(said.iter().map(|s| s.count).collect::<Vec<_>>(), [5, 7, 7, 7]);
+        assert_eq!(said.iter().map(|s| s.ended).collect::<Vec<_>>(), [false, false, false, true]);
+        assert_eq!(said[0].evidence.len(), 2);
+    }
+
+    #[test]
+    fn a_share_that_is_usual_is_weak_and_an_unusual_one_is_strong() {
+        let api = service("api").owner();
+        let tally = |start_s: u64, errors| Tally {
+            window_start: UnixNanos(start_s * 1_000_000_000),
+            window_ns: 5_000_000_000,
+            from: api.clone(),
+            to: api.clone(),
+            calls: 1000,
+            errors,
+            duration_ns_sum: 0,
+            latency: vec![(200, 1000)],
+        };
+        let strength = |recent_errors: u64| {
+            let mut uniter = Uniter::default();
+            let mut tallies: Vec<Tally> = (0..16).map(|i| tally(i * 5, 10)).collect();
+            tallies.extend((16..19).map(|i| tally(i * 5, recent_errors)));
+            let mut first = section(0, 96.0, vec![part(95.1, 95.1, 9, false)]);
+            first.tallies = tallies;
+            let mut out = uniter.apply(first).signals;
+            out.extend(uniter.apply(section(1, 96.0, Vec::new())).signals);
+            out.extend(others(&mut uniter, 96.0));
+            assert_eq!(out.len(), 1);
+            out[0].strength.get()
+        };
+        assert!(strength(11) < 0.01, "{}", strength(11));
+        assert!(strength(400) > 0.35, "{}", strength(400));
+    }
 }

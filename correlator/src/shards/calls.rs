@@ -29,6 +29,51 @@ pub struct Calls {
     callee_order: VecDeque<(TraceId, SpanId)>,
     /// By start of the window: counts by edge.
     windows: BTreeMap<u64, BTreeMap<(Entity, Entity), Counts>>,
+    paces: HashMap<(Entity, Entity), Pace>,
+}
+
+/// How long calls of an edge usually take in this shard.
+///
+/// The bucket follows the median by small steps (frugal streaming: Ma, Muthukrishnan and Sandler, 2013): no
+/// histogram, and a sudden slowness does not become usual within some hundred calls.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    bucket: f64,
+    seen: u32,
+}
+
+/// Calls before an edge's pace is trusted.
+const PACE_CALLS_MIN: u32 = 30;
+/// Step of the median once it is trusted, buckets.
+const PACE_STEP: f64 = 0.05;
+/// A call this many times slower than usual is slow: 16 buckets are a factor of four.
+pub const SLOW_BUCKETS: f64 = 16.0;
+/// … and slower by at least this.
+pub const SLOW_EXTRA_NS: u64 = 50_000_000;
+
+impl Pace {
+    /// Takes a call; the usual duration in ns when the call is slow.
+    fn next(&mut self, duration_ns: u64) -> Option<u64> {
+        let bucket = f64::from(latency_bucket(duration_ns));
+        let trusted = self.seen >= PACE_CALLS_MIN;
+        let usual_ns = bucket_ns(self.bucket);
+        let slow = trusted
+            && bucket >= self.bucket + SLOW_BUCKETS
+            && duration_ns >= usual_ns.saturating_add(SLOW_EXTRA_NS);
+        let step = if trusted { PACE_STEP } else { 1.0 };
+        if bucket > self.bucket {
+            self.bucket += step;
+        } else if bucket < self.bucket {
+            self.bucket -= step;
+        }
+        self.seen = self.seen.saturating_add(1);
+        slow.then_some(usual_ns)
+    }
+}
+
+/// Duration of a bucket, ns.
+pub fn bucket_ns(bucket: f64) -> u64 {
+    (bucket / 8.0).exp2() as u64
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +94,7 @@ impl Calls {
             callees: HashMap::new(),
             callee_order: VecDeque::new(),
             windows: BTreeMap::new(),
+            paces: HashMap::new(),
         }
     }
 
@@ -73,18 +119,25 @@ impl Calls {
                 }
                 let callee = child.or(named);
                 let to = callee.clone().unwrap_or_default();
+                let mut slow = None;
                 if callee.is_some() {
                     topology.edge(step, EdgeKind::Calls, own.clone(), to.clone(), facts);
-                    self.tally(span, own, to, counters);
+                    slow = self.tally(span, own, to, counters);
                 }
-                span.failure.as_ref().map(|failure| failed_call(span, failure, callee))
+                match &span.failure {
+                    Some(failure) => Some(failed_call(span, failure, callee)),
+                    None => slow.map(|usual_ns| slow_call(span, usual_ns, callee)),
+                }
             }
             SpanKind::Server | SpanKind::Consumer => {
                 if span.parent.0 != 0 {
                     self.remember((span.trace, span.parent), &span.entity, counters);
                 }
-                self.tally(span, own.clone(), own, counters);
-                span.failure.as_ref().map(|failure| failed_request(span, failure))
+                let slow = self.tally(span, own.clone(), own, counters);
+                match &span.failure {
+                    Some(failure) => Some(failed_request(span, failure)),
+                    None => slow.map(|usual_ns| slow_call(span, usual_ns, None)),
+                }
             }
             // An internal span's failure shows in the server span around it; only a root has none.
             SpanKind::Internal | SpanKind::Unspecified if span.parent.0 == 0 => {
@@ -119,7 +172,8 @@ impl Calls {
         }
     }
 
-    fn tally(&mut self, span: &SpanRecord, from: Entity, to: Entity, counters: &mut Counters) {
+    /// Counts a call; the usual duration when it was slow.
+    fn tally(&mut self, span: &SpanRecord, from: Entity, to: Entity, counters: &mut Counters) -> Option<u64> {
         // Windows are open on the left, as steps are, so that a window ends exactly with a step.
         let start = span.at.0.saturating_sub(1) / self.window_ns * self.window_ns;
         let edges = self.windows.entry(start).or_default();
@@ -127,13 +181,22 @@ impl Calls {
         let edge = (from, to);
         if full && !edges.contains_key(&edge) {
             counters.evicted.edges += 1;
-            return;
+            return None;
         }
+        if self.paces.len() >= self.edges_max && !self.paces.contains_key(&edge) {
+            // What is usual is learnt again within some calls.
+            counters.evicted.edges += self.paces.len() as u64;
+            self.paces.clear();
+        }
+        let bucket = f64::from(latency_bucket(span.duration_ns));
+        let pace = self.paces.entry(edge.clone()).or_insert(Pace { bucket, seen: 0 });
+        let slow = pace.next(span.duration_ns);
         let counts = edges.entry(edge).or_default();
         counts.calls += 1;
         counts.errors += u64::from(span.failure.is_some());
         counts.duration_ns = counts.duration_ns.saturating_add(span.duration_ns);
         *counts.latency.entry(latency_bucket(span.duration_ns)).or_default() += 1;
+        slow
     }
 
     fn remember(&mut self, key: (TraceId, SpanId), callee: &Arc<EntityRef>, counters: &mut Counters) {
@@ -201,6 +264,19 @@ fn failed_call(span: &SpanRecord, failure: &Failure, callee: Option<Entity>) -> 
     seen.with("peer", span.peer.as_str())
 }
 
+fn slow_call(span: &SpanRecord, usual_ns: u64, callee: Option<Entity>) -> Observation {
+    let mut seen = Observation::new(SignalKind::SpanSlow, &service_of(&span.entity), span.at, span.id);
+    if span.trace.0 != 0 {
+        seen.key = ShardKey::trace(span.trace.0);
+    }
+    seen.peer = callee;
+    seen.strength = 0.4;
+    seen.with("duration_ms", span.duration_ns as f64 / 1e6)
+        .with("usual_ms", usual_ns as f64 / 1e6)
+        .with("peer", span.peer.as_str())
+        .with("service", span.entity.service.as_str())
+}
+
 fn failed_request(span: &SpanRecord, failure: &Failure) -> Observation {
     let kind = if span.http_status >= 500 { SignalKind::HttpServerErrors } else { SignalKind::SpanErrors };
     failed(kind, span, failure).with(
@@ -239,6 +315,19 @@ mod tests {
         assert_eq!(of("10.1.2.3:80").kind, kinds::EXTERNAL);
         assert_eq!(of("api.example.com").kind, kinds::EXTERNAL);
         assert!(callee_by_name("", "shop").is_none());
+    }
+
+    #[test]
+    fn slow_is_what_is_far_beyond_usual_and_stays_so_for_a_while() {
+        let mut pace = Pace { bucket: f64::from(latency_bucket(20_000_000)), seen: 0 };
+        for i in 0..200u64 {
+            assert_eq!(pace.next(15_000_000 + i % 10 * 1_000_000), None);
+        }
+        assert!(pace.next(60_000_000).is_none(), "three times slower");
+        let told = (0..100).filter(|_| pace.next(400_000_000).is_some()).count();
+        assert_eq!(told, 100);
+        let mut tiny = Pace { bucket: f64::from(latency_bucket(10_000)), seen: 99 };
+        assert!(tiny.next(1_000_000).is_none(), "a hundred times slower, and a millisecond");
     }
 
     #[test]

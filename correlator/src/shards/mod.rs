@@ -17,6 +17,7 @@ mod shard;
 mod topology;
 mod watermark;
 
+pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted};
 pub(crate) use episode::{add_evidence, stamped};
