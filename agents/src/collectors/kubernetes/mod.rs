@@ -1,1 +1,21 @@
-//! The kubernetes collector.
+//! The Kubernetes collector: watches objects and events of a cluster, tells their changes, and knows which
+//! container belongs to which workload. Without a cluster it is disabled, with the reason.
+
+pub mod collector;
+pub mod config;
+pub mod convert;
+pub mod index;
+mod json;
+pub mod owners;
+pub mod pod;
+mod relations;
+pub mod summary;
+pub mod tracker;
+mod watch;
+
+pub use collector::{KubernetesCollector, Unavailable};
+pub use config::{KubernetesConfig, WatchScope};
+pub use convert::WatchType;
+pub use index::PodIndex;
+pub use summary::NotAnObject;
+pub use tracker::Tracker;

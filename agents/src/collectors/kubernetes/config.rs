@@ -1,0 +1,51 @@
+//! Configuration of the Kubernetes collector.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tapio_runtime::config::HumanDuration;
+
+/// The Kubernetes collector.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KubernetesConfig {
+    /// Whether to watch a cluster when there is one. Default true.
+    pub enabled: bool,
+    /// Kubeconfig file. None (default): `KUBECONFIG`, `~/.kube/config`, else the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig. None (default): its current context.
+    pub context: Option<String>,
+    /// What to watch. Default `cluster`.
+    pub scope: WatchScope,
+    /// At start, Kubernetes events and container ends older than this are not reported again. Default 10 min.
+    pub history: HumanDuration,
+    /// Shortest and longest wait after an error of the API server; doubled from one to the next. Default 500 ms.
+    pub backoff_min: HumanDuration,
+    /// See `backoff_min`. Default 30 s.
+    pub backoff_max: HumanDuration,
+}
+
+/// What to watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchScope {
+    /// Everything: one agent of a cluster does.
+    #[default]
+    Cluster,
+    /// The pods of this agent's node, to tell which control group belongs to which workload.
+    Node,
+}
+
+impl Default for KubernetesConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            kubeconfig: None,
+            context: None,
+            scope: WatchScope::Cluster,
+            history: HumanDuration::from_secs(600),
+            backoff_min: HumanDuration::from_millis(500),
+            backoff_max: HumanDuration::from_secs(30),
+        }
+    }
+}

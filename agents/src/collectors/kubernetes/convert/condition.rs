@@ -1,0 +1,66 @@
+//! Changes of conditions: of nodes, and of objects that have no events of their own for them.
+
+use smol_str::format_smolstr;
+use tapio_schemas::entity::kinds;
+use tapio_schemas::kind::{EventKind, EventSeverity};
+use tapio_schemas::payload::KubernetesData;
+
+use super::{Changes, Fact, WatchType};
+use crate::collectors::kubernetes::summary::{Condition, Summary};
+
+/// Bad when not `True`.
+const GOOD_WHEN_TRUE: [&str; 5] = ["Ready", "Available", "Progressing", "ScalingActive", "AbleToScale"];
+/// Bad when not `False`; on a node every other condition is, as problem detectors add their own.
+const BAD_WHEN_TRUE: [&str; 4] = ["ReplicaFailure", "Failed", "FailureTarget", "Stalled"];
+
+/// `reason` is the condition's, `old_value` and `new_value` are `Type=Status`.
+pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_type: WatchType) {
+    let new = out.new;
+    // A pod's have events of their own.
+    if new.kind == kinds::POD || watch_type == WatchType::Deleted {
+        return;
+    }
+    let on_node = new.kind == kinds::NODE;
+    let (kind, bad_severity) = if on_node {
+        (EventKind::K8sNodeCondition, EventSeverity::Error)
+    } else {
+        (EventKind::K8sObjectChanged, EventSeverity::Warning)
+    };
+    for condition in &new.conditions {
+        let before = previous.and_then(|previous| previous.condition(&condition.kind));
+        let is_bad = is_bad(condition, on_node);
+        let changed = match (previous, before) {
+            // Of what is seen first only what is wrong is told.
+            (None, _) | (Some(_), None) => is_bad,
+            (Some(_), Some(before)) => {
+                before.status != condition.status || (is_bad && before.reason != condition.reason)
+            }
+        };
+        if !changed {
+            continue;
+        }
+        let old = before.map(|before| format_smolstr!("{}={}", before.kind, before.status));
+        let data = KubernetesData {
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            old_value: old.unwrap_or_default(),
+            new_value: format_smolstr!("{}={}", condition.kind, condition.status),
+            ..KubernetesData::default()
+        };
+        // What is wrong since long is told as of now: an old time would be dropped as old news.
+        let at = condition.since.filter(|_| previous.is_some());
+        let distinct = format_smolstr!("{}={}/{}", condition.kind, condition.status, condition.reason);
+        let severity = if is_bad { bad_severity } else { EventSeverity::Info };
+        out.push(kind, severity, Fact { at, distinct, data, ..Fact::default() });
+    }
+}
+
+fn is_bad(condition: &Condition, on_node: bool) -> bool {
+    let kind = condition.kind.as_str();
+    if GOOD_WHEN_TRUE.contains(&kind) {
+        // `Unknown` is bad as well: nobody reports any more.
+        condition.status != "True"
+    } else {
+        (on_node || BAD_WHEN_TRUE.contains(&kind)) && condition.status != "False"
+    }
+}

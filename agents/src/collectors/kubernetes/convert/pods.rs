@@ -1,0 +1,153 @@
+//! Changes of a pod and its containers.
+
+use smol_str::{SmolStr, format_smolstr};
+use tapio_schemas::kind::{EventKind, EventSeverity};
+use tapio_schemas::payload::KubernetesData;
+
+use super::{Changes, Fact};
+use crate::collectors::kubernetes::pod::{ContainerState, Ended, PodState};
+use crate::collectors::kubernetes::summary::{Condition, Summary};
+
+/// Waiting for these is normal.
+const ORDINARY_WAITS: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
+
+pub(super) fn changes(out: &mut Changes<'_>, pod: &PodState, previous: Option<&Summary>) {
+    let pod_before = previous.and_then(Summary::pod);
+    for container in &pod.containers {
+        let before = pod_before.and_then(|pod| pod.container(&container.name));
+        for end in &container.ended {
+            if before.is_none_or(|before| !before.ended.iter().any(|old| same_end(old, end)))
+                && out.is_news(end.at, previous)
+            {
+                out.push(EventKind::K8sContainerTerminated, end_severity(end), ended(container, end));
+            }
+        }
+        waiting(out, container, before);
+        if container.running_since.is_some()
+            && before.is_none_or(|before| before.running_since != container.running_since)
+            && out.is_news(container.running_since, previous)
+        {
+            out.push(EventKind::K8sContainerStarted, EventSeverity::Info, started(container));
+        }
+    }
+    scheduling(out, previous);
+    evicted(out, pod, previous);
+    readiness(out, pod, previous);
+}
+
+fn same_end(a: &Ended, b: &Ended) -> bool {
+    (&a.id, a.at) == (&b.id, b.at)
+}
+
+fn end_severity(end: &Ended) -> EventSeverity {
+    match (end.exit_code, end.reason.as_str()) {
+        (_, "OOMKilled") => EventSeverity::Critical,
+        (0, _) => EventSeverity::Info,
+        _ => EventSeverity::Error,
+    }
+}
+
+fn ended<'a>(container: &'a ContainerState, end: &Ended) -> Fact<'a> {
+    Fact {
+        at: end.at,
+        container: &container.name,
+        container_id: end.id.clone(),
+        distinct: end.id.clone(),
+        data: KubernetesData {
+            reason: end.reason.clone(),
+            message: end.message.clone(),
+            exit_code: end.exit_code,
+            signal: end.signal,
+            restart_count: container.restarts,
+            ..KubernetesData::default()
+        },
+    }
+}
+
+fn started(container: &ContainerState) -> Fact<'_> {
+    Fact {
+        at: container.running_since,
+        container: &container.name,
+        distinct: container.id.clone(),
+        data: KubernetesData { restart_count: container.restarts, ..KubernetesData::default() },
+        ..Fact::default()
+    }
+}
+
+fn waiting(out: &mut Changes<'_>, container: &ContainerState, before: Option<&ContainerState>) {
+    let Some((reason, message)) = &container.waiting else { return };
+    let same = before.and_then(|before| before.waiting.as_ref()).is_some_and(|(old, _)| old == reason);
+    if same || ORDINARY_WAITS.contains(&reason.as_str()) {
+        return;
+    }
+    let fact = Fact {
+        container: &container.name,
+        distinct: format_smolstr!("{reason}/{}", container.restarts),
+        data: KubernetesData {
+            reason: reason.clone(),
+            message: message.clone(),
+            restart_count: container.restarts,
+            ..KubernetesData::default()
+        },
+        ..Fact::default()
+    };
+    out.push(EventKind::K8sContainerWaiting, EventSeverity::Error, fact);
+}
+
+fn scheduling(out: &mut Changes<'_>, previous: Option<&Summary>) {
+    let is_unschedulable = |pod: &Summary| {
+        pod.condition("PodScheduled").filter(|c| c.status == "False" && c.reason == "Unschedulable").cloned()
+    };
+    if let Some(now) = is_unschedulable(out.new)
+        && previous.and_then(is_unschedulable).is_none()
+    {
+        out.push(EventKind::K8sPodUnschedulable, EventSeverity::Error, of_condition(&now));
+    }
+}
+
+/// By the kubelet under pressure (the phase's reason), or by somebody through the API (the condition).
+fn evicted(out: &mut Changes<'_>, pod: &PodState, previous: Option<&Summary>) {
+    let by_kubelet = |pod: &PodState| pod.reason == "Evicted";
+    let by_api = |pod: &Summary| pod.condition("DisruptionTarget").is_some_and(|c| c.status == "True");
+    if by_kubelet(pod) && !previous.and_then(Summary::pod).is_some_and(by_kubelet) {
+        let data = KubernetesData {
+            reason: pod.reason.clone(),
+            message: pod.message.clone(),
+            ..KubernetesData::default()
+        };
+        out.push(EventKind::K8sPodEvicted, EventSeverity::Error, Fact { data, ..Fact::default() });
+    } else if by_api(out.new) && !previous.is_some_and(by_api) {
+        let condition = out.new.condition("DisruptionTarget").cloned();
+        let fact = condition.as_ref().map(of_condition).unwrap_or_default();
+        out.push(EventKind::K8sPodEvicted, EventSeverity::Warning, fact);
+    }
+}
+
+/// Only transitions: a pod that starts is not ready either, and one that ends or is deleted need not be.
+fn readiness(out: &mut Changes<'_>, pod: &PodState, previous: Option<&Summary>) {
+    let status = |pod: Option<&Summary>| pod.and_then(|p| p.condition("Ready")).map(|c| c.status.clone());
+    let Some(now) = out.new.condition("Ready").cloned() else { return };
+    let before = status(previous);
+    if previous.is_none() || before.as_ref() == Some(&now.status) {
+        return;
+    }
+    if now.status == "True" {
+        out.push(EventKind::K8sPodReady, EventSeverity::Info, of_condition(&now));
+    } else if before.is_some_and(|before| before == "True") && pod.phase == "Running" && !out.new.deleting {
+        out.push(EventKind::K8sPodNotReady, EventSeverity::Warning, of_condition(&now));
+    }
+}
+
+fn of_condition(condition: &Condition) -> Fact<'static> {
+    Fact {
+        at: condition.since,
+        distinct: SmolStr::new(&condition.kind),
+        data: KubernetesData {
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            new_value: format_smolstr!("{}={}", condition.kind, condition.status),
+            ..KubernetesData::default()
+        },
+        ..Fact::default()
+    }
+}

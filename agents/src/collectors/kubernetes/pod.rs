@@ -1,0 +1,123 @@
+//! What is kept of a pod.
+
+use serde_json::Value;
+use smol_str::SmolStr;
+use tapio_schemas::ids::UnixNanos;
+
+use super::json::{int, list, text, time};
+
+/// Containers kept of a pod.
+const CONTAINERS_MAX: usize = 64;
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PodState {
+    /// Node it is bound to; empty before.
+    pub node: SmolStr,
+    /// `Pending`, `Running`, `Succeeded`, `Failed`, `Unknown`
+    pub phase: SmolStr,
+    /// Reason of the phase: `Evicted`, `NodeLost`.
+    pub reason: SmolStr,
+    /// Message of the phase.
+    pub message: SmolStr,
+    /// For a static pod: the uid its control groups carry.
+    pub config_hash: SmolStr,
+    /// Containers, init containers first.
+    pub containers: Vec<ContainerState>,
+}
+
+/// A container of a pod.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ContainerState {
+    /// Name.
+    pub name: SmolStr,
+    /// Id without the runtime's prefix; empty before it is created.
+    pub id: SmolStr,
+    /// Restarts.
+    pub restarts: u32,
+    /// Reason and message while it waits.
+    pub waiting: Option<(SmolStr, SmolStr)>,
+    /// Start of the running one.
+    pub running_since: Option<UnixNanos>,
+    /// Ends: of the instance before, then of this one.
+    pub ended: Vec<Ended>,
+}
+
+/// An end of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Id of the instance that ended.
+    pub id: SmolStr,
+    /// `OOMKilled`, `Error`, `Completed`, …
+    pub reason: SmolStr,
+    /// Message.
+    pub message: SmolStr,
+    /// Exit code.
+    pub exit_code: i32,
+    /// Signal; zero for none.
+    pub signal: i32,
+    /// When, to the second.
+    pub at: Option<UnixNanos>,
+}
+
+impl PodState {
+    /// The state of a pod as the API sends it.
+    pub fn of(pod: &Value) -> Self {
+        let lists = ["/status/initContainerStatuses", "/status/containerStatuses"];
+        let statuses = lists.into_iter().flat_map(|pointer| list(pod, pointer));
+        Self {
+            node: text(pod, "/spec/nodeName"),
+            phase: text(pod, "/status/phase"),
+            reason: text(pod, "/status/reason"),
+            message: text(pod, "/status/message"),
+            config_hash: text(pod, "/metadata/annotations/kubernetes.io~1config.hash"),
+            containers: statuses.take(CONTAINERS_MAX).map(container).collect(),
+        }
+    }
+
+    /// The container of that name.
+    pub fn container(&self, name: &str) -> Option<&ContainerState> {
+        self.containers.iter().find(|container| container.name == name)
+    }
+}
+
+fn container(status: &Value) -> ContainerState {
+    let waiting = status.pointer("/state/waiting");
+    ContainerState {
+        name: text(status, "/name"),
+        id: without_runtime(text(status, "/containerID")),
+        restarts: u32::try_from(int(status, "/restartCount")).unwrap_or(0),
+        waiting: waiting.map(|waiting| (text(waiting, "/reason"), text(waiting, "/message"))),
+        running_since: time(status, "/state/running/startedAt"),
+        ended: ["/lastState/terminated", "/state/terminated"]
+            .into_iter()
+            .filter_map(|pointer| status.pointer(pointer))
+            .map(ended)
+            .collect(),
+    }
+}
+
+fn ended(terminated: &Value) -> Ended {
+    let number = |pointer| i32::try_from(int(terminated, pointer)).unwrap_or(0);
+    let exit_code = number("/exitCode");
+    Ended {
+        id: without_runtime(text(terminated, "/containerID")),
+        reason: text(terminated, "/reason"),
+        message: text(terminated, "/message"),
+        exit_code,
+        // Runtimes report a death by signal as 128 + signal and rarely fill the field.
+        signal: match number("/signal") {
+            0 if (129..=192).contains(&exit_code) => exit_code - 128,
+            signal => signal,
+        },
+        at: time(terminated, "/finishedAt"),
+    }
+}
+
+/// `containerd://abc` → `abc`
+pub fn without_runtime(id: SmolStr) -> SmolStr {
+    match id.split_once("://") {
+        Some((_, bare)) => SmolStr::new(bare),
+        None => id,
+    }
+}

@@ -1,0 +1,201 @@
+//! Nothing is lost and nothing told twice, whatever the API server does to its watches.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tapio_agents::attribution::PodLookup;
+use tapio_agents::collectors::kubernetes::{
+    KubernetesCollector, KubernetesConfig, PodIndex, Unavailable, WatchScope,
+};
+use tapio_agents::ledger::Ledger;
+use tapio_agents::sink::{self, EventSink, Intake, Wake};
+use tapio_runtime::clock::SystemClock;
+use tapio_runtime::config::HumanDuration;
+use tapio_runtime::health::Health;
+use tapio_runtime::shutdown::Shutdown;
+use tapio_runtime::supervise::{WorkerContext, WorkerResult};
+use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::event::UnifiedEvent;
+use tapio_schemas::kind::EventKind;
+use tokio::task::JoinHandle;
+
+use crate::fixtures::{killed_pod, pod};
+use crate::server::{Requests, Server};
+
+struct Running {
+    intake: Intake,
+    pods: PodIndex,
+    events: Vec<UnifiedEvent>,
+    shutdown: Shutdown,
+    task: JoinHandle<WorkerResult>,
+    _config: tempfile::TempDir,
+}
+
+fn kubeconfig(dir: &Path, server: SocketAddr) -> std::path::PathBuf {
+    let path = dir.join("kubeconfig");
+    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "t",
+        "clusters": [{"name": "t", "cluster": {"server": format!("http://{server}")}}],
+        "users": [{"name": "t", "user": {}}], "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}]});
+    std::fs::write(&path, config.to_string()).unwrap();
+    path
+}
+
+fn sink(metrics: &Metrics) -> (EventSink, Intake) {
+    let ledger = Ledger::new(metrics);
+    sink::channel("kubernetes", &Arc::new(Wake::default()), &ledger, SystemClock::shared(), metrics)
+}
+
+async fn connect(config: KubernetesConfig) -> (Result<KubernetesCollector, Unavailable>, Intake, PodIndex) {
+    let metrics = Metrics::new();
+    let (sink, intake) = sink(&metrics);
+    let pods = PodIndex::new(SystemClock::shared());
+    (KubernetesCollector::connect(config, "c", "n1", pods.clone(), sink, &metrics).await, intake, pods)
+}
+
+impl Running {
+    async fn start(server: SocketAddr, scope: WatchScope) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = KubernetesConfig {
+            kubeconfig: Some(kubeconfig(dir.path(), server)),
+            scope,
+            // The objects of these tests are of another time.
+            history: HumanDuration::from_secs(u32::MAX.into()),
+            backoff_min: HumanDuration::from_millis(1),
+            backoff_max: HumanDuration::from_millis(5),
+            ..KubernetesConfig::default()
+        };
+        let (collector, intake, pods) = connect(config).await;
+        let collector = collector.unwrap();
+        let (shutdown, clock) = (Shutdown::new(), SystemClock::shared());
+        let context = WorkerContext {
+            name: "kubernetes".into(),
+            generation: 1,
+            progress: Health::new(clock.clone()).register("kubernetes", None),
+            shutdown: shutdown.clone(),
+            clock,
+        };
+        let task = tokio::spawn(async move { collector.run(context).await });
+        Self { intake, pods, events: Vec::new(), shutdown, task, _config: dir }
+    }
+
+    /// Waits until that many events of the kind have come.
+    async fn wait_for(&mut self, kind: EventKind, count: usize) {
+        while self.count(kind) < count {
+            assert!(!self.task.is_finished(), "the collector ended");
+            while let Some(events) = self.intake.take() {
+                self.events.extend(events);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn count(&self, kind: EventKind) -> usize {
+        self.events.iter().filter(|event| event.kind == kind).count()
+    }
+
+    async fn stop(mut self) -> Vec<UnifiedEvent> {
+        self.shutdown.trigger();
+        self.task.await.unwrap().unwrap();
+        while let Some(events) = self.intake.take() {
+            self.events.extend(events);
+        }
+        self.events
+    }
+}
+
+/// A pod of its own.
+fn numbered(n: usize, version: u64) -> Value {
+    let mut pod = pod(version);
+    pod["metadata"]["name"] = json!(format!("api-5f6585d649-{n:05}"));
+    pod["metadata"]["uid"] = json!(format!("uid-{n}"));
+    pod
+}
+
+fn times(events: &[UnifiedEvent], kind: EventKind, pod: &str) -> usize {
+    events.iter().filter(|event| event.kind == kind && event.entity.pod == pod).count()
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_watch_goes_on_where_it_was() {
+    let (server, address) = Server::start().await;
+    server.change("ADDED", |version| numbered(1, version));
+    let mut running = Running::start(address, WatchScope::Node).await;
+    running.wait_for(EventKind::K8sObjectAdded, 1).await;
+    for n in 2..=6 {
+        server.drop_watches();
+        server.change("ADDED", |version| numbered(n, version));
+        running.wait_for(EventKind::K8sObjectAdded, n).await;
+    }
+    assert_eq!(server.requests().lists, 1, "a dropped watch is resumed, not begun anew");
+    let events = running.stop().await;
+    for n in 1..=6 {
+        assert_eq!(times(&events, EventKind::K8sObjectAdded, &format!("api-5f6585d649-{n:05}")), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_gone_means_a_new_list_without_loss_or_repetition() {
+    let (server, address) = Server::start().await;
+    server.change("ADDED", pod);
+    server.change("ADDED", |version| numbered(1, version));
+    let mut running = Running::start(address, WatchScope::Node).await;
+    running.wait_for(EventKind::K8sObjectAdded, 2).await;
+    until(|| server.requests().watches == 1).await;
+    // While the watch is away: one pod is killed, one deleted, one made; then the history is lost.
+    server.change_unseen(|server| {
+        server.change("MODIFIED", killed_pod);
+        server.change("DELETED", |version| numbered(1, version));
+        server.change("ADDED", |version| numbered(2, version));
+        server.compact();
+    });
+    running.wait_for(EventKind::K8sObjectDeleted, 1).await;
+    let Requests { lists, gone, .. } = server.requests();
+    assert_eq!((lists, gone), (2, 1));
+    server.change("MODIFIED", |version| numbered(2, version));
+    server.change("ADDED", |version| numbered(3, version));
+    running.wait_for(EventKind::K8sObjectAdded, 4).await;
+    let pods = running.pods.clone();
+    let events = running.stop().await;
+    let killed = "api-5f6585d649-x2x2x";
+    assert_eq!(times(&events, EventKind::K8sContainerTerminated, killed), 1);
+    assert_eq!(times(&events, EventKind::K8sObjectAdded, killed), 1);
+    assert_eq!(times(&events, EventKind::K8sObjectDeleted, "api-5f6585d649-00001"), 1);
+    assert_eq!(times(&events, EventKind::K8sObjectAdded, "api-5f6585d649-00002"), 1);
+    assert_eq!(times(&events, EventKind::K8sObjectAdded, "api-5f6585d649-00003"), 1);
+    assert_eq!(pods.find("", "uid-1").unwrap().workload, "api", "the deleted pod is still known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_fails_is_asked_again_and_kinds_that_are_forbidden_do_not_matter() {
+    let (server, address) = Server::start().await;
+    server.fail(4);
+    server.change("ADDED", pod);
+    // All kinds; this server forbids everything but pods.
+    let mut running = Running::start(address, WatchScope::Cluster).await;
+    running.wait_for(EventKind::K8sObjectAdded, 1).await;
+    assert_eq!(server.requests().failed, 4);
+    until(|| server.requests().watches >= 1).await;
+    server.change("MODIFIED", killed_pod);
+    running.wait_for(EventKind::K8sContainerTerminated, 1).await;
+    let events = running.stop().await;
+    assert_eq!(times(&events, EventKind::K8sContainerTerminated, "api-5f6585d649-x2x2x"), 1);
+}
+
+#[tokio::test]
+async fn without_a_cluster_the_collector_says_why() {
+    let off = KubernetesConfig { enabled: false, ..KubernetesConfig::default() };
+    let error = connect(off).await.0.err().unwrap();
+    assert!(error.is_expected() && error.to_string().contains("kubernetes.enabled"), "{error}");
+    let missing =
+        KubernetesConfig { kubeconfig: Some("/nowhere/kubeconfig".into()), ..KubernetesConfig::default() };
+    let error = connect(missing).await.0.err().unwrap();
+    assert!(!error.is_expected() && error.to_string().contains("/nowhere/kubeconfig"), "{error}");
+}
