@@ -1,0 +1,69 @@
+//! Which incident a component is the continuation of.
+
+use std::collections::BTreeSet;
+
+use tapio_schemas::{Finding, FindingId, SignalId, UnixNanos};
+
+use super::candidates::View;
+use super::components::Component;
+use super::incident::{Incident, finding_id};
+use super::signals::is_change;
+
+/// Incidents after the components of a tick have been given to them.
+pub struct Assigned {
+    /// One per component, in the components' order.
+    pub kept: Vec<Incident>,
+    /// (incident that turned out to be part of another one, number of that one).
+    absorbed: Vec<(Incident, usize)>,
+}
+
+impl Assigned {
+    /// Last revisions of incidents that are part of others.
+    pub fn merged(&mut self, now: UnixNanos) -> Vec<Finding> {
+        let kept = &self.kept;
+        let absorbed = std::mem::take(&mut self.absorbed).into_iter();
+        absorbed
+            .filter_map(|(incident, into)| {
+                let other = &kept[into];
+                incident.merged_into(other.id, &other.title(), now)
+            })
+            .collect()
+    }
+}
+
+/// Gives each component to the oldest incident that began with one of its signals; the others are absorbed by it. A
+/// component without one opens an incident.
+pub fn assign(
+    mut incidents: Vec<Incident>,
+    parts: &[Component],
+    view: &View<'_>,
+    last_revision: &dyn Fn(FindingId) -> u32,
+) -> Assigned {
+    incidents.sort_by_key(|i| (i.opened_at, i.id));
+    let known: BTreeSet<SignalId> = view.signals.iter().map(|s| s.id).collect();
+    let mut kept: Vec<Incident> = Vec::with_capacity(parts.len());
+    let mut absorbed = Vec::new();
+    for (number, part) in parts.iter().enumerate() {
+        let ids: BTreeSet<SignalId> = part.members.iter().map(|at| view.signals[*at].id).collect();
+        // An incident goes where its first signal goes; when that one is forgotten, where any of its signals goes.
+        let continues = |i: &Incident| {
+            ids.contains(&i.first) || (!known.contains(&i.first) && !i.members.is_disjoint(&ids))
+        };
+        let (mut mine, rest): (Vec<_>, Vec<_>) = incidents.into_iter().partition(continues);
+        incidents = rest;
+        let mut incident = if mine.is_empty() { open(part, view, last_revision) } else { mine.remove(0) };
+        incident.onset =
+            part.members.iter().map(|at| view.signals[*at].onset).min().unwrap_or(incident.onset);
+        incident.members = ids;
+        kept.push(incident);
+        absorbed.extend(mine.into_iter().map(|other| (other, number)));
+    }
+    Assigned { kept, absorbed }
+}
+
+fn open(part: &Component, view: &View<'_>, last_revision: &dyn Fn(FindingId) -> u32) -> Incident {
+    let deviations = part.members.iter().map(|at| view.signals[*at]).filter(|s| !is_change(s.kind));
+    let first = deviations.min_by_key(|s| (s.onset, s.id));
+    let (cluster, id) = first.map_or(("", SignalId::default()), |s| (s.entity.cluster.as_str(), s.id));
+    Incident::open(cluster, id, view.now, last_revision(finding_id(cluster, id)))
+}

@@ -1,0 +1,312 @@
+//! Which causes could be behind the signals: every pattern on every seat from which one of its symptoms can be seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
+
+use super::graph::Graph;
+use super::signals::is_change;
+use crate::model::{Facts, Model, Pattern, Relation, SignedDuration, SymptomSpec, sits_on};
+
+/// Most seats on which one signal makes a pattern a candidate.
+const SEATS_PER_SIGNAL_MAX: usize = 32;
+
+/// The signals of one tick with their place in the graph.
+pub struct View<'a> {
+    /// By onset and id.
+    pub signals: Vec<&'a Signal>,
+    /// What answers for each.
+    pub homes: Vec<Entity>,
+    /// What answers for the other end of each.
+    pub peers: Vec<Option<Entity>>,
+    /// Where each kind is.
+    by_kind: BTreeMap<SignalKind, Vec<usize>>,
+    /// The graph.
+    pub graph: &'a Graph,
+    /// Event time of the tick.
+    pub now: UnixNanos,
+    /// Machines from which kernel events have come.
+    pub kernel_nodes: &'a BTreeSet<Entity>,
+}
+
+impl<'a> View<'a> {
+    /// Places the signals.
+    pub fn new(
+        signals: Vec<&'a Signal>,
+        graph: &'a Graph,
+        kernel_nodes: &'a BTreeSet<Entity>,
+        now: UnixNanos,
+    ) -> Self {
+        let homes: Vec<Entity> = signals.iter().map(|s| graph.home(&s.entity.owner())).collect();
+        let peers = signals.iter().map(|s| s.peer.as_ref().map(|p| graph.home(p))).collect();
+        let mut by_kind: BTreeMap<SignalKind, Vec<usize>> = BTreeMap::new();
+        for (at, signal) in signals.iter().enumerate() {
+            by_kind.entry(signal.kind).or_default().push(at);
+        }
+        Self { signals, homes, peers, by_kind, graph, now, kernel_nodes }
+    }
+
+    fn of_kind(&self, kind: SignalKind) -> &[usize] {
+        self.by_kind.get(&kind).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A cause on a seat, with what it would explain.
+#[derive(Debug)]
+pub struct Candidate<'m> {
+    /// The cause.
+    pub pattern: &'m Pattern,
+    /// Where it sits.
+    pub seat: Entity,
+    /// Signal → (probability, symptom).
+    pub explains: BTreeMap<usize, (f64, usize)>,
+    /// Symptoms that should have shown and did not.
+    pub missing: Vec<usize>,
+    /// (refuter, signal).
+    pub refuted: Vec<(usize, usize)>,
+    /// Changes that speak for it.
+    pub changes: Vec<usize>,
+    /// Odds before the signals are weighed: prior, changes, refuters, absences.
+    pub odds: f64,
+}
+
+/// Places as seen from one seat, computed once per candidate.
+struct Around<'v, 'a> {
+    view: &'v View<'a>,
+    seat: &'v Entity,
+    callers: BTreeSet<Entity>,
+    callees: BTreeSet<Entity>,
+    upstream: BTreeSet<Entity>,
+    machines: BTreeSet<Entity>,
+}
+
+impl<'v, 'a> Around<'v, 'a> {
+    fn new(view: &'v View<'a>, seat: &'v Entity) -> Self {
+        let graph = view.graph;
+        Self {
+            view,
+            seat,
+            callers: graph.callers(seat),
+            callees: graph.callees(seat),
+            upstream: graph.reach(seat, true),
+            machines: graph.machines(seat),
+        }
+    }
+
+    fn holds(&self, relation: Relation, at: usize) -> bool {
+        let (home, peer) = (&self.view.homes[at], self.view.peers[at].as_ref());
+        match relation {
+            Relation::Itself => home == self.seat,
+            Relation::Caller => {
+                home != self.seat
+                    && match peer {
+                        Some(peer) => peer == self.seat,
+                        None => self.callers.contains(home),
+                    }
+            }
+            Relation::Upstream => {
+                home != self.seat && peer != Some(self.seat) && self.upstream.contains(home)
+            }
+            Relation::Callee => self.callees.contains(home),
+            Relation::Node => self.machines.contains(home),
+            Relation::Hosted => home != self.seat && self.view.graph.machines(home).contains(self.seat),
+        }
+    }
+
+    fn facts(&self, anchor: UnixNanos) -> Facts {
+        let machines = &self.machines;
+        let kernel = self.view.kernel_nodes;
+        let forecast_passed = self.view.of_kind(SignalKind::MemoryGrowth).iter().any(|at| {
+            let latest = self.view.signals[*at].forecast.as_ref().map(|f| f.latest);
+            self.view.homes[*at] == *self.seat && latest.is_some_and(|latest| latest < self.view.now)
+        });
+        Facts {
+            elapsed_s: self.view.now.since(anchor) as f64 / 1e9,
+            has_callers: !self.callers.is_empty(),
+            kernel_seen: machines.iter().any(|m| kernel.contains(m)),
+            forecast_passed,
+        }
+    }
+}
+
+/// All candidates for the signals of a tick.
+pub fn candidates<'m>(view: &View<'_>, model: &'m Model) -> Vec<Candidate<'m>> {
+    let mut found = Vec::new();
+    let mut seats: BTreeMap<Entity, Vec<&'m Pattern>> = BTreeMap::new();
+    for pattern in model.patterns() {
+        for seat in seats_of(pattern, view) {
+            seats.entry(seat).or_default().push(pattern);
+        }
+    }
+    for (seat, patterns) in &seats {
+        let around = Around::new(view, seat);
+        found.extend(patterns.iter().filter_map(|pattern| candidate(pattern, &around)));
+    }
+    found
+}
+
+fn seats_of(pattern: &Pattern, view: &View<'_>) -> BTreeSet<Entity> {
+    let mut seats = BTreeSet::new();
+    for symptom in &pattern.symptoms {
+        for &at in view.of_kind(symptom.signal) {
+            let home = &view.homes[at];
+            let around: BTreeSet<Entity> = match (symptom.on, &view.peers[at]) {
+                (Relation::Itself, _) => BTreeSet::from([home.clone()]),
+                (Relation::Caller, Some(peer)) => BTreeSet::from([peer.clone()]),
+                (Relation::Caller, None) => view.graph.callees(home),
+                (Relation::Hosted, _) => view.graph.machines(home),
+                // What only shows further away does not make a cause a candidate: something nearer must.
+                (Relation::Upstream | Relation::Callee | Relation::Node, _) => continue,
+            };
+            seats.extend(
+                around.into_iter().filter(|s| sits_on(&pattern.sits_on, s)).take(SEATS_PER_SIGNAL_MAX),
+            );
+        }
+    }
+    seats
+}
+
+fn candidate<'m>(pattern: &'m Pattern, around: &Around<'_, '_>) -> Option<Candidate<'m>> {
+    let matches = matches_of(pattern, around);
+    let anchor = anchor_of(pattern, around, &matches)?;
+    let mut explains: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
+    let mut seen = vec![false; pattern.symptoms.len()];
+    for &(symptom, at) in &matches {
+        let spec = &pattern.symptoms[symptom];
+        if !in_time(spec, at, anchor, around, &matches, pattern) {
+            continue;
+        }
+        seen[symptom] = true;
+        let best = explains.entry(at).or_insert((0.0, symptom));
+        if spec.probability > best.0 {
+            *best = (spec.probability, symptom);
+        }
+    }
+    let lacks_required = pattern.symptoms.iter().zip(&seen).any(|(s, seen)| s.required && !seen);
+    let explains_nothing = !explains.keys().any(|at| !is_change(around.view.signals[*at].kind));
+    if lacks_required || explains_nothing {
+        return None;
+    }
+    let facts = around.facts(anchor);
+    let missing: Vec<usize> = (0..seen.len())
+        .filter(|at| !seen[*at] && is_missed(&pattern.symptoms[*at], around.seat, &facts))
+        .collect();
+    let refuted = refuters(pattern, around, anchor, &facts);
+    let changes = changes(pattern, around, anchor);
+    let odds = odds(pattern, around, &missing, &refuted, &changes);
+    Some(Candidate { pattern, seat: around.seat.clone(), explains, missing, refuted, changes, odds })
+}
+
+/// (symptom, signal) pairs that fit by kind, place and predicate.
+fn matches_of(pattern: &Pattern, around: &Around<'_, '_>) -> Vec<(usize, usize)> {
+    let mut matches = Vec::new();
+    for (number, symptom) in pattern.symptoms.iter().enumerate() {
+        for &at in around.view.of_kind(symptom.signal) {
+            let signal = around.view.signals[at];
+            let facts = Facts::default();
+            let fits = || symptom.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, &facts));
+            if around.holds(symptom.on, at) && fits() {
+                matches.push((number, at));
+            }
+        }
+    }
+    matches
+}
+
+/// First sign: of what is required, else of what shows on the seat, else of anything.
+fn anchor_of(pattern: &Pattern, around: &Around<'_, '_>, matches: &[(usize, usize)]) -> Option<UnixNanos> {
+    let earliest = |fits: &dyn Fn(&SymptomSpec) -> bool| {
+        let onsets = matches.iter().filter(|(s, _)| fits(&pattern.symptoms[*s]));
+        onsets.map(|(_, at)| around.view.signals[*at].onset).min()
+    };
+    earliest(&|s| s.required)
+        .or_else(|| earliest(&|s| s.on == Relation::Itself && !is_change(s.signal)))
+        .or_else(|| earliest(&|_| true))
+}
+
+fn within(onset: UnixNanos, from: UnixNanos, lag: Option<(SignedDuration, SignedDuration)>) -> bool {
+    let difference = i128::from(onset.0) - i128::from(from.0);
+    lag.is_none_or(|(low, high)| difference >= i128::from(low.0) && difference <= i128::from(high.0))
+}
+
+fn in_time(
+    spec: &SymptomSpec,
+    at: usize,
+    anchor: UnixNanos,
+    around: &Around<'_, '_>,
+    matches: &[(usize, usize)],
+    pattern: &Pattern,
+) -> bool {
+    let onset = around.view.signals[at].onset;
+    if spec.after.is_empty() {
+        return within(onset, anchor, spec.lag);
+    }
+    matches
+        .iter()
+        .filter(|(s, _)| {
+            pattern.symptoms[*s].on == Relation::Itself && spec.after.contains(&pattern.symptoms[*s].signal)
+        })
+        .any(|(_, first)| within(onset, around.view.signals[*first].onset, spec.lag))
+}
+
+fn is_missed(symptom: &SymptomSpec, seat: &Entity, facts: &Facts) -> bool {
+    symptom.absence.as_ref().is_some_and(|absence| {
+        facts.elapsed_s >= absence.after.get().as_secs_f64()
+            && absence.when.as_ref().is_none_or(|when| when.holds(None, seat, facts))
+    })
+}
+
+fn refuters(
+    pattern: &Pattern,
+    around: &Around<'_, '_>,
+    anchor: UnixNanos,
+    facts: &Facts,
+) -> Vec<(usize, usize)> {
+    let mut refuted = Vec::new();
+    for (number, refuter) in pattern.refuted_by.iter().enumerate() {
+        let first = around.view.of_kind(refuter.signal).iter().find(|at| {
+            let signal = around.view.signals[**at];
+            around.holds(refuter.on, **at)
+                && within(signal.onset, anchor, refuter.lag)
+                && refuter.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, facts))
+        });
+        refuted.extend(first.map(|at| (number, *at)));
+    }
+    refuted
+}
+
+fn changes(pattern: &Pattern, around: &Around<'_, '_>, anchor: UnixNanos) -> Vec<usize> {
+    let mut changes = BTreeSet::new();
+    for change in &pattern.changes {
+        let window = i64::try_from(change.within.get().as_nanos()).unwrap_or(i64::MAX);
+        let lag = Some((SignedDuration(-window), SignedDuration(0)));
+        let last =
+            around.view.of_kind(change.signal).iter().rev().find(|at| {
+                around.holds(change.on, **at) && within(around.view.signals[**at].onset, anchor, lag)
+            });
+        changes.extend(last);
+    }
+    changes.into_iter().collect()
+}
+
+fn odds(
+    pattern: &Pattern,
+    around: &Around<'_, '_>,
+    missing: &[usize],
+    refuted: &[(usize, usize)],
+    changes: &[usize],
+) -> f64 {
+    let mut odds = pattern.prior / (1.0 - pattern.prior);
+    for change in &pattern.changes {
+        if changes.iter().any(|at| around.view.signals[*at].kind == change.signal) {
+            odds *= change.factor;
+        }
+    }
+    for (refuter, _) in refuted {
+        odds *= pattern.refuted_by[*refuter].factor;
+    }
+    for symptom in missing {
+        odds *= 1.0 - pattern.symptoms[*symptom].probability;
+    }
+    odds
+}

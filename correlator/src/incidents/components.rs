@@ -1,0 +1,162 @@
+//! Which signals belong to one incident: those that one cause can explain, and those of one trace or semantic group.
+//!
+//! Happening at the same time joins nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tapio_schemas::{GroupId, TraceId};
+
+use super::candidates::{Candidate, View};
+use super::inference::{Verdict, infer};
+use super::signals::is_change;
+
+/// Signals that belong together, with the verdict on them.
+#[derive(Debug)]
+pub struct Component {
+    /// Indices into the view.
+    pub members: BTreeSet<usize>,
+    /// What inference says.
+    pub verdict: Verdict,
+}
+
+struct Union(Vec<usize>);
+
+impl Union {
+    fn root(&mut self, mut at: usize) -> usize {
+        while self.0[at] != at {
+            self.0[at] = self.0[self.0[at]];
+            at = self.0[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.0[a.max(b)] = a.min(b);
+    }
+
+    fn sets(&mut self, members: impl Iterator<Item = usize>) -> Vec<BTreeSet<usize>> {
+        let mut sets: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for at in members {
+            sets.entry(self.root(at)).or_default().insert(at);
+        }
+        sets.into_values().collect()
+    }
+}
+
+/// Joins, infers, and takes apart what the best causes explain apart.
+pub fn components(view: &View<'_>, candidates: &[Candidate<'_>], candidates_max: usize) -> Vec<Component> {
+    let mut union = Union((0..view.signals.len()).collect());
+    for candidate in candidates {
+        join_all(
+            &mut union,
+            candidate.explains.keys().copied().filter(|at| !is_change(view.signals[*at].kind)),
+        );
+    }
+    join_by_key(&mut union, view, 0..view.signals.len());
+    let deviations = (0..view.signals.len()).filter(|at| !is_change(view.signals[*at].kind));
+    let mut parts = Vec::new();
+    for members in union.sets(deviations) {
+        let verdict = judge(view, candidates, &members, candidates_max);
+        if verdict.best_set.is_empty() || members.len() == 1 {
+            parts.push(Component { members, verdict });
+            continue;
+        }
+        let split = split(view, candidates, &members, &verdict.best_set);
+        if split.len() == 1 {
+            parts.push(Component { members, verdict });
+            continue;
+        }
+        for members in split {
+            let verdict = judge(view, candidates, &members, candidates_max);
+            parts.push(Component { members, verdict });
+        }
+    }
+    for part in &mut parts {
+        add_changes(part, candidates, view);
+    }
+    parts
+}
+
+fn judge(
+    view: &View<'_>,
+    all: &[Candidate<'_>],
+    members: &BTreeSet<usize>,
+    candidates_max: usize,
+) -> Verdict {
+    let fitting: Vec<usize> = (0..all.len())
+        .filter(|c| {
+            let candidate = &all[*c];
+            let lacks = |number: usize| {
+                !candidate.explains.iter().any(|(at, (_, s))| *s == number && is_in(view, members, *at))
+            };
+            let required = candidate.pattern.symptoms.iter().enumerate().filter(|(_, s)| s.required);
+            candidate.explains.keys().any(|at| members.contains(at)) && !required.map(|(n, _)| n).any(lacks)
+        })
+        .collect();
+    let mut weighed = members.clone();
+    for c in &fitting {
+        weighed.extend(all[*c].explains.keys().filter(|at| is_change(view.signals[**at].kind)));
+    }
+    infer(view, all, &fitting, &weighed, candidates_max)
+}
+
+fn is_in(view: &View<'_>, members: &BTreeSet<usize>, at: usize) -> bool {
+    members.contains(&at) || is_change(view.signals[at].kind)
+}
+
+fn join_all(union: &mut Union, mut members: impl Iterator<Item = usize>) {
+    if let Some(first) = members.next() {
+        members.for_each(|at| union.join(first, at));
+    }
+}
+
+fn join_by_key(union: &mut Union, view: &View<'_>, members: impl Iterator<Item = usize>) {
+    let mut traces: BTreeMap<TraceId, usize> = BTreeMap::new();
+    let mut groups: BTreeMap<GroupId, usize> = BTreeMap::new();
+    for at in members {
+        let signal = view.signals[at];
+        if signal.trace_id != TraceId::default() {
+            union.join(*traces.entry(signal.trace_id).or_insert(at), at);
+        }
+        if signal.group != GroupId::default() {
+            union.join(*groups.entry(signal.group).or_insert(at), at);
+        }
+    }
+}
+
+/// Gives each signal to the cause of the set that explains it best; what shares a trace or a group stays together.
+fn split(
+    view: &View<'_>,
+    all: &[Candidate<'_>],
+    members: &BTreeSet<usize>,
+    set: &[usize],
+) -> Vec<BTreeSet<usize>> {
+    let mut union = Union((0..view.signals.len()).collect());
+    let mut explained: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for at in members {
+        let best = set.iter().filter_map(|c| all[*c].explains.get(at).map(|(p, _)| (*p, *c)));
+        // The set is ordered by posterior: of equals the more probable cause takes it.
+        let owner = best.fold(None, |best: Option<(f64, usize)>, (p, c)| match best {
+            Some((q, _)) if q >= p => best,
+            _ => Some((p, c)),
+        });
+        if let Some((_, cause)) = owner {
+            explained.entry(cause).or_default().push(*at);
+        }
+    }
+    for members in explained.values() {
+        join_all(&mut union, members.iter().copied());
+    }
+    join_by_key(&mut union, view, members.iter().copied());
+    union.sets(members.iter().copied())
+}
+
+/// A change belongs to the incident whose cause it speaks for.
+fn add_changes(part: &mut Component, candidates: &[Candidate<'_>], view: &View<'_>) {
+    if let Some((best, _)) = part.verdict.ranked.first() {
+        let candidate = &candidates[*best];
+        part.members.extend(candidate.changes.iter().copied());
+        part.members.extend(candidate.explains.keys().filter(|at| is_change(view.signals[**at].kind)));
+    }
+}

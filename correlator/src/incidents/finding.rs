@@ -1,0 +1,273 @@
+//! From a component and its verdict to the finding that is published.
+
+use std::collections::VecDeque;
+
+use tapio_schemas::finding::{
+    ChainLink, FINDING_SCHEMA, Finding, Freshness, Hypothesis, RootCause, SemanticGroup, Status,
+};
+use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
+
+use super::candidates::{Candidate, View};
+use super::components::Component;
+use super::config::{IncidentConfig, nanos};
+use super::impact::{Tallies, impact, severity};
+use super::incident::Incident;
+use super::says;
+use super::signals::{is_change, is_failure};
+use super::story::{Teller, refutation, unproven_story, unproven_title};
+use crate::model::clock_time;
+
+/// Hypotheses that are told.
+const HYPOTHESES_MAX: usize = 6;
+/// Reasons told against one hypothesis.
+const REASONS_MAX: usize = 4;
+/// Holes told.
+const GAPS_MAX: usize = 8;
+/// A hole this long before the first sign still matters.
+const GAP_REACH_NS: u64 = 60_000_000_000;
+
+/// What a finding is made from.
+pub struct Material<'a> {
+    /// The signals of the tick.
+    pub view: &'a View<'a>,
+    /// All candidates.
+    pub candidates: &'a [Candidate<'a>],
+    /// Settings.
+    pub config: &'a IncidentConfig,
+    /// Calls.
+    pub tallies: &'a Tallies,
+    /// Holes.
+    pub gaps: &'a VecDeque<Gap>,
+}
+
+/// Signals of a component in time order.
+fn in_order(component: &Component) -> Vec<usize> {
+    component.members.iter().copied().collect()
+}
+
+impl Material<'_> {
+    /// The cause that is named, if the evidence singles one out.
+    fn root(&self, component: &Component) -> Option<usize> {
+        let (best, probability) = *component.verdict.ranked.first()?;
+        (probability >= self.config.provable_min && !component.verdict.has_rival).then_some(best)
+    }
+
+    /// Seat of the best hypothesis, else what the first signal is on.
+    fn seat(&self, component: &Component) -> Entity {
+        let best = component.verdict.ranked.first().map(|(best, _)| self.candidates[*best].seat.clone());
+        best.unwrap_or_else(|| {
+            component.members.first().map(|at| self.view.homes[*at].clone()).unwrap_or_default()
+        })
+    }
+
+    /// True when every deviation has ended, by its own word or by silence.
+    pub fn is_over(&self, component: &Component) -> bool {
+        let stale = nanos(self.config.stale);
+        component
+            .members
+            .iter()
+            .map(|at| self.view.signals[*at])
+            .all(|s| is_change(s.kind) || s.ended || self.view.now.since(s.last_seen) > stale)
+    }
+
+    /// True when it is worth a first finding.
+    pub fn is_worth_telling(&self, component: &Component) -> bool {
+        let failed = component.members.iter().map(|at| self.view.signals[*at]);
+        let failed = failed.filter(|s| is_failure(s.kind)).any(|s| s.strength.get() >= 0.5);
+        let proven = self.root(component).is_some();
+        failed || (proven && component.verdict.confidence >= self.config.publish_confidence_min)
+    }
+
+    /// The finding as it stands at this tick, without a revision.
+    pub fn draft(&self, component: &Component, incident: &mut Incident) -> Finding {
+        let view = self.view;
+        let members = in_order(component);
+        let seat = self.seat(component);
+        let root = self.root(component).map(|at| &self.candidates[at]);
+        incident.foretold.look(view, &members, &seat, nanos(self.config.refresh));
+        let prediction = root.and_then(|_| incident.foretold.prediction());
+        let deviations = || members.iter().map(|at| view.signals[*at]).filter(|s| !is_change(s.kind));
+        let first_bad = deviations().map(|s| s.onset).min().unwrap_or_default();
+        let status = match (self.is_over(component), root) {
+            (true, _) => Status::Recovered,
+            (false, Some(_)) => Status::Active,
+            (false, None) => Status::NotProvable,
+        };
+        let spec = root.map(|c| &c.pattern.impact);
+        let suffered = impact(view, &members, &seat, spec, self.tallies, first_bad);
+        let severity = severity(spec, &suffered, deviations().any(|s| is_failure(s.kind)));
+        let gaps = self.gaps_in_words(first_bad);
+        let hypotheses = self.hypotheses(component, root.is_some());
+        let teller =
+            root.map(|cause| Teller { view, cause, members: &members, prediction: prediction.as_ref() });
+        let (title, story, actions) = match &teller {
+            Some(teller) => (teller.title(), teller.story(status, gaps.len()), teller.actions()),
+            None => self.unproven(component, &members, &hypotheses),
+        };
+        Finding {
+            schema: SmolStr::new_static(FINDING_SCHEMA),
+            id: incident.id,
+            revision: 0,
+            status,
+            cluster: members.first().map(|at| view.signals[*at].entity.cluster.clone()).unwrap_or_default(),
+            severity,
+            title,
+            story,
+            opened_at: incident.told_opened_at(),
+            first_bad_at: first_bad,
+            updated_at: deviations().map(|s| s.last_seen).max().unwrap_or_default(),
+            emitted_at: view.now,
+            confidence: Score::clamped(component.verdict.confidence),
+            root_cause: root.map(|cause| self.root_cause(cause, &members)),
+            hypotheses,
+            chain: self.chain(&members),
+            impact: suffered,
+            prediction,
+            actions,
+            semantic_group: self.group(root, &members),
+            freshness: Freshness { watermark: view.now, gaps },
+        }
+    }
+
+    fn unproven(
+        &self,
+        component: &Component,
+        members: &[usize],
+        hypotheses: &[Hypothesis],
+    ) -> (String, String, Vec<tapio_schemas::finding::Action>) {
+        let likely = hypotheses.iter().take(3).filter(|h| h.probability.get() > 0.05);
+        let considered: Vec<String> =
+            likely.map(|h| format!("{} on {}", h.cause, says::name(&h.entity))).collect();
+        let failed = members.iter().copied().find(|at| is_failure(self.view.signals[*at].kind));
+        let first = failed.or(component.members.first().copied()).unwrap_or_default();
+        let title = unproven_title(&self.view.homes[first], self.view.signals[first]);
+        (title, unproven_story(self.view, members, &considered), Vec::new())
+    }
+
+    fn root_cause(&self, cause: &Candidate<'_>, members: &[usize]) -> RootCause {
+        let mut evidence = Vec::new();
+        for at in members.iter().filter(|at| cause.explains.contains_key(at) || cause.changes.contains(at)) {
+            let signal = self.view.signals[*at];
+            evidence.push(signal.id.to_string());
+            evidence.extend(signal.evidence.iter().map(ToString::to_string));
+        }
+        RootCause { entity: cause.seat.clone(), cause: cause.pattern.id.clone(), evidence }
+    }
+
+    fn chain(&self, members: &[usize]) -> Vec<ChainLink> {
+        let half = self.config.chain_max / 2;
+        let cut = members.len() > self.config.chain_max;
+        let kept = members
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| !cut || *number < half || *number + half >= members.len())
+            .map(|(_, at)| *at);
+        kept.map(|at| {
+            let signal = self.view.signals[at];
+            ChainLink {
+                at: signal.onset,
+                entity: signal.entity.subject(),
+                signal: SmolStr::new_static(signal.kind.as_str()),
+                says: says::sentence(signal),
+                evidence: signal.evidence.iter().map(ToString::to_string).collect(),
+            }
+        })
+        .collect()
+    }
+
+    fn hypotheses(&self, component: &Component, proven: bool) -> Vec<Hypothesis> {
+        let ranked = &component.verdict.ranked;
+        let winner = ranked.first().filter(|_| proven).map(|(best, _)| &self.candidates[*best]);
+        ranked
+            .iter()
+            .take(HYPOTHESES_MAX)
+            .enumerate()
+            .map(|(rank, (at, probability))| {
+                let candidate = &self.candidates[*at];
+                let beaten_by = winner.filter(|_| rank > 0);
+                Hypothesis {
+                    entity: candidate.seat.clone(),
+                    cause: candidate.pattern.id.clone(),
+                    probability: Score::clamped(*probability),
+                    explains: self.explained(candidate, component),
+                    missing: self.missing(candidate),
+                    refuted_by: self.refuted(candidate, beaten_by, component),
+                }
+            })
+            .collect()
+    }
+
+    fn explained(&self, candidate: &Candidate<'_>, component: &Component) -> Vec<String> {
+        candidate
+            .explains
+            .keys()
+            .filter(|at| component.members.contains(at))
+            .map(|at| self.named(*at))
+            .collect()
+    }
+
+    fn named(&self, at: usize) -> String {
+        let signal = self.view.signals[at];
+        format!("{} on {}", signal.kind, says::name(&signal.entity.subject()))
+    }
+
+    fn missing(&self, candidate: &Candidate<'_>) -> Vec<String> {
+        let symptoms = candidate.missing.iter().map(|s| &candidate.pattern.symptoms[*s]);
+        symptoms.map(|s| format!("{} was expected and not seen", s.signal)).collect()
+    }
+
+    fn refuted(
+        &self,
+        candidate: &Candidate<'_>,
+        winner: Option<&Candidate<'_>>,
+        component: &Component,
+    ) -> Vec<String> {
+        let mut reasons: Vec<String> = candidate
+            .refuted
+            .iter()
+            .filter_map(|(refuter, at)| {
+                let says = &candidate.pattern.refuted_by[*refuter].says;
+                refutation(says, &candidate.seat, self.view.signals[*at])
+            })
+            .collect();
+        if let Some(winner) = winner {
+            let left = winner
+                .explains
+                .keys()
+                .filter(|at| component.members.contains(at) && !candidate.explains.contains_key(at))
+                .filter(|at| !is_change(self.view.signals[**at].kind));
+            reasons.extend(left.map(|at| format!("does not explain {}", self.named(*at))));
+            if reasons.is_empty() {
+                let by = format!("{} on {} explains the same", winner.pattern.id, says::name(&winner.seat));
+                reasons.push(format!("{by} and is more probable"));
+            }
+        }
+        reasons.truncate(REASONS_MAX);
+        reasons
+    }
+
+    fn group(&self, root: Option<&Candidate<'_>>, members: &[usize]) -> SemanticGroup {
+        let mut explained = members.iter().filter(|at| root.is_none_or(|r| r.explains.contains_key(at)));
+        let first = explained.find(|at| !is_change(self.view.signals[**at].kind));
+        let Some(signal) = first.map(|at| self.view.signals[*at]) else { return SemanticGroup::default() };
+        let text = |key: &str| signal.attribute(key).and_then(|v| v.as_text()).map(SmolStr::new);
+        SemanticGroup {
+            id: signal.group,
+            group_type: text("group_type").unwrap_or_default(),
+            intent: text("intent").unwrap_or_default(),
+        }
+    }
+
+    fn gaps_in_words(&self, first_bad: UnixNanos) -> Vec<String> {
+        let near =
+            self.gaps.iter().filter(|g| g.to >= first_bad.minus(GAP_REACH_NS) && g.from <= self.view.now);
+        near.take(GAPS_MAX)
+            .map(|gap| {
+                let place = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
+                let reason = if gap.reason.is_empty() { String::new() } else { format!(" ({})", gap.reason) };
+                let (from, to) = (clock_time(gap.from), clock_time(gap.to));
+                format!("{}{place} lost {} events {from}–{to}{reason}", gap.source, gap.lost)
+            })
+            .collect()
+    }
+}

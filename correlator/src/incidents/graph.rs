@@ -1,0 +1,334 @@
+//! The entity graph: who owns, runs on, calls whom, and which names mean the same thing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use smol_str::SmolStr;
+use tapio_schemas::entity::kinds;
+use tapio_schemas::signal::{EdgeKind, Fact};
+use tapio_schemas::{Entity, EntityRef, UnixNanos};
+
+use crate::model::is_workload;
+
+/// Most steps from a process to its owner, and over names of one thing.
+const CLIMB_STEPS_MAX: usize = 8;
+/// Most calls between a cause and what suffers from it.
+pub const UPSTREAM_HOPS_MAX: usize = 3;
+
+#[derive(Debug, Clone, Copy)]
+struct Edge {
+    last: UnixNanos,
+    gone: Option<UnixNanos>,
+}
+
+/// Typed edges in both directions. Edges that are gone stay as tombstones until [`Graph::prune`] forgets them.
+#[derive(Debug, Default)]
+pub struct Graph {
+    out: HashMap<Entity, BTreeMap<(EdgeKind, Entity), Edge>>,
+    into: HashMap<Entity, BTreeSet<(EdgeKind, Entity)>>,
+    /// Workloads and services by name, for names that telemetry and Kubernetes share.
+    by_name: HashMap<SmolStr, BTreeSet<Entity>>,
+    edges: usize,
+    edges_max: usize,
+    refused: u64,
+}
+
+impl Graph {
+    /// Empty, with a limit on its edges.
+    pub fn new(edges_max: usize) -> Self {
+        Self { edges_max, ..Self::default() }
+    }
+
+    /// Number of edges.
+    pub fn len(&self) -> usize {
+        self.edges
+    }
+
+    /// Edges refused because the graph was full.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Takes a fact.
+    pub fn apply(&mut self, fact: &Fact) {
+        if fact.gone {
+            let edge = self.out.get_mut(&fact.from).and_then(|o| o.get_mut(&(fact.edge, fact.to.clone())));
+            if let Some(edge) = edge.filter(|e| e.last <= fact.at) {
+                edge.gone = Some(fact.at);
+            }
+            return;
+        }
+        self.connect(fact.edge, &fact.from, &fact.to, fact.at);
+    }
+
+    /// Takes what an entity reference says about containment.
+    pub fn learn(&mut self, entity: &EntityRef, at: UnixNanos) {
+        let owner = entity.owner();
+        self.name(&owner);
+        let mut innermost = owner.clone();
+        if !entity.pod.is_empty() {
+            let pod = Entity::new(kinds::POD, &entity.namespace, &entity.pod, "");
+            if pod != owner {
+                self.connect(EdgeKind::Owns, &owner, &pod, at);
+            }
+            innermost = pod;
+            let subject = entity.subject();
+            if subject != innermost {
+                self.connect(EdgeKind::Owns, &innermost, &subject, at);
+            }
+        }
+        if !entity.node.is_empty() && innermost.kind != kinds::NODE {
+            let node = Entity::new(kinds::NODE, "", &entity.node, "");
+            self.connect(EdgeKind::RunsOn, &innermost, &node, at);
+        }
+        if !entity.service.is_empty() && owner.kind != kinds::SERVICE {
+            let service = Entity::new(kinds::SERVICE, &entity.namespace, &entity.service, "");
+            self.connect(EdgeKind::SameAs, &service, &owner, at);
+        }
+    }
+
+    fn connect(&mut self, kind: EdgeKind, from: &Entity, to: &Entity, at: UnixNanos) {
+        self.name(from);
+        self.name(to);
+        let key = (kind, to.clone());
+        if let Some(edge) = self.out.get_mut(from).and_then(|o| o.get_mut(&key)) {
+            edge.last = edge.last.max(at);
+            edge.gone = edge.gone.filter(|gone| *gone > at);
+            return;
+        }
+        if self.edges >= self.edges_max {
+            self.refused += 1;
+            return;
+        }
+        self.out.entry(from.clone()).or_default().insert(key, Edge { last: at, gone: None });
+        self.into.entry(to.clone()).or_default().insert((kind, from.clone()));
+        self.edges += 1;
+    }
+
+    fn name(&mut self, entity: &Entity) {
+        let named = is_workload(&entity.kind) || entity.kind == kinds::SERVICE;
+        if named && self.by_name.len() < self.edges_max {
+            self.by_name.entry(entity.name.clone()).or_default().insert(entity.clone());
+        }
+    }
+
+    fn targets(&self, from: &Entity, kind: EdgeKind) -> impl Iterator<Item = &Entity> {
+        self.out.get(from).into_iter().flatten().filter(move |((k, _), _)| *k == kind).map(|((_, to), _)| to)
+    }
+
+    fn sources(&self, to: &Entity, kind: EdgeKind) -> impl Iterator<Item = &Entity> {
+        self.into.get(to).into_iter().flatten().filter(move |(k, _)| *k == kind).map(|(_, from)| from)
+    }
+
+    /// What answers for an entity: its top owner, under the one name that the cluster knows it by.
+    pub fn home(&self, entity: &Entity) -> Entity {
+        let mut here = entity.clone();
+        for _ in 0..CLIMB_STEPS_MAX {
+            match self.step_up(&here) {
+                Some(next) if next != here && next != *entity => here = next,
+                _ => break,
+            }
+        }
+        here
+    }
+
+    fn step_up(&self, here: &Entity) -> Option<Entity> {
+        let groups = [kinds::NAMESPACE, kinds::NODE, kinds::CLUSTER];
+        let owner = self.sources(here, EdgeKind::Owns).find(|o| !groups.contains(&o.kind.as_str()));
+        if let Some(owner) = owner {
+            return Some(owner.clone());
+        }
+        if let Some(same) = self.targets(here, EdgeKind::SameAs).next() {
+            return Some(same.clone());
+        }
+        if here.kind != kinds::SERVICE {
+            return None;
+        }
+        let selected = self.targets(here, EdgeKind::Selects).next().cloned();
+        selected.or_else(|| self.workload_named_like(here))
+    }
+
+    /// The one workload with the name of the service, in its namespace (or either without one).
+    fn workload_named_like(&self, service: &Entity) -> Option<Entity> {
+        let mut same = self.by_name.get(&service.name)?.iter().filter(|e| {
+            is_workload(&e.kind)
+                && (e.namespace == service.namespace
+                    || e.namespace.is_empty()
+                    || service.namespace.is_empty())
+        });
+        let first = same.next()?;
+        same.next().is_none().then(|| first.clone())
+    }
+
+    /// Every name under which `home` may be spoken of.
+    fn names_of(&self, home: &Entity) -> BTreeSet<Entity> {
+        let mut names = BTreeSet::from([home.clone()]);
+        let mut open = vec![home.clone()];
+        while let Some(name) = open.pop() {
+            let same = self.sources(&name, EdgeKind::SameAs).chain(self.sources(&name, EdgeKind::Selects));
+            let owned = self.targets(&name, EdgeKind::Owns);
+            for other in same.chain(owned) {
+                if names.insert(other.clone()) {
+                    open.push(other.clone());
+                }
+            }
+        }
+        for other in self.by_name.get(&home.name).into_iter().flatten() {
+            if other.kind == kinds::SERVICE && self.home(other) == *home {
+                names.insert(other.clone());
+            }
+        }
+        names
+    }
+
+    fn neighbours(&self, home: &Entity, backwards: bool) -> BTreeSet<Entity> {
+        let mut found = BTreeSet::new();
+        for name in self.names_of(home) {
+            for kind in [EdgeKind::Calls, EdgeKind::ConnectsTo] {
+                if backwards {
+                    found.extend(self.sources(&name, kind).map(|e| self.home(e)));
+                } else {
+                    found.extend(self.targets(&name, kind).map(|e| self.home(e)));
+                }
+            }
+        }
+        found.remove(home);
+        found
+    }
+
+    /// Homes that call or connect to `home`.
+    pub fn callers(&self, home: &Entity) -> BTreeSet<Entity> {
+        self.neighbours(home, true)
+    }
+
+    /// Homes that `home` calls or connects to.
+    pub fn callees(&self, home: &Entity) -> BTreeSet<Entity> {
+        self.neighbours(home, false)
+    }
+
+    /// Homes reached over at most [`UPSTREAM_HOPS_MAX`] calls, against or along their direction.
+    pub fn reach(&self, home: &Entity, backwards: bool) -> BTreeSet<Entity> {
+        let mut found = BTreeSet::new();
+        let mut frontier = BTreeSet::from([home.clone()]);
+        for _ in 0..UPSTREAM_HOPS_MAX {
+            let mut next = BTreeSet::new();
+            for entity in &frontier {
+                next.extend(self.neighbours(entity, backwards));
+            }
+            next.retain(|e| e != home && !found.contains(e));
+            found.extend(next.iter().cloned());
+            frontier = next;
+        }
+        found
+    }
+
+    /// Machines that anything inside of `home` runs on.
+    pub fn machines(&self, home: &Entity) -> BTreeSet<Entity> {
+        let mut machines: BTreeSet<Entity> =
+            self.names_of(home).iter().flat_map(|n| self.targets(n, EdgeKind::RunsOn)).cloned().collect();
+        if !home.node.is_empty() {
+            machines.insert(Entity::new(kinds::NODE, "", &home.node, ""));
+        }
+        machines
+    }
+
+    /// Forgets edges gone before `gone_before` and those nobody has mentioned since `silent_before`.
+    pub fn prune(&mut self, gone_before: UnixNanos, silent_before: UnixNanos) {
+        let into = &mut self.into;
+        let mut removed = 0;
+        self.out.retain(|from, edges| {
+            edges.retain(|(kind, to), edge| {
+                let keep = edge.gone.is_none_or(|gone| gone >= gone_before) && edge.last >= silent_before;
+                if !keep {
+                    removed += 1;
+                    if let Some(sources) = into.get_mut(to) {
+                        sources.remove(&(*kind, from.clone()));
+                    }
+                }
+                keep
+            });
+            !edges.is_empty()
+        });
+        into.retain(|_, sources| !sources.is_empty());
+        self.edges -= removed;
+        if removed > 0 {
+            let (out, into) = (&self.out, &self.into);
+            self.by_name.retain(|_, entities| {
+                entities.retain(|e| out.contains_key(e) || into.contains_key(e));
+                !entities.is_empty()
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(edge: EdgeKind, from: Entity, to: Entity) -> Fact {
+        Fact { at: UnixNanos(10), edge, from, to, gone: false }
+    }
+
+    fn database() -> EntityRef {
+        EntityRef {
+            namespace: "shop".into(),
+            workload_kind: "StatefulSet".into(),
+            workload: "db".into(),
+            pod: "db-0".into(),
+            container: "postgres".into(),
+            node: "n1".into(),
+            ..EntityRef::default()
+        }
+    }
+
+    #[test]
+    fn containers_services_and_addresses_lead_home() {
+        let mut graph = Graph::new(100);
+        graph.learn(&database(), UnixNanos(10));
+        let db = Entity::namespaced("StatefulSet", "shop", "db");
+        let address = Entity::new(kinds::EXTERNAL, "", "10.0.0.5:5432", "");
+        graph.apply(&fact(EdgeKind::SameAs, address.clone(), Entity::namespaced(kinds::POD, "shop", "db-0")));
+        assert_eq!(graph.home(&Entity::namespaced(kinds::CONTAINER, "shop", "db-0/postgres")), db);
+        assert_eq!(graph.home(&Entity::namespaced(kinds::SERVICE, "shop", "db")), db);
+        assert_eq!(graph.home(&Entity::namespaced(kinds::SERVICE, "", "db")), db);
+        assert_eq!(graph.home(&address), db);
+        assert_ne!(graph.home(&Entity::namespaced(kinds::SERVICE, "other", "db")), db);
+    }
+
+    #[test]
+    fn calls_are_found_under_every_name_and_over_hops() {
+        let mut graph = Graph::new(100);
+        graph.learn(&database(), UnixNanos(10));
+        let service = |name: &str| Entity::namespaced(kinds::SERVICE, "shop", name);
+        graph.apply(&fact(EdgeKind::Calls, service("api"), service("db")));
+        graph.apply(&fact(EdgeKind::Calls, service("web"), service("api")));
+        let db = Entity::namespaced("StatefulSet", "shop", "db");
+        assert_eq!(graph.callers(&db), BTreeSet::from([service("api")]));
+        assert_eq!(graph.reach(&db, true), BTreeSet::from([service("api"), service("web")]));
+        assert_eq!(graph.callees(&service("api")), BTreeSet::from([db.clone()]));
+        assert_eq!(graph.machines(&db), BTreeSet::from([Entity::new(kinds::NODE, "", "n1", "")]));
+    }
+
+    #[test]
+    fn tombstones_are_kept_then_forgotten_and_the_graph_is_bounded() {
+        let mut graph = Graph::new(1);
+        let (a, b) = (Entity::new("Service", "", "a", ""), Entity::new("Service", "", "b", ""));
+        graph.apply(&fact(EdgeKind::Calls, a.clone(), b.clone()));
+        graph.apply(&fact(EdgeKind::Calls, b.clone(), a.clone()));
+        assert_eq!((graph.len(), graph.refused()), (1, 1));
+        graph.apply(&Fact { gone: true, at: UnixNanos(20), ..fact(EdgeKind::Calls, a.clone(), b.clone()) });
+        graph.prune(UnixNanos(20), UnixNanos(0));
+        assert_eq!(graph.callers(&b).len(), 1);
+        graph.prune(UnixNanos(21), UnixNanos(0));
+        assert_eq!((graph.callers(&b).len(), graph.len()), (0, 0));
+    }
+
+    #[test]
+    fn circles_of_names_end() {
+        let mut graph = Graph::new(10);
+        let (a, b) = (Entity::new("Service", "", "a", ""), Entity::new("Service", "", "b", ""));
+        graph.apply(&fact(EdgeKind::SameAs, a.clone(), b.clone()));
+        graph.apply(&fact(EdgeKind::SameAs, b.clone(), a.clone()));
+        assert_eq!(graph.home(&a), b);
+        assert_eq!(graph.home(&b), a);
+    }
+}

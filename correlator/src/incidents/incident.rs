@@ -1,0 +1,175 @@
+//! One incident over time: which signals it holds, what has been published of it, when it is over.
+
+use std::collections::BTreeSet;
+
+use tapio_schemas::finding::{Finding, Status};
+use tapio_schemas::{FindingId, Score, Severity, SignalId, SmolStr, UnixNanos};
+
+use super::prediction::Foretold;
+
+/// A confidence that moves by less is the same.
+const CONFIDENCE_STEP: f64 = 0.05;
+
+/// An incident.
+#[derive(Debug)]
+pub struct Incident {
+    /// Hash of the cluster and the first signal.
+    pub id: FindingId,
+    /// The signal that opened it.
+    pub first: SignalId,
+    /// Tick at which it was opened.
+    pub opened_at: UnixNanos,
+    /// What it holds.
+    pub members: BTreeSet<SignalId>,
+    /// Onset of the earliest member.
+    pub onset: UnixNanos,
+    /// What it has foretold.
+    pub foretold: Foretold,
+    /// Tick at which it was over; `None` while it goes on.
+    pub over_since: Option<UnixNanos>,
+    /// Last revision made, before this process or in it.
+    revision: u32,
+    published: Option<Published>,
+}
+
+#[derive(Debug)]
+struct Published {
+    finding: Finding,
+    at: UnixNanos,
+}
+
+/// Id of the finding of an incident.
+pub fn finding_id(cluster: &str, first: SignalId) -> FindingId {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(&(cluster.len() as u32).to_le_bytes());
+    hash.update(cluster.as_bytes());
+    hash.update(&first.0.to_le_bytes());
+    FindingId(hash.digest128())
+}
+
+impl Incident {
+    /// Opens one. `revision` is the last one published under this id before, if any.
+    pub fn open(cluster: &str, first: SignalId, at: UnixNanos, revision: u32) -> Self {
+        Self {
+            id: finding_id(cluster, first),
+            first,
+            opened_at: at,
+            members: BTreeSet::new(),
+            onset: at,
+            foretold: Foretold::default(),
+            over_since: None,
+            revision,
+            published: None,
+        }
+    }
+
+    /// Last revision.
+    pub fn revision(&self) -> u32 {
+        self.revision
+    }
+
+    /// True once a finding was made.
+    pub fn is_published(&self) -> bool {
+        self.published.is_some()
+    }
+
+    /// Title of the last finding.
+    pub fn title(&self) -> String {
+        self.published.as_ref().map(|p| p.finding.title.clone()).unwrap_or_default()
+    }
+
+    /// When it opened, as told.
+    pub fn told_opened_at(&self) -> UnixNanos {
+        self.published.as_ref().map_or(self.opened_at, |p| p.finding.opened_at)
+    }
+
+    /// Makes a revision of `draft` when it says something new, or when figures have drifted for `refresh_ns`.
+    pub fn publish(&mut self, mut draft: Finding, now: UnixNanos, refresh_ns: u64) -> Option<Finding> {
+        if let Some(last) = &self.published {
+            // A story does not get less bad by getting longer; a subscriber of one severity keeps seeing it.
+            draft.severity = draft.severity.max(last.finding.severity);
+            if !is_news(&last.finding, &draft) {
+                let due = now.since(last.at) >= refresh_ns;
+                if !due || !has_drifted(&last.finding, &draft) {
+                    return None;
+                }
+            }
+        }
+        self.revision += 1;
+        draft.revision = self.revision;
+        draft.emitted_at = now;
+        self.published = Some(Published { finding: draft.clone(), at: now });
+        Some(draft)
+    }
+
+    /// Last revision of an incident that turned out to be part of another one.
+    pub fn merged_into(mut self, other: FindingId, title: &str, now: UnixNanos) -> Option<Finding> {
+        let mut last = self.published.take()?.finding;
+        last.status = Status::Recovered;
+        last.story = format!("This is part of another incident ({other}): {title}.");
+        last.prediction = None;
+        last.updated_at = now;
+        last.freshness.watermark = now;
+        last.revision = self.revision + 1;
+        last.emitted_at = now;
+        Some(last)
+    }
+}
+
+/// What makes a revision worth telling at once.
+#[derive(PartialEq)]
+struct Gist<'a> {
+    status: Status,
+    severity: Severity,
+    root: Option<(&'a tapio_schemas::Entity, &'a SmolStr)>,
+    hypotheses: Vec<(&'a SmolStr, &'a tapio_schemas::Entity, bool)>,
+    chain: Vec<(UnixNanos, &'a SmolStr, &'a tapio_schemas::Entity)>,
+    prediction: Option<(UnixNanos, (UnixNanos, UnixNanos), Option<&'a SmolStr>)>,
+    customer_facing: bool,
+    gaps: usize,
+}
+
+impl<'a> Gist<'a> {
+    fn of(finding: &'a Finding) -> Self {
+        Self {
+            status: finding.status,
+            severity: finding.severity,
+            root: finding.root_cause.as_ref().map(|r| (&r.entity, &r.cause)),
+            hypotheses: {
+                let mut told: Vec<_> = finding
+                    .hypotheses
+                    .iter()
+                    .map(|h| (&h.cause, &h.entity, h.refuted_by.is_empty()))
+                    .collect();
+                told.sort_unstable();
+                told
+            },
+            chain: finding.chain.iter().map(|l| (l.at, &l.signal, &l.entity)).collect(),
+            prediction: finding.prediction.as_ref().map(|p| (p.at, p.interval, p.outcome.as_ref())),
+            customer_facing: finding.impact.customer_facing,
+            gaps: finding.freshness.gaps.len(),
+        }
+    }
+}
+
+fn is_news(last: &Finding, draft: &Finding) -> bool {
+    (last.confidence.get() - draft.confidence.get()).abs() > CONFIDENCE_STEP
+        || Gist::of(last) != Gist::of(draft)
+}
+
+/// Differs in anything but the times at which it was looked at.
+fn has_drifted(last: &Finding, draft: &Finding) -> bool {
+    let plain = |finding: &Finding| {
+        let mut finding = finding.clone();
+        finding.revision = 0;
+        finding.emitted_at = UnixNanos(0);
+        finding.updated_at = UnixNanos(0);
+        finding.freshness.watermark = UnixNanos(0);
+        // A probability that moves in the third digit is the same.
+        let round = |score: Score| Score::clamped((score.get() * 100.0).round() / 100.0);
+        finding.confidence = round(finding.confidence);
+        finding.hypotheses.iter_mut().for_each(|h| h.probability = round(h.probability));
+        finding
+    };
+    plain(last) != plain(draft)
+}

@@ -1,0 +1,307 @@
+//! Stage two: from signals to findings. One partition is one cluster.
+//!
+//! Pure and synchronous. Time comes only from the shards' watermarks: decisions are taken on a grid of event time once
+//! every shard has said all it will say up to there, over the signals whose `last_seen` is not later, in the order of
+//! (time, id). So findings, ids, revisions and `emitted_at` do not depend on the order in which sections arrive.
+
+mod assign;
+mod candidates;
+mod components;
+mod config;
+mod finding;
+mod graph;
+mod impact;
+mod incident;
+mod inference;
+mod prediction;
+mod says;
+mod signals;
+mod story;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use tapio_schemas::entity::kinds;
+use tapio_schemas::wire::SignalSection;
+use tapio_schemas::{Entity, Finding, FindingId, Gap, Signal, SignalKind, UnixNanos};
+
+use candidates::{View, candidates};
+use components::components;
+pub use config::IncidentConfig;
+use config::nanos;
+use finding::Material;
+use graph::Graph;
+use impact::Tallies;
+use incident::Incident;
+use signals::{Known, Pending, Said, TICK_NS, Watermarks, is_change, tick_from};
+
+use crate::model::Model;
+
+/// While an incident goes on it is looked at this often, even when nothing new is said.
+const LOOK_NS: u64 = 1_000_000_000;
+/// The graph and the tallies are swept this often.
+const SWEEP_NS: u64 = 60_000_000_000;
+/// Holes remembered.
+const GAPS_MAX: usize = 256;
+/// Machines remembered as sources of kernel events.
+const KERNEL_NODES_MAX: usize = 4096;
+/// Closed incidents whose last revision is remembered, so that one that opens again counts on.
+const CLOSED_MAX: usize = 4096;
+
+/// What was refused or forgotten, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IncidentCounters {
+    /// Signals forgotten because too many are known.
+    pub signals_evicted: u64,
+    /// Things said that were taken before their time because too many wait.
+    pub pending_early: u64,
+    /// Things said after their time.
+    pub late: u64,
+    /// Edges refused because the graph is full.
+    pub edges_refused: u64,
+    /// Tallies refused because too many edges are tallied.
+    pub tallies_refused: u64,
+    /// Incidents forgotten because too many are followed.
+    pub incidents_evicted: u64,
+    /// Findings made.
+    pub findings: u64,
+}
+
+/// Stage two of one cluster.
+#[derive(Debug)]
+pub struct IncidentEngine {
+    config: IncidentConfig,
+    model: Arc<Model>,
+    watermarks: Watermarks,
+    pending: Pending,
+    known: Known,
+    graph: Graph,
+    tallies: Tallies,
+    gaps: VecDeque<Gap>,
+    kernel_nodes: BTreeSet<Entity>,
+    incidents: Vec<Incident>,
+    closed: VecDeque<(FindingId, u32)>,
+    /// Last tick taken.
+    tick: UnixNanos,
+    swept: UnixNanos,
+    counters: IncidentCounters,
+}
+
+impl IncidentEngine {
+    /// Knows nothing yet.
+    pub fn new(config: IncidentConfig, model: Arc<Model>) -> Self {
+        Self {
+            graph: Graph::new(config.edges_max),
+            tallies: Tallies::new(config.tallies_max),
+            config,
+            model,
+            watermarks: Watermarks::default(),
+            pending: Pending::default(),
+            known: Known::default(),
+            gaps: VecDeque::new(),
+            kernel_nodes: BTreeSet::new(),
+            incidents: Vec::new(),
+            closed: VecDeque::new(),
+            tick: UnixNanos(0),
+            swept: UnixNanos(0),
+            counters: IncidentCounters::default(),
+        }
+    }
+
+    /// Takes what stage one says. Nothing is decided before [`Self::advance`].
+    pub fn apply(&mut self, section: SignalSection) {
+        for (shard, watermark) in &section.watermarks {
+            self.watermarks.raise(*shard, *watermark);
+        }
+        let late = section.signals.iter().filter(|s| s.last_seen <= self.tick && self.tick.0 > 0);
+        self.counters.late += late.count() as u64;
+        self.pending.extend(section);
+        while self.pending.len() > self.config.pending_max {
+            self.counters.pending_early += 1;
+            if let Some(said) = self.pending.take_oldest() {
+                self.take(said);
+            }
+        }
+    }
+
+    /// Takes every tick that all shards have passed; returns the revisions made, in order.
+    pub fn advance(&mut self) -> Vec<Finding> {
+        let complete = self.watermarks.complete();
+        let mut findings = Vec::new();
+        while let Some(tick) = self.next_tick().filter(|tick| *tick <= complete) {
+            self.tick = tick;
+            while let Some(said) = self.pending.take_until(tick) {
+                self.take(said);
+            }
+            self.counters.signals_evicted += self.known.shrink(self.config.signals_max);
+            self.sweep();
+            findings.extend(self.decide());
+        }
+        self.counters.findings += findings.len() as u64;
+        findings
+    }
+
+    /// Oldest event time that is still needed: a restart must read again from there.
+    pub fn low_water(&self) -> UnixNanos {
+        let held = self.incidents.iter().map(|i| i.onset);
+        held.chain(self.pending.oldest()).min().unwrap_or(self.tick)
+    }
+
+    /// No more input: decides everything up to `at`.
+    pub fn finish(&mut self, at: UnixNanos) -> Vec<Finding> {
+        self.watermarks.raise_all(at);
+        self.advance()
+    }
+
+    /// What was refused or forgotten so far.
+    pub fn counters(&self) -> IncidentCounters {
+        IncidentCounters {
+            edges_refused: self.graph.refused(),
+            tallies_refused: self.tallies.refused(),
+            ..self.counters
+        }
+    }
+
+    /// Event time up to which decisions have been taken.
+    pub fn watermark(&self) -> UnixNanos {
+        self.watermarks.complete()
+    }
+
+    /// Incidents that are followed at present.
+    pub fn open_incidents(&self) -> usize {
+        self.incidents.len()
+    }
+
+    /// Edges of the entity graph at present.
+    pub fn graph_edges(&self) -> usize {
+        self.graph.len()
+    }
+
+    /// Signals known at present.
+    pub fn known_signals(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Next tick at which something can change.
+    fn next_tick(&self) -> Option<UnixNanos> {
+        let next = |at: UnixNanos| tick_from(at).max(self.tick.plus(TICK_NS));
+        let due = self.incidents.iter().map(|incident| match incident.over_since {
+            Some(over) => over.plus(nanos(self.config.reopen)),
+            None if !incident.is_published() => {
+                incident.opened_at.plus(nanos(self.config.settle)).max(self.tick.plus(TICK_NS))
+            }
+            None => self.tick.plus(LOOK_NS),
+        });
+        due.chain(self.pending.oldest()).map(next).min()
+    }
+
+    fn take(&mut self, said: Said) {
+        match said {
+            Said::Signal(signal) => self.take_signal(*signal),
+            Said::Fact(fact) => self.graph.apply(&fact),
+            Said::Tally(tally) => self.tallies.add(&tally),
+            Said::Gap(gap) => {
+                self.gaps.push_back(*gap);
+                if self.gaps.len() > GAPS_MAX {
+                    self.gaps.pop_front();
+                }
+            }
+        }
+    }
+
+    fn take_signal(&mut self, signal: Signal) {
+        self.graph.learn(&signal.entity, signal.last_seen);
+        let from_kernel = signal.pid != 0 && !signal.entity.node.is_empty() && is_kernel(signal.kind);
+        if from_kernel && self.kernel_nodes.len() < KERNEL_NODES_MAX {
+            self.kernel_nodes.insert(Entity::new(kinds::NODE, "", &signal.entity.node, ""));
+        }
+        self.known.update(signal);
+    }
+
+    fn sweep(&mut self) {
+        if self.tick.since(self.swept) < SWEEP_NS {
+            return;
+        }
+        self.swept = self.tick;
+        let (tombstone, silent) = (nanos(self.config.tombstone), nanos(self.config.edge_memory));
+        self.graph.prune(self.tick.minus(tombstone), self.tick.minus(silent));
+        self.tallies.prune(self.tick.minus(silent));
+        let (now, memory) = (self.tick, nanos(self.config.change_memory));
+        let gone_by = now.minus(memory);
+        self.gaps.retain(|gap| gap.to >= gone_by);
+        self.known.retain(|s| !is_change(s.kind) || s.last_seen >= gone_by);
+    }
+
+    /// The verdicts of one tick.
+    fn decide(&mut self) -> Vec<Finding> {
+        let now = self.tick;
+        let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now);
+        if view.signals.iter().all(|s| is_change(s.kind)) {
+            self.incidents.clear();
+            return Vec::new();
+        }
+        let candidates = candidates(&view, &self.model);
+        let parts = components(&view, &candidates, self.config.candidates_max);
+        let material = Material {
+            view: &view,
+            candidates: &candidates,
+            config: &self.config,
+            tallies: &self.tallies,
+            gaps: &self.gaps,
+        };
+        let closed = &self.closed;
+        let last_revision =
+            |id: FindingId| closed.iter().rev().find(|(known, _)| *known == id).map_or(0, |(_, r)| *r);
+        let mut assigned = assign::assign(std::mem::take(&mut self.incidents), &parts, &view, &last_revision);
+        let mut findings = Vec::new();
+        for (incident, part) in assigned.kept.iter_mut().zip(&parts) {
+            let over = material.is_over(part);
+            incident.over_since = over.then(|| incident.over_since.unwrap_or(now));
+            let settled = now.since(incident.opened_at) >= nanos(self.config.settle);
+            if settled && (incident.is_published() || material.is_worth_telling(part)) {
+                let draft = material.draft(part, incident);
+                findings.extend(incident.publish(draft, now, nanos(self.config.refresh)));
+            }
+        }
+        findings.extend(assigned.merged(now));
+        let kept = assigned.kept;
+        self.close(kept, now);
+        findings
+    }
+
+    /// Lets go of what has been over for long enough, with its signals.
+    fn close(&mut self, incidents: Vec<Incident>, now: UnixNanos) {
+        let reopen = nanos(self.config.reopen);
+        let (mut done, mut open): (Vec<Incident>, Vec<Incident>) =
+            incidents.into_iter().partition(|i| i.over_since.is_some_and(|over| now.since(over) >= reopen));
+        if open.len() > self.config.incidents_max {
+            open.sort_by_key(|i| (i.over_since.is_none(), i.opened_at, i.id));
+            let surplus = open.len() - self.config.incidents_max;
+            self.counters.incidents_evicted += surplus as u64;
+            done.extend(open.drain(..surplus));
+        }
+        for incident in &done {
+            self.closed.push_back((incident.id, incident.revision()));
+            self.known.retain(|s| is_change(s.kind) || !incident.members.contains(&s.id));
+        }
+        while self.closed.len() > CLOSED_MAX {
+            self.closed.pop_front();
+        }
+        open.sort_by_key(|i| (i.opened_at, i.id));
+        self.incidents = open;
+    }
+}
+
+fn is_kernel(kind: SignalKind) -> bool {
+    use SignalKind as K;
+    matches!(
+        kind,
+        K::OomKill
+            | K::CrashSignal
+            | K::ExitNonzero
+            | K::Killed
+            | K::NetRefused
+            | K::NetTimeout
+            | K::NetReset
+    )
+}

@@ -1,0 +1,215 @@
+//! Signals in words. Every number said is one the signal carries.
+
+use tapio_schemas::entity::kinds;
+use tapio_schemas::{Entity, Signal, SignalKind};
+
+use crate::model::{bytes, duration};
+
+/// An entity as people speak of it: `StatefulSet shop/db`, `cgroup /tapio-demo on host-1`.
+pub fn name(entity: &Entity) -> String {
+    let place = if entity.node.is_empty() { String::new() } else { format!(" on {}", entity.node) };
+    let full = if entity.namespace.is_empty() {
+        entity.name.to_string()
+    } else {
+        format!("{}/{}", entity.namespace, entity.name)
+    };
+    match entity.kind.as_str() {
+        kinds::CGROUP => format!("cgroup {full}{place}"),
+        kinds::SYSTEMD_UNIT => format!("systemd unit {full}{place}"),
+        kinds::EXTERNAL => format!("address {full}"),
+        kinds::NODE => format!("node {full}"),
+        kinds::SERVICE => format!("service {full}"),
+        "" => full,
+        kind => format!("{kind} {full}{place}"),
+    }
+}
+
+fn text<'a>(signal: &'a Signal, key: &str) -> Option<&'a str> {
+    signal.attribute(key).and_then(|v| v.as_text()).filter(|t| !t.is_empty())
+}
+
+fn number(signal: &Signal, key: &str) -> Option<f64> {
+    signal.attribute(key).and_then(|v| v.as_f64()).filter(|n| n.is_finite())
+}
+
+fn times(signal: &Signal) -> String {
+    if signal.count > 1 { format!(" ({} times)", signal.count) } else { String::new() }
+}
+
+fn process(signal: &Signal) -> String {
+    match (text(signal, "comm"), signal.pid) {
+        (Some(comm), 0) => format!("process {comm}"),
+        (Some(comm), pid) => format!("process {comm} (pid {pid})"),
+        (None, 0) => "a process".to_owned(),
+        (None, pid) => format!("process {pid}"),
+    }
+}
+
+fn to_peer(signal: &Signal) -> String {
+    signal.peer.as_ref().map_or_else(String::new, |peer| format!(" to {}", name(peer)))
+}
+
+fn because(signal: &Signal) -> String {
+    let reason = text(signal, "reason");
+    let message = text(signal, "message").or_else(|| text(signal, "error_type"));
+    match (reason, message) {
+        (Some(reason), Some(message)) => format!(": {reason}, {message}"),
+        (Some(one), None) | (None, Some(one)) => format!(": {one}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// One sentence for a link of the chain.
+pub fn sentence(signal: &Signal) -> String {
+    memory(signal)
+        .or_else(|| process_end(signal))
+        .or_else(|| network(signal))
+        .or_else(|| requests(signal))
+        .unwrap_or_else(|| other(signal))
+}
+
+fn memory(signal: &Signal) -> Option<String> {
+    Some(match signal.kind {
+        SignalKind::MemoryGrowth => growth(signal),
+        SignalKind::MemoryNearLimit => match (number(signal, "usage_bytes"), number(signal, "limit_bytes")) {
+            (Some(usage), Some(limit)) => format!("memory at {} of {}", bytes(usage), bytes(limit)),
+            _ => "memory close to its limit".to_owned(),
+        },
+        SignalKind::MemoryPressure => "tasks wait for memory".to_owned(),
+        SignalKind::OomKill => {
+            let held = number(signal, "anon_rss_bytes").filter(|n| *n > 0.0);
+            let held = held.map_or_else(String::new, |n| format!(", which held {}", bytes(n)));
+            format!("the kernel killed {} for lack of memory{held}{}", process(signal), times(signal))
+        }
+        SignalKind::ContainerOomKilled => {
+            format!("the container was killed for lack of memory{}", times(signal))
+        }
+        _ => return None,
+    })
+}
+
+fn growth(signal: &Signal) -> String {
+    let mut says = "memory grows".to_owned();
+    if let Some(slope) = number(signal, "slope_bytes_per_s") {
+        says.push_str(&format!(" by {}/s", bytes(slope)));
+    }
+    if let (Some(start), Some(usage)) = (number(signal, "start_bytes"), number(signal, "usage_bytes")) {
+        says.push_str(&format!(", from {} to {}", bytes(start), bytes(usage)));
+    }
+    if let Some(limit) = number(signal, "limit_bytes") {
+        says.push_str(&format!(", limit {}", bytes(limit)));
+    }
+    if let (Some(samples), Some(span)) = (number(signal, "samples"), number(signal, "span_s")) {
+        says.push_str(&format!(" ({samples:.0} samples in {})", duration(span)));
+    }
+    says
+}
+
+fn process_end(signal: &Signal) -> Option<String> {
+    Some(match signal.kind {
+        SignalKind::CrashSignal => {
+            let by = text(signal, "signal_name").map(str::to_owned);
+            let by = by.or_else(|| number(signal, "signal").map(|n| format!("signal {n:.0}")));
+            format!("{} crashed with {}{}", process(signal), by.unwrap_or("a signal".into()), times(signal))
+        }
+        SignalKind::ExitNonzero => {
+            let code = number(signal, "exit_code").map_or_else(String::new, |c| format!(" with code {c:.0}"));
+            format!("{} exited{code}{}", process(signal), times(signal))
+        }
+        SignalKind::Killed => format!("{} was killed{}", process(signal), times(signal)),
+        SignalKind::UnitFailed => {
+            let result = text(signal, "result").map_or_else(String::new, |r| format!(" ({r})"));
+            let message = text(signal, "message").map_or_else(String::new, |m| format!(": {m}"));
+            format!("the unit failed{result}{message}")
+        }
+        SignalKind::ContainerCrashed => {
+            let code = number(signal, "exit_code").map_or_else(String::new, |c| format!(" with code {c:.0}"));
+            format!("the container ended{code}{}", times(signal))
+        }
+        SignalKind::CrashLoop => format!("the container keeps crashing{}", times(signal)),
+        _ => return None,
+    })
+}
+
+fn network(signal: &Signal) -> Option<String> {
+    let what = match signal.kind {
+        SignalKind::NetRefused => "connections{} were refused",
+        SignalKind::NetTimeout => "connections{} timed out",
+        SignalKind::NetReset => "connections{} were reset",
+        SignalKind::NetUnreachable => "connections{} found no way",
+        SignalKind::NetRetransmits => "packets{} had to be sent again",
+        SignalKind::NetDrops => "packets{} were dropped",
+        SignalKind::DnsFailures => "names could not be resolved",
+        _ => return None,
+    };
+    Some(format!("{}{}", what.replace("{}", &to_peer(signal)), times(signal)))
+}
+
+fn requests(signal: &Signal) -> Option<String> {
+    let what = match signal.kind {
+        SignalKind::HttpServerErrors => match number(signal, "http_status").or(number(signal, "status")) {
+            Some(status) => format!("requests failed with HTTP {status:.0}"),
+            None => "requests failed with a server error".to_owned(),
+        },
+        SignalKind::SpanErrors => format!("calls{} failed", to_peer(signal)),
+        SignalKind::SpanTimeouts => format!("calls{} timed out", to_peer(signal)),
+        SignalKind::SpanSlow => format!("calls{} became slow", to_peer(signal)),
+        SignalKind::CallsStopped => format!("calls{} stopped", to_peer(signal)),
+        SignalKind::LogErrors => format!("errors were logged{}", because(signal)),
+        _ => return None,
+    };
+    let detail = text(signal, "error_type").map_or_else(String::new, |t| format!(" ({t})"));
+    Some(format!("{what}{detail}{}", times(signal)))
+}
+
+fn other(signal: &Signal) -> String {
+    let change = |old: &str, new: &str| match (text(signal, old), text(signal, new)) {
+        (Some(old), Some(new)) => format!(" from {old} to {new}"),
+        (None, Some(new)) => format!(" to {new}"),
+        _ => String::new(),
+    };
+    match signal.kind {
+        SignalKind::ImageChanged => format!("the image was changed{}", change("image_old", "image_new")),
+        SignalKind::ConfigChanged => format!("the configuration was changed{}", change("old", "new")),
+        SignalKind::Scaled => format!("it was scaled{}", change("old", "new")),
+        SignalKind::RolloutStarted => "a rollout began".to_owned(),
+        SignalKind::CpuThrottled => match number(signal, "throttled_share") {
+            Some(share) => format!("the processor quota ran out in {:.0} % of the periods", share * 100.0),
+            None => "the processor quota ran out".to_owned(),
+        },
+        SignalKind::CpuPressure => "tasks wait for the processor".to_owned(),
+        SignalKind::IoPressure => "tasks wait for input and output".to_owned(),
+        SignalKind::PidsNearLimit => "the number of processes is close to its limit".to_owned(),
+        kind => format!("{kind}{}{}", because(signal), times(signal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tapio_schemas::{Attribute, EntityRef, UnixNanos};
+
+    #[test]
+    fn sentences_hold_only_what_the_signal_carries() {
+        let entity = Arc::new(EntityRef { node: "n1".into(), cgroup: "/a".into(), ..Default::default() });
+        let mut growth = Signal::new(SignalKind::MemoryGrowth, entity, None, UnixNanos(1));
+        assert_eq!(sentence(&growth), "memory grows");
+        growth.attributes =
+            vec![Attribute::new("slope_bytes_per_s", 1_048_576.0), Attribute::new("limit_bytes", 67_108_864)];
+        assert_eq!(sentence(&growth), "memory grows by 1 MiB/s, limit 64 MiB");
+    }
+
+    #[test]
+    fn every_kind_has_words() {
+        for kind in SignalKind::ALL {
+            assert!(!sentence(&Signal::new(*kind, Arc::default(), None, UnixNanos(1))).is_empty());
+        }
+    }
+
+    #[test]
+    fn entities_are_named_as_people_do() {
+        assert_eq!(name(&Entity::new("Cgroup", "", "/tapio-demo", "host-1")), "cgroup /tapio-demo on host-1");
+        assert_eq!(name(&Entity::namespaced("StatefulSet", "shop", "db")), "StatefulSet shop/db");
+    }
+}

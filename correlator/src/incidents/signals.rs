@@ -1,0 +1,220 @@
+//! What stage one has said, held back until its time has come, and the signals known at this tick.
+
+use std::collections::BTreeMap;
+
+use tapio_schemas::names::SHARD_COUNT;
+use tapio_schemas::wire::SignalSection;
+use tapio_schemas::{Fact, Gap, Signal, SignalId, SignalKind, Tally, UnixNanos};
+
+/// Grid on which decisions are taken, event time.
+pub const TICK_NS: u64 = 250_000_000;
+
+/// First tick at or after `at`.
+pub fn tick_from(at: UnixNanos) -> UnixNanos {
+    UnixNanos(at.0.div_ceil(TICK_NS).saturating_mul(TICK_NS))
+}
+
+/// Watermarks of all shards.
+#[derive(Debug)]
+pub struct Watermarks([UnixNanos; SHARD_COUNT as usize]);
+
+impl Default for Watermarks {
+    fn default() -> Self {
+        Self([UnixNanos(0); SHARD_COUNT as usize])
+    }
+}
+
+impl Watermarks {
+    /// Raises a shard's watermark; it never falls.
+    pub fn raise(&mut self, shard: u16, to: UnixNanos) {
+        if let Some(mark) = self.0.get_mut(usize::from(shard)) {
+            *mark = (*mark).max(to);
+        }
+    }
+
+    /// Raises all of them.
+    pub fn raise_all(&mut self, to: UnixNanos) {
+        self.0.iter_mut().for_each(|mark| *mark = (*mark).max(to));
+    }
+
+    /// Everything up to here has been said.
+    pub fn complete(&self) -> UnixNanos {
+        self.0.iter().copied().min().unwrap_or_default()
+    }
+}
+
+/// One thing said.
+#[derive(Debug)]
+pub enum Said {
+    /// A deviation, or a new revision of one.
+    Signal(Box<Signal>),
+    /// An edge.
+    Fact(Box<Fact>),
+    /// Calls of a window.
+    Tally(Box<Tally>),
+    /// A hole.
+    Gap(Box<Gap>),
+}
+
+/// What waits for its time. The key orders equal times alike, whatever the order of arrival.
+#[derive(Debug, Default)]
+pub struct Pending {
+    items: BTreeMap<(UnixNanos, u8, u128, u64), Said>,
+}
+
+impl Pending {
+    /// Takes a section.
+    pub fn extend(&mut self, section: SignalSection) {
+        for signal in section.signals {
+            let key = (signal.last_seen, 3, signal.id.0, u64::from(signal.revision));
+            self.items.insert(key, Said::Signal(Box::new(signal)));
+        }
+        for fact in section.facts {
+            let id = order(&[&fact.from, &fact.to], fact.edge as u64);
+            self.items.insert((fact.at, 0, id, u64::from(fact.gone)), Said::Fact(Box::new(fact)));
+        }
+        for tally in section.tallies {
+            let at = tally.window_start.plus(tally.window_ns);
+            let content = tally.calls ^ (tally.errors << 32) ^ tally.duration_ns_sum.rotate_left(17);
+            let id = order(&[&tally.from, &tally.to], content);
+            let mut copy = 0;
+            // Two shards may count alike; both count.
+            while self.items.contains_key(&(at, 1, id, copy)) {
+                copy += 1;
+            }
+            self.items.insert((at, 1, id, copy), Said::Tally(Box::new(tally)));
+        }
+        for gap in section.gaps {
+            let id = u128::from(gap.producer.0) << 64 | u128::from(gap.from.0);
+            self.items.insert((gap.to, 2, id, gap.lost), Said::Gap(Box::new(gap)));
+        }
+    }
+
+    /// Next one whose time is not after `tick`.
+    pub fn take_until(&mut self, tick: UnixNanos) -> Option<Said> {
+        self.items.first_entry().filter(|e| e.key().0 <= tick).map(|e| e.remove())
+    }
+
+    /// Takes the oldest, whatever its time.
+    pub fn take_oldest(&mut self) -> Option<Said> {
+        self.items.pop_first().map(|(_, said)| said)
+    }
+
+    /// Time of the oldest.
+    pub fn oldest(&self) -> Option<UnixNanos> {
+        self.items.first_key_value().map(|(key, _)| key.0)
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+}
+
+fn order(entities: &[&tapio_schemas::Entity], salt: u64) -> u128 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::with_seed(salt);
+    for entity in entities {
+        for part in [&entity.kind, &entity.namespace, &entity.name, &entity.node] {
+            hash.update(&(part.len() as u32).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+    }
+    hash.digest128()
+}
+
+/// Signals known at this tick, latest revision each.
+#[derive(Debug, Default)]
+pub struct Known {
+    signals: BTreeMap<SignalId, Signal>,
+}
+
+impl Known {
+    /// Takes a revision; false when a later one is known.
+    pub fn update(&mut self, signal: Signal) -> bool {
+        match self.signals.get(&signal.id) {
+            Some(known) if known.revision >= signal.revision => false,
+            _ => {
+                self.signals.insert(signal.id, signal);
+                true
+            }
+        }
+    }
+
+    /// All, by onset and id.
+    pub fn in_time_order(&self) -> Vec<&Signal> {
+        let mut all: Vec<&Signal> = self.signals.values().collect();
+        all.sort_by_key(|s| (s.onset, s.id));
+        all
+    }
+
+    /// Forgets those for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Signal) -> bool) {
+        self.signals.retain(|_, signal| keep(signal));
+    }
+
+    /// Forgets the longest silent ones above the limit; returns how many.
+    pub fn shrink(&mut self, count_max: usize) -> u64 {
+        let mut evicted = 0;
+        while self.signals.len() > count_max {
+            let Some(oldest) = self.signals.values().min_by_key(|s| (s.last_seen, s.id)).map(|s| s.id) else {
+                break;
+            };
+            self.signals.remove(&oldest);
+            evicted += 1;
+        }
+        evicted
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.signals.len()
+    }
+}
+
+/// True for changes somebody made: they explain, they are not explained.
+pub fn is_change(kind: SignalKind) -> bool {
+    use SignalKind as K;
+    matches!(kind, K::ImageChanged | K::ConfigChanged | K::Scaled | K::RolloutStarted | K::ChangeApplied)
+}
+
+/// True when something has failed, as opposed to being on its way there.
+pub fn is_failure(kind: SignalKind) -> bool {
+    use SignalKind as K;
+    matches!(
+        kind,
+        K::OomKill
+            | K::CrashSignal
+            | K::ExitNonzero
+            | K::Killed
+            | K::NetRefused
+            | K::NetTimeout
+            | K::NetUnreachable
+            | K::DnsFailures
+            | K::SpanErrors
+            | K::SpanTimeouts
+            | K::HttpServerErrors
+            | K::UnitFailed
+            | K::ContainerOomKilled
+            | K::ContainerCrashed
+            | K::CrashLoop
+            | K::ImagePullFailed
+            | K::ConfigMissing
+            | K::Unschedulable
+            | K::MountFailed
+            | K::CreateFailed
+            | K::NodeNotReady
+            | K::Evicted
+            | K::SandboxFailed
+    )
+}
+
+/// Probability that the deviation shows without any cause the model knows.
+pub fn leak_probability(kind: SignalKind) -> f64 {
+    use SignalKind as K;
+    match kind {
+        K::NetRetransmits | K::CpuThrottled | K::SpanSlow | K::K8sWarning | K::LogErrors => 0.15,
+        K::NetReset | K::CpuPressure | K::IoPressure | K::MemoryPressure | K::NetDrops => 0.1,
+        K::ExitNonzero | K::SpanErrors | K::Killed | K::NetRefused => 0.02,
+        _ => 0.005,
+    }
+}

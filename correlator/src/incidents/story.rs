@@ -1,0 +1,202 @@
+//! The story: what happened, why, how we know, what is next, what to do. Never a sentence without data behind it.
+
+use tapio_schemas::finding::{Action, Prediction, Status};
+use tapio_schemas::{Entity, Signal, UnixNanos};
+
+use super::candidates::{Candidate, View};
+use super::says;
+use crate::model::{Pattern, Template, TemplateValue, clock_time};
+
+/// What templates can speak of.
+pub struct Teller<'a> {
+    /// The signals.
+    pub view: &'a View<'a>,
+    /// The cause, with what it explains.
+    pub cause: &'a Candidate<'a>,
+    /// Signals of the incident, in time order.
+    pub members: &'a [usize],
+    /// What is foretold.
+    pub prediction: Option<&'a Prediction>,
+}
+
+impl Teller<'_> {
+    fn pattern(&self) -> &Pattern {
+        self.cause.pattern
+    }
+
+    fn lookup(&self, path: &str) -> Option<TemplateValue> {
+        let (root, field) = path.split_once('.').unwrap_or((path, ""));
+        match root {
+            "seat" => seat(&self.cause.seat, field),
+            "forecast" => forecast(self.prediction?, field),
+            "change" => {
+                let last = self.cause.changes.last()?;
+                signal_field(self.view.signals[*last], field)
+            }
+            name => {
+                let explained = self.cause.explains.iter().filter(|(at, _)| self.members.contains(at));
+                let named = explained.filter(|(_, (_, symptom))| {
+                    self.pattern().symptoms[*symptom].name.as_deref() == Some(name)
+                });
+                // Of several the last one: it is the one that goes on.
+                let at = named.map(|(at, _)| *at).max_by_key(|at| (self.view.signals[*at].onset, *at))?;
+                signal_field(self.view.signals[at], field)
+            }
+        }
+    }
+
+    fn first(&self, templates: &[Template]) -> Option<String> {
+        templates.iter().find_map(|t| t.fill(&|path| self.lookup(path)))
+    }
+
+    /// One line.
+    pub fn title(&self) -> String {
+        self.first(&self.pattern().title)
+            .unwrap_or_else(|| format!("{} on {}", self.pattern().id, says::name(&self.cause.seat)))
+    }
+
+    /// The story.
+    pub fn story(&self, status: Status, gaps: usize) -> String {
+        let story = &self.pattern().story;
+        let mut sentences: Vec<String> = self.first(&story.what).into_iter().collect();
+        sentences.extend(story.why.iter().filter_map(|t| t.fill(&|path| self.lookup(path))));
+        sentences.push(how_we_know(self.view, self.members));
+        if status == Status::Recovered {
+            let last =
+                self.members.iter().map(|at| self.view.signals[*at].last_seen).max().unwrap_or_default();
+            sentences.push(format!("It is over: nothing of it has been seen since {}.", clock_time(last)));
+        } else {
+            sentences.extend(self.first(&story.next));
+        }
+        sentences.extend(self.prediction.and_then(outcome));
+        if let Some(action) = self.actions().first() {
+            sentences.push(format!("To do: {}.", action.title.trim_end_matches('.')));
+        }
+        if gaps > 0 {
+            sentences.push("Some events were lost in this time, so this may be incomplete.".to_owned());
+        }
+        sentences.join(" ")
+    }
+
+    /// What to do.
+    pub fn actions(&self) -> Vec<Action> {
+        let fill = |t: &Template| t.fill(&|path| self.lookup(path));
+        self.pattern()
+            .actions
+            .iter()
+            .filter(|a| {
+                let facts = crate::model::Facts::default();
+                a.when.as_ref().is_none_or(|when| when.holds(None, &self.cause.seat, &facts))
+            })
+            .filter_map(|a| {
+                Some(Action {
+                    title: fill(&a.title)?,
+                    risk: a.risk.clone(),
+                    command: fill(&a.command)?,
+                    undo: a.undo.as_ref().map_or(Some(String::new()), fill)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Why a refuter speaks against its cause.
+pub fn refutation(template: &Template, seat: &Entity, signal: &Signal) -> Option<String> {
+    template.fill(&|path| {
+        let (root, field) = path.split_once('.').unwrap_or((path, ""));
+        if root == "seat" { self::seat(seat, field) } else { signal_field(signal, field) }
+    })
+}
+
+/// The title when no cause can be named.
+pub fn unproven_title(home: &Entity, first: &Signal) -> String {
+    format!("{}: {}; the cause is not provable", says::name(home), says::sentence(first))
+}
+
+/// The story when no cause can be named.
+pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String]) -> String {
+    let mut sentences = vec![how_we_know(view, members)];
+    sentences.push(match considered {
+        [] => "No known cause explains this.".to_owned(),
+        [one] => format!("It may be {one}, but the evidence does not prove it."),
+        many => format!("The evidence does not single out one of: {}.", many.join("; ")),
+    });
+    sentences.join(" ")
+}
+
+fn how_we_know(view: &View<'_>, members: &[usize]) -> String {
+    const SHOWN_MAX: usize = 4;
+    let shown: Vec<String> = members
+        .iter()
+        .take(SHOWN_MAX)
+        .map(|at| {
+            let signal = view.signals[*at];
+            format!(
+                "{} {} on {}",
+                clock_time(signal.onset),
+                says::sentence(signal),
+                says::name(&signal.entity.subject())
+            )
+        })
+        .collect();
+    let rest = match members.len().saturating_sub(SHOWN_MAX) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    format!("Seen: {}{rest}.", shown.join("; "))
+}
+
+fn outcome(prediction: &Prediction) -> Option<String> {
+    let (from, to) = (clock_time(prediction.interval.0), clock_time(prediction.interval.1));
+    match prediction.outcome.as_deref()? {
+        "hit" => Some(format!("This was foretold for {from} to {to}.")),
+        "miss" => Some(format!("The forecast for {from} to {to} was wrong.")),
+        _ => None,
+    }
+}
+
+fn seat(seat: &Entity, field: &str) -> Option<TemplateValue> {
+    Some(TemplateValue::Text(match field {
+        "" => says::name(seat),
+        "name" => seat.name.to_string(),
+        "kind" => seat.kind.to_string(),
+        "kind_lower" => seat.kind.to_lowercase(),
+        "namespace" => seat.namespace.to_string(),
+        "node" => seat.node.to_string(),
+        _ => return None,
+    }))
+}
+
+fn forecast(prediction: &Prediction, field: &str) -> Option<TemplateValue> {
+    if prediction.outcome.as_deref() != Some("pending") {
+        return None;
+    }
+    let time = |at: UnixNanos| Some(TemplateValue::Time(at));
+    match field {
+        "at" => time(prediction.at),
+        "earliest" => time(prediction.interval.0),
+        "latest" => time(prediction.interval.1),
+        "probability" => Some(TemplateValue::Number(prediction.probability.get())),
+        _ => None,
+    }
+}
+
+fn signal_field(signal: &Signal, field: &str) -> Option<TemplateValue> {
+    Some(match field {
+        "onset" => TemplateValue::Time(signal.onset),
+        "last_seen" => TemplateValue::Time(signal.last_seen),
+        "count" => TemplateValue::Number(signal.count as f64),
+        "observed" => TemplateValue::Number(signal.observed),
+        "baseline" => TemplateValue::Number(signal.baseline),
+        "pid" if signal.pid != 0 => TemplateValue::Number(f64::from(signal.pid)),
+        "kind" => TemplateValue::Text(signal.kind.to_string()),
+        "entity" => TemplateValue::Text(says::name(&signal.entity.subject())),
+        "owner" => TemplateValue::Text(says::name(&signal.entity.owner())),
+        "says" => TemplateValue::Text(says::sentence(signal)),
+        "peer" => TemplateValue::Text(signal.peer.as_ref().map(says::name)?),
+        other => match signal.attribute(other)? {
+            tapio_schemas::AttributeValue::Text(text) => TemplateValue::Text(text.to_string()),
+            value => TemplateValue::Number(value.as_f64()?),
+        },
+    })
+}

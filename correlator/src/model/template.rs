@@ -1,0 +1,183 @@
+//! Sentences with holes: `{growth.usage_bytes|bytes}`. A sentence whose hole has no data is not said.
+
+use serde::Deserialize;
+use tapio_schemas::UnixNanos;
+
+/// Filters a hole may use.
+const FILTERS: [&str; 8] = ["bytes", "time", "duration", "percent", "rate", "plain", "int", "double"];
+
+/// A parsed template.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Template {
+    source: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone)]
+enum Part {
+    Text(String),
+    Hole { path: String, filter: Option<String> },
+}
+
+/// What fills a hole.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TemplateValue {
+    /// Text.
+    Text(String),
+    /// A number.
+    Number(f64),
+    /// A time.
+    Time(UnixNanos),
+}
+
+impl TryFrom<String> for Template {
+    type Error = String;
+
+    fn try_from(source: String) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = source.as_str();
+        while let Some(open) = rest.find('{') {
+            parts.push(Part::Text(rest[..open].to_owned()));
+            let close = rest[open..].find('}').ok_or(format!("`{source}` has a `{{` that is not closed"))?;
+            let hole = &rest[open + 1..open + close];
+            let (path, filter) = match hole.split_once('|') {
+                Some((path, filter)) => (path.trim(), Some(filter.trim())),
+                None => (hole.trim(), None),
+            };
+            if path.is_empty() || !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b)) {
+                return Err(format!(
+                    "`{{{hole}}}` in `{source}` is not a name; write {{name}} or {{name|filter}}"
+                ));
+            }
+            if let Some(unknown) = filter.filter(|f| !FILTERS.contains(f)) {
+                return Err(format!("`{source}` uses filter `{unknown}`; use one of {}", FILTERS.join(", ")));
+            }
+            parts.push(Part::Hole { path: path.to_owned(), filter: filter.map(str::to_owned) });
+            rest = &rest[open + close + 1..];
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        Ok(Self { source, parts })
+    }
+}
+
+impl Template {
+    /// The text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Names the holes begin with: `growth`, `seat`, ….
+    pub fn roots(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Hole { path, .. } => path.split('.').next(),
+            Part::Text(_) => None,
+        })
+    }
+
+    /// The sentence, or nothing when a hole has no data.
+    pub fn fill(&self, lookup: &dyn Fn(&str) -> Option<TemplateValue>) -> Option<String> {
+        let mut out = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Hole { path, filter } => out.push_str(&shown(&lookup(path)?, filter.as_deref())?),
+            }
+        }
+        Some(out)
+    }
+}
+
+fn shown(value: &TemplateValue, filter: Option<&str>) -> Option<String> {
+    match value {
+        TemplateValue::Text(text) if text.is_empty() => None,
+        TemplateValue::Text(text) => match (filter, text.parse::<f64>()) {
+            (Some(_), Ok(number)) => number_text(number, filter),
+            _ => Some(text.clone()),
+        },
+        TemplateValue::Number(number) => number_text(*number, filter),
+        TemplateValue::Time(at) => Some(clock_time(*at)),
+    }
+}
+
+fn number_text(number: f64, filter: Option<&str>) -> Option<String> {
+    if !number.is_finite() {
+        return None;
+    }
+    Some(match filter {
+        Some("bytes") => bytes(number),
+        Some("rate") => format!("{}/s", bytes(number)),
+        Some("duration") => duration(number),
+        Some("percent") => format!("{:.0} %", number * 100.0),
+        Some("int") => format!("{number:.0}"),
+        Some("double") => format!("{:.0}", number * 2.0),
+        _ if number.fract() == 0.0 => format!("{number:.0}"),
+        _ => format!("{number:.2}"),
+    })
+}
+
+/// `10:02:31` in UTC.
+pub fn clock_time(at: UnixNanos) -> String {
+    let zone = jiff::tz::TimeZone::UTC;
+    jiff::Timestamp::from_nanosecond(i128::from(at.0))
+        .map_or_else(|_| at.0.to_string(), |t| t.to_zoned(zone).strftime("%H:%M:%S").to_string())
+}
+
+/// `45.2 MiB`.
+pub fn bytes(count: f64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count;
+    let mut unit = 0;
+    while value.abs() >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value.fract().abs() < 0.05 { 0 } else { 1 };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+/// `12 s`, `3 min`, `2.5 h`.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(text: &str) -> Result<Template, String> {
+        Template::try_from(text.to_owned())
+    }
+
+    #[test]
+    fn holes_are_filled_and_formatted() {
+        let lookup = |path: &str| match path {
+            "growth.usage" => Some(TemplateValue::Number(48.0 * 1024.0 * 1024.0)),
+            "kill.at" => Some(TemplateValue::Time(UnixNanos(1_700_000_000_000_000_000))),
+            _ => None,
+        };
+        let filled = template("uses {growth.usage|bytes} at {kill.at|time}").unwrap().fill(&lookup);
+        assert_eq!(filled.unwrap(), "uses 48 MiB at 22:13:20");
+        assert_eq!(template("no {such.thing}").unwrap().fill(&lookup), None);
+    }
+
+    #[test]
+    fn broken_templates_are_refused() {
+        assert!(template("{open").is_err());
+        assert!(template("{a b}").is_err());
+        assert!(template("{a|shout}").unwrap_err().contains("shout"));
+    }
+
+    #[test]
+    fn quantities_read_well() {
+        assert_eq!(bytes(64.0 * 1024.0 * 1024.0), "64 MiB");
+        assert_eq!(bytes(1_150_000.0), "1.1 MiB");
+        assert_eq!(duration(64.0), "64 s");
+        assert_eq!(duration(600.0), "10 min");
+    }
+}
