@@ -3,7 +3,6 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +11,7 @@ use tapio_correlator::config::CorrelatorConfig;
 use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
 use tapio_runtime::bus::{Bus, Headers, Message, OrderedConfig};
 use tapio_runtime::clock::{Clock, SystemClock};
+use tapio_runtime::config::HumanDuration;
 use tapio_runtime::harness::NatsServer;
 use tapio_runtime::health::Health;
 use tapio_runtime::telemetry::Metrics;
@@ -19,7 +19,7 @@ use tapio_schemas::names::{
     HEADER_REASON, STREAM_DEADLETTER, STREAM_INSIGHTS, STREAM_SIGNALS, events_subject,
 };
 use tapio_schemas::wire::SignalBatchView;
-use tapio_schemas::{Finding, Signal, SignalKind, UnixNanos};
+use tapio_schemas::{Finding, Signal, SignalKind};
 
 /// Longest that anything may take here; the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +38,15 @@ async fn start(bus: &Bus) -> CorrelatorHandle {
     Correlator::start(CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() }, parts)
         .await
         .expect("the correlator starts")
+}
+
+/// A bus whose server forgets message ids at once, so that it cannot hide what is published twice.
+async fn forgetful(server: &NatsServer) -> Bus {
+    let mut config = server.bus_config();
+    config.streams.duplicate_window = HumanDuration::from_millis(100);
+    let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
+    bus.ensure_streams().await.expect("streams");
+    bus
 }
 
 /// Reads a stream from its beginning until `enough` says so.
@@ -75,6 +84,10 @@ fn has(messages: &[Message], kind: SignalKind) -> bool {
 
 fn explains_the_kill(messages: &[Message]) -> bool {
     findings(messages).iter().any(|f| f.chain.iter().any(|link| link.signal == "memory.oom_kill"))
+}
+
+fn tells_the_crash(messages: &[Message]) -> bool {
+    findings(messages).iter().any(|f| f.chain.iter().any(|link| link.signal == "process.crash_signal"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,38 +174,47 @@ impl Drop for Child {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_time_it_loses_no_finding_and_doubles_none() {
     let server = NatsServer::start().expect("nats-server");
-    let bus = server.bus().await.expect("a bus");
+    let bus = forgetful(&server).await;
     let now = SystemClock::new().now_unix_nanos();
     let all = leaking(now);
     let mut publisher = Publisher::new(bus.clone());
-    // Three pieces, and a kill in the middle of each: while it reads, after it has spoken, between two words.
-    let third = all.len() / 3;
-    for (index, piece) in all.chunks(third.max(1)).enumerate() {
+    // Three pieces, and a kill in each.
+    let third = all.len().div_ceil(3);
+    for (index, piece) in all.chunks(third).enumerate() {
         let child = Child::start(&server.url());
         publisher.publish(piece).await;
-        if index == 1 {
-            read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::MemoryGrowth)).await;
+        match index {
+            // In the middle of reading.
+            0 => {}
+            // After it has said that a leak is there.
+            1 => drop(read_until(&bus, STREAM_INSIGHTS, |all| !all.is_empty()).await),
+            // After it has said everything.
+            _ => drop(read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await),
         }
         drop(child);
     }
     let correlator = start(&bus).await;
     read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    Publisher::new(bus.clone()).publish(&[common::crash(SystemClock::new().now_unix_nanos())]).await;
+    let messages = read_until(&bus, STREAM_INSIGHTS, tells_the_crash).await;
     correlator.drain().await.expect("drains");
-
-    let messages = read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
     let mut seen: BTreeMap<(String, u32), usize> = BTreeMap::new();
     for finding in findings(&messages) {
         *seen.entry((finding.id.to_string(), finding.revision)).or_default() += 1;
     }
     assert!(seen.values().all(|count| *count == 1), "doubled: {seen:?}");
     let ids: BTreeSet<_> = seen.keys().map(|(id, _)| id).collect();
-    assert_eq!(ids.len(), 1, "one incident, whatever happened to the process: {seen:?}");
+    assert_eq!(
+        ids.len(),
+        2,
+        "the leak and the crash: one incident, whatever happened to the process: {seen:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_restart_says_nothing_twice() {
     let server = NatsServer::start().expect("nats-server");
-    let bus = server.bus().await.expect("a bus");
+    let bus = forgetful(&server).await;
     let now = SystemClock::new().now_unix_nanos();
     let first = start(&bus).await;
     Publisher::new(bus.clone()).publish(&leaking(now)).await;
@@ -203,10 +225,7 @@ async fn a_clean_restart_says_nothing_twice() {
     let second = start(&bus).await;
     // Another crash, elsewhere: once its finding is there, everything before it has been decided again.
     Publisher::new(bus.clone()).publish(&[common::crash(SystemClock::new().now_unix_nanos())]).await;
-    let messages = read_until(&bus, STREAM_INSIGHTS, |all| {
-        findings(all).iter().any(|f| f.chain.iter().any(|link| link.signal == "process.crash_signal"))
-    })
-    .await;
+    let messages = read_until(&bus, STREAM_INSIGHTS, tells_the_crash).await;
     second.drain().await.expect("drains");
     let mut ids: Vec<String> = findings(&messages).iter().map(Finding::message_id).collect();
     assert!(ids.len() as u64 > before);
@@ -214,5 +233,4 @@ async fn a_clean_restart_says_nothing_twice() {
     let count = ids.len();
     ids.dedup();
     assert_eq!(ids.len(), count, "a revision was published twice");
-    let _ = (UnixNanos(now), Arc::new(()));
 }
