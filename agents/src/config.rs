@@ -7,6 +7,7 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 
 use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
+use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::otlp::OtlpConfig;
 
 /// The node agent.
@@ -33,6 +34,8 @@ pub struct AgentConfig {
     pub cgroup: CgroupConfig,
     /// Telemetry of applications.
     pub otlp: OtlpConfig,
+    /// Objects and events of a cluster.
+    pub kubernetes: KubernetesConfig,
 }
 
 impl Default for AgentConfig {
@@ -48,6 +51,7 @@ impl Default for AgentConfig {
             ebpf: EbpfConfig::default(),
             cgroup: CgroupConfig::default(),
             otlp: OtlpConfig::default(),
+            kubernetes: KubernetesConfig::default(),
         }
     }
 }

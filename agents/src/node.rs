@@ -27,6 +27,7 @@ use tapio_schemas::ids::UnixNanos;
 
 use crate::attribution::Attribution;
 use crate::batcher::Batcher;
+use crate::collectors::kubernetes::PodIndex;
 use crate::collectors::{self, CollectorState, CollectorStates, Collectors, Wiring};
 use crate::config::AgentConfig;
 use crate::identity::{EpochError, next_epoch, producer, run_id};
@@ -119,7 +120,8 @@ impl NodeAgent {
 
         let wake = Arc::new(Wake::default());
         let states = CollectorStates::new(&parts.metrics);
-        let attribution = collectors::attribution(&config, &node_name, &parts.clock);
+        let pods = PodIndex::new(parts.clock.clone());
+        let attribution = collectors::attribution(&config, &node_name, &pods, &parts.clock);
         let mut intakes = Vec::new();
         let mut open = |name: &str| -> EventSink {
             let (sink, intake) = sink::channel(name, &wake, &ledger, parts.clock.clone(), &parts.metrics);
@@ -145,8 +147,15 @@ impl NodeAgent {
             clock: parts.clock.clone(),
         };
         add_node_thread(&supervision, node).await?;
-        let (attribution_ref, config, parts) = (&attribution, &config, &parts);
-        let wiring = Wiring { config, parts, attribution: attribution_ref, states: &states, run };
+        let wiring = Wiring {
+            config: &config,
+            parts: &parts,
+            attribution: &attribution,
+            pods: &pods,
+            node: &node_name,
+            states: &states,
+            run,
+        };
         let collectors = collectors::start(wiring, &supervision, sinks).await?;
         Ok((AgentHandle { supervision, ledger, attribution, collectors, node_name }, other_sinks))
     }

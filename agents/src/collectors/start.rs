@@ -9,10 +9,11 @@ use tapio_runtime::clock::SharedClock;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::ids::ProducerId;
 
+use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
 use super::{cgroup, ebpf};
-use crate::attribution::{Attribution, Hierarchies};
+use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
 use crate::sink::EventSink;
@@ -22,12 +23,18 @@ pub struct Sinks {
     ebpf: EventSink,
     cgroup: EventSink,
     otlp: EventSink,
+    kubernetes: EventSink,
 }
 
 impl Sinks {
     /// Opens all of them; those of disabled collectors stay empty.
     pub fn open(open: &mut dyn FnMut(&str) -> EventSink) -> Self {
-        Self { ebpf: open("ebpf"), cgroup: open("cgroup"), otlp: open("otlp") }
+        Self {
+            ebpf: open("ebpf"),
+            cgroup: open("cgroup"),
+            otlp: open("otlp"),
+            kubernetes: open("kubernetes"),
+        }
     }
 }
 
@@ -40,6 +47,10 @@ pub struct Wiring<'a> {
     pub parts: &'a AgentParts,
     /// Resolves control groups.
     pub attribution: &'a Arc<Attribution>,
+    /// What the Kubernetes collector fills and attribution asks.
+    pub pods: &'a PodIndex,
+    /// Name of this machine.
+    pub node: &'a str,
     /// Where collectors report.
     pub states: &'a CollectorStates,
     /// Seed of event ids; differs from run to run.
@@ -71,9 +82,17 @@ impl Collectors {
 }
 
 /// Resolves control groups below `cgroup.root`; without any, everything is the node's.
-pub fn attribution(config: &AgentConfig, node: &str, clock: &SharedClock) -> Arc<Attribution> {
+pub fn attribution(
+    config: &AgentConfig,
+    node: &str,
+    pods: &PodIndex,
+    clock: &SharedClock,
+) -> Arc<Attribution> {
     let trees = Hierarchies::discover(&config.cgroup.root).ok();
-    Attribution::new(&config.cluster, node, trees, None, clock.clone())
+    // Without a cluster the index stays empty: an entity is then as complete as it will be.
+    let pods: Option<Arc<dyn PodLookup>> =
+        if config.kubernetes.enabled { Some(Arc::new(pods.clone())) } else { None };
+    Attribution::new(&config.cluster, node, trees, pods, clock.clone())
 }
 
 /// Starts all.
@@ -87,6 +106,8 @@ pub async fn start(
 ) -> Result<Collectors, AgentError> {
     // The one that can fail goes first.
     let otlp = start_otlp(wiring, supervision, sinks.otlp).await?;
+    // Before the others, so that their first events find their pods.
+    start_kubernetes(wiring, supervision, sinks.kubernetes).await?;
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
     Ok(Collectors { states: wiring.states.clone(), otlp })
@@ -124,6 +145,35 @@ async fn start_otlp(
         .await?;
     wiring.states.set("otlp", CollectorState::Running);
     Ok(Some(addresses))
+}
+
+async fn start_kubernetes(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<(), SuperviseError> {
+    let (config, pods) = (wiring.config.kubernetes.clone(), wiring.pods.clone());
+    let (cluster, metrics) = (&wiring.config.cluster, &wiring.parts.metrics);
+    let collector =
+        match KubernetesCollector::connect(config, cluster, wiring.node, pods, sink, metrics).await {
+            Ok(collector) => Arc::new(collector),
+            Err(reason) if reason.is_expected() => {
+                wiring.states.set("kubernetes", CollectorState::Disabled(reason.to_string()));
+                return Ok(());
+            }
+            Err(reason) => {
+                wiring.states.set("kubernetes", CollectorState::Degraded(reason.to_string()));
+                return Ok(());
+            }
+        };
+    supervision
+        .add_task("agent-kubernetes", RestartPolicy::default(), move |context| {
+            let collector = Arc::clone(&collector);
+            async move { collector.run(context).await }
+        })
+        .await?;
+    wiring.states.set("kubernetes", CollectorState::Running);
+    Ok(())
 }
 
 async fn start_cgroup(

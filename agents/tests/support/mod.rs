@@ -56,6 +56,7 @@ pub fn bare(cluster: &str) -> AgentConfig {
     config.ebpf.enabled = false;
     config.cgroup.enabled = false;
     config.otlp.enabled = false;
+    config.kubernetes.enabled = false;
     config
 }
 
