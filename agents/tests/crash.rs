@@ -37,13 +37,8 @@ fn config(dir: PathBuf) -> AgentConfig {
     config
 }
 
-/// The process that is killed; started by the test below.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "runs as the child of another test"]
-async fn child() {
-    let (Ok(url), Ok(dir)) = (std::env::var(URL), std::env::var(DIR)) else {
-        panic!("{URL} and {DIR} are not set: this is the child of another test")
-    };
+/// The process that is killed: this test's own program, started by it with an environment that says so.
+async fn be_killed(url: String, dir: String) {
     let (clock, metrics) = (SystemClock::shared(), Metrics::new());
     let bus = Bus::connect(&BusConfig::with_url(url), &metrics).await.expect("the bus connects");
     let parts = AgentParts { bus, health: Health::new(clock.clone()), clock: clock.clone(), metrics };
@@ -79,12 +74,15 @@ async fn child() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_on_disk_survives_kill_9() {
+    if let (Ok(url), Ok(dir)) = (std::env::var(URL), std::env::var(DIR)) {
+        return be_killed(url, dir).await;
+    }
     let mut nats = NatsServer::start().expect("nats-server");
     let bus = nats.bus().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut child = Running(
         Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "child", "--nocapture"])
+            .args(["--exact", "what_is_on_disk_survives_kill_9", "--nocapture"])
             .env(URL, nats.url())
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
