@@ -185,12 +185,13 @@ impl IncidentEngine {
     /// Next tick at which something can change.
     fn next_tick(&self) -> Option<UnixNanos> {
         let next = |at: UnixNanos| tick_from(at).max(self.tick.plus(TICK_NS));
-        let due = self.incidents.iter().map(|incident| match incident.over_since {
-            Some(over) => over.plus(nanos(self.config.reopen)),
-            None if !incident.is_published() => {
-                incident.opened_at.plus(nanos(self.config.settle)).max(self.tick.plus(TICK_NS))
+        let due = self.incidents.iter().map(|incident| {
+            let settled = incident.opened_at.plus(nanos(self.config.settle));
+            match incident.over_since {
+                _ if self.tick < settled => settled,
+                Some(over) => over.plus(nanos(self.config.reopen)),
+                None => self.tick.plus(LOOK_NS),
             }
-            None => self.tick.plus(LOOK_NS),
         });
         due.chain(self.pending.oldest()).map(next).min()
     }

@@ -212,8 +212,9 @@ pub fn is_failure(kind: SignalKind) -> bool {
 pub fn leak_probability(kind: SignalKind) -> f64 {
     use SignalKind as K;
     match kind {
-        K::NetRetransmits | K::CpuThrottled | K::SpanSlow | K::K8sWarning | K::LogErrors => 0.15,
+        K::CpuThrottled | K::SpanSlow | K::K8sWarning | K::LogErrors => 0.15,
         K::NetReset | K::CpuPressure | K::IoPressure | K::MemoryPressure | K::NetDrops => 0.1,
+        K::NetRetransmits => 0.05,
         K::ExitNonzero | K::SpanErrors | K::Killed | K::NetRefused => 0.02,
         _ => 0.005,
     }

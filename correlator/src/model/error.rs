@@ -57,9 +57,12 @@ impl ModelError {
         Self::Invalid { file: file.to_owned(), line, reason: error.to_string() }
     }
 
-    /// A fault found after reading: the line is the first one that has the fault's text.
+    /// A fault found after reading: the line is the first one that has the fault's key.
     pub(super) fn lint(file: &str, text: &str, fault: Fault) -> Self {
-        let line = text.lines().position(|l| l.contains(fault.key)).map_or(0, |at| at + 1);
+        let key = format!("{}:", fault.key);
+        let named =
+            text.lines().position(|l| l.trim_start().starts_with(&key) || l.contains(&format!(" {key}")));
+        let line = named.or_else(|| text.lines().position(|l| l.contains(fault.key))).map_or(0, |at| at + 1);
         Self::Invalid { file: file.to_owned(), line, reason: fault.reason }
     }
 }
