@@ -144,13 +144,14 @@ fn nodes_pods_that_find_no_place_and_evictions() {
     let mut cluster = Cluster::after(&[node(1, "True", "KubeletReady")]);
     let lost = cluster.sees(WatchType::Modified, &node(2, "Unknown", "NodeStatusUnknown"));
     assert_eq!(kinds_of(&lost), [EventKind::K8sNodeCondition]);
-    assert_eq!(
-        (data(&lost[0]).new_value.as_str(), lost[0].severity),
-        ("Ready=Unknown", EventSeverity::Error)
-    );
+    assert_eq!((data(&lost[0]).new_value.as_str(), lost[0].severity), ("Unknown", EventSeverity::Error));
     assert_eq!((lost[0].timestamp, lost[0].entity.node.as_str()), (at("10:10:00"), "n1"));
+    assert_eq!(
+        (data(&lost[0]).reason.as_str(), data(&lost[0]).message.as_str()),
+        ("Ready", "NodeStatusUnknown: ")
+    );
     let back = cluster.sees(WatchType::Modified, &node(3, "True", "KubeletReady"));
-    assert_eq!((data(&back[0]).old_value.as_str(), back[0].severity), ("Ready=Unknown", EventSeverity::Info));
+    assert_eq!((data(&back[0]).old_value.as_str(), back[0].severity), ("Unknown", EventSeverity::Info));
 
     let mut pending = pod(1);
     pending["status"] = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
@@ -175,8 +176,34 @@ fn a_pod_that_starts_or_is_deleted_is_not_unready() {
     let mut leaving = pod(3);
     leaving["metadata"]["deletionTimestamp"] = json!("2030-01-01T10:20:00Z");
     leaving["status"]["conditions"][0]["status"] = json!("False");
+    leaving["metadata"]["deletionGracePeriodSeconds"] = json!(30);
     assert!(cluster.sees(WatchType::Modified, &leaving).is_empty());
+    // It ends with an error when told to, as most do, and is gone before its grace period is over.
+    let status = &mut leaving["status"]["containerStatuses"][0];
+    status["state"] = json!({"terminated": {"containerID": "containerd://c1", "exitCode": 143, "reason": "Error",
+        "finishedAt": "2030-01-01T10:19:32Z"}});
+    leaving["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+    leaving["metadata"]["deletionTimestamp"] = json!("2030-01-01T10:19:33Z");
     assert_eq!(kinds_of(&cluster.sees(WatchType::Deleted, &leaving)), [EventKind::K8sObjectDeleted]);
+}
+
+#[test]
+fn a_crash_before_the_deletion_is_news_and_the_end_of_a_job_is_not_unreadiness() {
+    let mut crashed = pod(2);
+    crashed["metadata"]["deletionTimestamp"] = json!("2030-01-01T10:20:00Z");
+    crashed["status"]["containerStatuses"][0]["state"] = json!({"terminated": {"containerID": "containerd://c1",
+        "exitCode": 139, "reason": "Error", "finishedAt": "2030-01-01T10:19:00Z"}});
+    let events = Cluster::after(&[pod(1)]).sees(WatchType::Deleted, &crashed);
+    assert_eq!(kinds_of(&events), [EventKind::K8sContainerTerminated, EventKind::K8sObjectDeleted]);
+    assert_eq!(data(&events[0]).signal, 11);
+
+    let mut done = pod(2);
+    done["status"]["conditions"][0]["status"] = json!("False");
+    done["status"]["containerStatuses"][0]["state"] = json!({"terminated": {"containerID": "containerd://c1",
+        "exitCode": 0, "reason": "Completed", "finishedAt": "2030-01-01T10:19:00Z"}});
+    let events = Cluster::after(&[pod(1)]).sees(WatchType::Modified, &done);
+    assert_eq!(kinds_of(&events), [EventKind::K8sContainerTerminated]);
+    assert_eq!(events[0].severity, EventSeverity::Info);
 }
 
 #[test]
@@ -191,6 +218,10 @@ fn endpoints_say_whom_a_service_reaches() {
     assert_eq!(
         (data(&added[0]).relations[0].edge.as_str(), added[0].entity.service.as_str()),
         ("selects", "api")
+    );
+    assert_eq!(
+        (data(&added[0]).object_kind.as_str(), data(&added[0]).object_name.as_str()),
+        ("Service", "api")
     );
     let changed = cluster.sees(WatchType::Modified, &slice(false));
     assert_eq!(kinds_of(&changed), [EventKind::K8sObjectChanged]);

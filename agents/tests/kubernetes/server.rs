@@ -27,7 +27,7 @@ struct Cluster {
     /// Version, type, object.
     history: Vec<(u64, &'static str, Value)>,
     live: Vec<Value>,
-    /// Watches from before this version are gone (410).
+    /// Watches from before this version are answered with 410.
     oldest: u64,
     requests: Requests,
     /// Answers to give instead of work.
@@ -100,7 +100,7 @@ impl Server {
     pub fn compact(&self) {
         let latest = self.0.version.borrow().0;
         let mut state = self.0.state.lock().unwrap();
-        state.oldest = latest + 1;
+        state.oldest = latest;
         state.history.clear();
     }
 

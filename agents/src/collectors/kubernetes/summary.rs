@@ -36,8 +36,8 @@ pub struct Summary {
     pub uid: SmolStr,
     /// Grows with every change of the spec.
     pub generation: u64,
-    /// True once it is being deleted.
-    pub deleting: bool,
+    /// When somebody asked for its deletion.
+    pub deleted_from: Option<UnixNanos>,
     /// Kind and name of the controlling owner.
     pub owner: Option<(SmolStr, SmolStr)>,
     /// Hash of the labels' pod template, which a Deployment's ReplicaSet appends to its name.
@@ -112,7 +112,7 @@ impl Summary {
             namespace: text(object, "/metadata/namespace"),
             uid: text(object, "/metadata/uid"),
             generation: u64::try_from(int(object, "/metadata/generation")).unwrap_or(0),
-            deleting: !str_at(object, "/metadata/deletionTimestamp").is_empty(),
+            deleted_from: deleted_from(object),
             owner,
             template_hash: text(object, "/metadata/labels/pod-template-hash"),
             changed_by: changed_by(object),
@@ -133,6 +133,12 @@ impl Summary {
     pub fn pod(&self) -> Option<&PodState> {
         if let Detail::Pod(pod) = &self.detail { Some(pod) } else { None }
     }
+}
+
+/// The API tells the end of the grace period, not its begin.
+fn deleted_from(object: &Value) -> Option<UnixNanos> {
+    let grace_s = u64::try_from(int(object, "/metadata/deletionGracePeriodSeconds")).unwrap_or(0);
+    Some(time(object, "/metadata/deletionTimestamp")?.minus(grace_s.saturating_mul(1_000_000_000)))
 }
 
 fn detail(kind: &str, object: &Value) -> Detail {

@@ -13,7 +13,9 @@ const GOOD_WHEN_TRUE: [&str; 5] = ["Ready", "Available", "Progressing", "Scaling
 /// Bad when not `False`; on a node every other condition is, as problem detectors add their own.
 const BAD_WHEN_TRUE: [&str; 4] = ["ReplicaFailure", "Failed", "FailureTarget", "Stalled"];
 
-/// `reason` is the condition's, `old_value` and `new_value` are `Type=Status`.
+/// Of nodes, `reason` is the type of the condition, `old_value` and `new_value` are its statuses and the
+/// condition's own reason begins the message. Of other objects, `reason` is the condition's and the values are
+/// `Type=Status`.
 pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_type: WatchType) {
     let new = out.new;
     // A pod's have events of their own.
@@ -39,19 +41,33 @@ pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_t
         if !changed {
             continue;
         }
-        let old = before.map(|before| format_smolstr!("{}={}", before.kind, before.status));
-        let data = KubernetesData {
-            reason: condition.reason.clone(),
-            message: condition.message.clone(),
-            old_value: old.unwrap_or_default(),
-            new_value: format_smolstr!("{}={}", condition.kind, condition.status),
-            ..KubernetesData::default()
-        };
+        let data = if on_node { of_node(condition, before) } else { of_object(condition, before) };
         // What is wrong since long is told as of now: an old time would be dropped as old news.
         let at = condition.since.filter(|_| previous.is_some());
         let distinct = format_smolstr!("{}={}/{}", condition.kind, condition.status, condition.reason);
         let severity = if is_bad { bad_severity } else { EventSeverity::Info };
         out.push(kind, severity, Fact { at, distinct, data, ..Fact::default() });
+    }
+}
+
+fn of_node(condition: &Condition, before: Option<&Condition>) -> KubernetesData {
+    KubernetesData {
+        reason: condition.kind.clone(),
+        message: format_smolstr!("{}: {}", condition.reason, condition.message),
+        old_value: before.map(|before| before.status.clone()).unwrap_or_default(),
+        new_value: condition.status.clone(),
+        ..KubernetesData::default()
+    }
+}
+
+fn of_object(condition: &Condition, before: Option<&Condition>) -> KubernetesData {
+    let value = |c: &Condition| format_smolstr!("{}={}", c.kind, c.status);
+    KubernetesData {
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+        old_value: before.map(value).unwrap_or_default(),
+        new_value: value(condition),
+        ..KubernetesData::default()
     }
 }
 

@@ -76,9 +76,7 @@ pub fn object(
     }
     let mut out = Changes { context, new, events: Vec::new() };
     match (watch_type, previous) {
-        (WatchType::Deleted, _) => {
-            out.push(EventKind::K8sObjectDeleted, EventSeverity::Info, Fact::default())
-        }
+        (WatchType::Deleted, _) => out.push_with_relations(EventKind::K8sObjectDeleted, Fact::default()),
         (_, None) => out.push_with_relations(EventKind::K8sObjectAdded, Fact::default()),
         (_, Some(previous)) if previous.relations != new.relations => {
             out.push_with_relations(EventKind::K8sObjectChanged, Fact::default());
@@ -135,10 +133,15 @@ impl Changes<'_> {
             .text(fact.container)
             .text(&fact.distinct)
             .event(at);
+        // A slice is a part of its Service's list of endpoints: the edges are the Service's.
+        let (object_kind, object_name) = match &new.owner {
+            Some((kind, name)) if new.kind == "EndpointSlice" => (kind.clone(), name.clone()),
+            _ => (new.kind.clone(), new.name.clone()),
+        };
         let data = KubernetesData {
             api_version: new.api_version.clone(),
-            object_kind: new.kind.clone(),
-            object_name: new.name.clone(),
+            object_kind,
+            object_name,
             uid: new.uid.clone(),
             generation: new.generation,
             ..fact.data

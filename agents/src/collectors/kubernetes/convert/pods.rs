@@ -18,6 +18,7 @@ pub(super) fn changes(out: &mut Changes<'_>, pod: &PodState, previous: Option<&S
         for end in &container.ended {
             if before.is_none_or(|before| !before.ended.iter().any(|old| same_end(old, end)))
                 && out.is_news(end.at, previous)
+                && !was_asked_for(end, out.new, previous)
             {
                 out.push(EventKind::K8sContainerTerminated, end_severity(end), ended(container, end));
             }
@@ -37,6 +38,14 @@ pub(super) fn changes(out: &mut Changes<'_>, pod: &PodState, previous: Option<&S
 
 fn same_end(a: &Ended, b: &Ended) -> bool {
     (&a.id, a.at) == (&b.id, b.at)
+}
+
+/// A failure that follows from the deletion of the pod: few programs end with zero when they are told to.
+fn was_asked_for(end: &Ended, new: &Summary, previous: Option<&Summary>) -> bool {
+    // The last update of a pod may say that the grace period is over and begins now.
+    let deleted_from = [previous.and_then(|p| p.deleted_from), new.deleted_from].into_iter().flatten().min();
+    let after = deleted_from.is_some_and(|from| end.at.is_none_or(|at| at >= from));
+    after && end.exit_code != 0 && end.reason != "OOMKilled"
 }
 
 fn end_severity(end: &Ended) -> EventSeverity {
@@ -133,9 +142,19 @@ fn readiness(out: &mut Changes<'_>, pod: &PodState, previous: Option<&Summary>) 
     }
     if now.status == "True" {
         out.push(EventKind::K8sPodReady, EventSeverity::Info, of_condition(&now));
-    } else if before.is_some_and(|before| before == "True") && pod.phase == "Running" && !out.new.deleting {
+    } else if before.is_some_and(|before| before == "True") && is_wanted(out.new, pod) {
         out.push(EventKind::K8sPodNotReady, EventSeverity::Warning, of_condition(&now));
     }
+}
+
+/// Whether the pod is there to serve: neither deleted, nor done (a Job's pod is `Running` for a moment longer).
+fn is_wanted(new: &Summary, pod: &PodState) -> bool {
+    let is_done = |c: &ContainerState| {
+        c.running_since.is_none()
+            && c.waiting.is_none()
+            && c.ended.last().is_some_and(|end| end.exit_code == 0)
+    };
+    new.deleted_from.is_none() && pod.phase == "Running" && !pod.containers.iter().all(is_done)
 }
 
 fn of_condition(condition: &Condition) -> Fact<'static> {
