@@ -1,6 +1,6 @@
 //! The store of the process: shared by the writer and the readers, opened again after a failure.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tapio_runtime::clock::SharedClock;
 use tapio_schemas::UnixNanos;
@@ -84,6 +84,7 @@ impl StoreCell {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Store>>> {
-        self.inner.current.lock().expect("store cell lock")
+        // The cell is only ever whole: a panic while opening leaves it empty.
+        self.inner.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -65,12 +65,13 @@ impl Writer {
         Ok(report)
     }
 
+    /// Also opens a failed store again, when there is nothing else to do.
     fn enforce_when_due(&mut self) -> Result<(), StoreError> {
+        let store = self.cell.healthy()?;
         let now = self.context.clock.monotonic();
         if now < self.retention_at {
             return Ok(());
         }
-        let store = self.cell.healthy()?;
         for _ in 0..RETENTION_STEPS_MAX {
             if !store.enforce(self.limits, self.cell.now())?.more {
                 self.retention_at = now + self.retention_interval;

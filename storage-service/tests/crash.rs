@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use common::{EPOCH, PATIENCE, config, connect, finding, incoming, json};
+use common::{EPOCH, PATIENCE, config, connect, finding, incoming, json, position};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tapio_runtime::bus::{Bus, BusConfig, Headers};
 use tapio_runtime::clock::SystemClock;
@@ -209,6 +209,8 @@ async fn what_cannot_be_flushed_is_not_acknowledged_and_comes_again() {
     assert_eq!(before.maximum, None, "the limit can be lifted again");
     publish(&bus, 0..COUNT).await;
     process.wait_for("failed").expect("the disk is full before the end, and the writer says so");
+    let unacknowledged = position(&bus).await["num_ack_pending"].as_u64().unwrap();
+    assert!(unacknowledged > 0, "what is not on disk is still the stream's");
     prlimit(Some(process.pid()), Resource::Fsize, before).unwrap();
     process.wait_for("recovered").expect("the writer comes back by itself");
     wait_until_stored(addr, COUNT).await;

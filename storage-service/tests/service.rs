@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PATIENCE, Running, config, finding, json, next};
+use common::{PATIENCE, Running, config, finding, json, next, position};
 use tapio_runtime::bus::{BusError, OrderedConfig};
 use tapio_runtime::clock::SystemClock;
 use tapio_runtime::harness::NatsServer;
@@ -57,6 +57,8 @@ async fn what_is_published_is_stored_once_and_the_rest_is_accounted_for() {
     assert_eq!(letter.pending, 0, "only these two");
     let report = service.handle.drain().await.unwrap();
     assert!(report.abandoned.is_empty(), "{report:?}");
+    let position = position(&service.bus).await;
+    assert_eq!((&position["num_pending"], &position["num_ack_pending"]), (&0.into(), &0.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,6 +86,23 @@ async fn a_restart_keeps_the_findings_and_the_position() {
     assert_eq!(counts.not_stored_count("duplicate"), 0, "nothing acknowledged came again");
     assert_eq!(counts.stored_count(), 1);
     assert_eq!(service.list(all()).await.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_and_comes_back_is_found_again() {
+    let mut nats = NatsServer::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = Running::start(&nats, dir.path()).await;
+    let mut live = service.follow(false).await;
+    service.publish(&finding(1)).await;
+    next(&mut live).await.unwrap();
+    tokio::task::block_in_place(|| {
+        nats.kill();
+        nats.restart().unwrap();
+    });
+    service.publish(&finding(2)).await;
+    assert_eq!(next(&mut live).await.unwrap().title, "finding 2");
+    assert_eq!(service.list(all()).await, ["finding 2", "finding 1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -211,6 +211,27 @@ fn an_export_can_be_imported_elsewhere_byte_for_byte() {
 }
 
 #[test]
+fn a_page_is_bounded_in_bytes_but_never_empty() {
+    let it = fixture();
+    it.put((0..5).map(finding));
+    let one = common::json(&finding(0)).len();
+    let pages = |bytes| {
+        let (mut sizes, mut after) = (Vec::new(), None);
+        loop {
+            let page = it.store.list(&Filter::default(), after, PageSize { bytes, findings: 4 }).unwrap();
+            sizes.push(page.findings.len());
+            after = page.next;
+            if after.is_none() {
+                return sizes;
+            }
+        }
+    };
+    assert_eq!(pages(usize::MAX), [4, 1]);
+    assert_eq!(pages(2 * one), [2, 2, 1]);
+    assert_eq!(pages(1), [1, 1, 1, 1, 1]);
+}
+
+#[test]
 fn one_process_at_a_time() {
     let it = fixture();
     let second = Store::open(&StoreOptions::new(it.dir.path()), StoreMetrics::default(), EPOCH);

@@ -12,8 +12,9 @@ use crate::store::{Page, PageSize, Store, StoreError, StoredFinding};
 
 /// Questions read from disk at a time; more wait.
 const READS_AT_ONCE_MAX: usize = 16;
-/// Bytes of documents in one answer, below the 4 MiB that gRPC clients take by default.
-pub const PAGE_BYTES_MAX: usize = 2 << 20;
+/// Bytes of documents in one answer. Titles and stories stand beside the documents, so an answer may
+/// have twice as many; gRPC clients take 4 MiB by default.
+pub const PAGE_BYTES_MAX: usize = 3 << 19;
 
 /// Reads the store. Clones share it.
 #[derive(Clone)]

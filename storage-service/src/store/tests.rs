@@ -115,6 +115,8 @@ fn a_damaged_record_is_told_and_hides_no_other() {
         assert_eq!(titles(&store, &Filter::default()), ["1/1"]);
     }
     assert_eq!(store.metrics.unreadable.get(), 4);
+    put(finding(2, 2));
+    assert_eq!(titles(&store, &Filter::default()), ["2/2", "1/1"], "a new revision is taken");
 }
 
 #[test]

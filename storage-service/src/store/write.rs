@@ -170,7 +170,15 @@ impl Pending<'_> {
     ) -> Result<impl IntoIterator<Item = Vec<u8>> + use<>, StoreError> {
         let stored = match self.records.get(&(id, revision)) {
             Some(stored) => Some(Arc::clone(stored)),
-            None => self.store.load(id, revision)?,
+            None => match self.store.load(id, revision) {
+                // What it left in the indexes leads to the new revision or nowhere; a damaged record
+                // must not keep new ones out.
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::error!(%error, "superseding a damaged record");
+                    None
+                }
+                loaded => loaded?,
+            },
         };
         Ok(stored.map(|stored| index::keys_of(&stored.finding)).unwrap_or_default())
     }

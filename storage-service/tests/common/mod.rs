@@ -14,6 +14,7 @@ use tapio_runtime::harness::NatsServer;
 use tapio_runtime::health::Health;
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::finding::{ChainLink, FINDING_SCHEMA, Freshness, Impact, RootCause, Status};
+use tapio_schemas::names::STREAM_INSIGHTS;
 use tapio_schemas::proto::v1::correlation_service_client::CorrelationServiceClient;
 use tapio_schemas::proto::v1::{ListFindingsRequest, SubscribeRequest, SubscribeResponse};
 use tapio_schemas::{Entity, Finding, FindingId, Score, Severity, UnixNanos};
@@ -141,4 +142,15 @@ pub async fn next(
 ) -> Result<tapio_schemas::proto::v1::Finding, tonic::Status> {
     let item = tokio::time::timeout(PATIENCE, findings.next()).await.expect("a finding arrives");
     Ok(item.expect("the stream goes on")?.finding.unwrap())
+}
+
+/// What the server says of the only position in the stream of findings.
+pub async fn position(bus: &Bus) -> serde_json::Value {
+    let ask = async |subject: String| -> serde_json::Value {
+        let answer = bus.request(&subject, Bytes::new(), PATIENCE).await.unwrap();
+        serde_json::from_slice(&answer).unwrap()
+    };
+    let names = ask(format!("$JS.API.CONSUMER.NAMES.{STREAM_INSIGHTS}")).await;
+    let [name] = &names["consumers"].as_array().unwrap()[..] else { panic!("{names}") };
+    ask(format!("$JS.API.CONSUMER.INFO.{STREAM_INSIGHTS}.{}", name.as_str().unwrap())).await
 }
