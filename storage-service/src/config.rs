@@ -15,7 +15,8 @@ pub struct StorageConfig {
     pub listen: String,
     /// Findings older than this, by the time they were stored, are removed. Default 90 days.
     pub retention_age: HumanDuration,
-    /// The oldest findings are removed beyond so many bytes of documents. Default 1 GiB.
+    /// The oldest findings are removed beyond so many bytes of documents; indexes and free space of
+    /// the database make about five times as much on disk. Default 1 GiB.
     pub retention_bytes: ByteSize,
     /// How often the age is looked at. Default 1 minute.
     pub retention_interval: HumanDuration,
