@@ -1,5 +1,7 @@
 //! The Kubernetes collector: conversion of objects, and watches against an API server that fails on purpose.
 
+#[path = "../support/mod.rs"]
+mod agent;
 mod conversion;
 mod fixtures;
 mod server;

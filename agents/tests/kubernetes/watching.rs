@@ -21,6 +21,7 @@ use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::kind::EventKind;
 use tokio::task::JoinHandle;
 
+use crate::agent::until;
 use crate::fixtures::{killed_pod, pod};
 use crate::server::{Requests, Server};
 
@@ -82,13 +83,14 @@ impl Running {
 
     /// Waits until that many events of the kind have come.
     async fn wait_for(&mut self, kind: EventKind, count: usize) {
-        while self.count(kind) < count {
+        until(&format!("{count} {kind}"), || {
             assert!(!self.task.is_finished(), "the collector ended");
             while let Some(events) = self.intake.take() {
                 self.events.extend(events);
             }
-            tokio::task::yield_now().await;
-        }
+            (self.count(kind) >= count).then_some(())
+        })
+        .await;
     }
 
     fn count(&self, kind: EventKind) -> usize {
@@ -117,12 +119,6 @@ fn times(events: &[UnifiedEvent], kind: EventKind, pod: &str) -> usize {
     events.iter().filter(|event| event.kind == kind && event.entity.pod == pod).count()
 }
 
-async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::task::yield_now().await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_watch_goes_on_where_it_was() {
     let (server, address) = Server::start().await;
@@ -148,7 +144,7 @@ async fn a_version_that_is_gone_means_a_new_list_without_loss_or_repetition() {
     server.change("ADDED", |version| numbered(1, version));
     let mut running = Running::start(address, WatchScope::Node).await;
     running.wait_for(EventKind::K8sObjectAdded, 2).await;
-    until(|| server.requests().watches == 1).await;
+    until("a watch", || (server.requests().watches == 1).then_some(())).await;
     // While the watch is away: one pod is killed, one deleted, one made; then the history is lost.
     server.change_unseen(|server| {
         server.change("MODIFIED", killed_pod);
@@ -182,7 +178,7 @@ async fn a_server_that_fails_is_asked_again_and_kinds_that_are_forbidden_do_not_
     let mut running = Running::start(address, WatchScope::Cluster).await;
     running.wait_for(EventKind::K8sObjectAdded, 1).await;
     assert_eq!(server.requests().failed, 4);
-    until(|| server.requests().watches >= 1).await;
+    until("a watch", || (server.requests().watches >= 1).then_some(())).await;
     server.change("MODIFIED", killed_pod);
     running.wait_for(EventKind::K8sContainerTerminated, 1).await;
     let events = running.stop().await;

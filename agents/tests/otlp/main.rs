@@ -1,7 +1,10 @@
 //! The OTLP receiver against real clients: the OpenTelemetry SDK for Python, a plain gRPC client, plain HTTP.
 
+#[path = "../support/mod.rs"]
+mod agent;
 mod grpc;
 mod http;
 mod lifecycle;
 mod sdk;
+mod stream;
 mod support;

@@ -9,6 +9,7 @@ use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::kind::{EventKind, EventSeverity, Source};
 use tapio_schemas::payload::{MetricKind, Payload, SpanStatus};
 
+use crate::agent::until;
 use crate::support::{Running, config, python};
 
 async fn export(protocol: &str, running: &Running, compression: &str) -> Value {
@@ -82,7 +83,7 @@ fn check_metrics(events: &[UnifiedEvent]) {
     assert_eq!(latency.buckets.iter().sum::<u64>(), 10);
 }
 
-fn check_all(said: &Value, events: &[UnifiedEvent]) {
+pub fn check_all(said: &Value, events: &[UnifiedEvent]) {
     assert_eq!(said["flushed"], true, "the SDK says it could export");
     check_spans(said, &of_kind(events, EventKind::Span));
     check_failure(events);
@@ -118,10 +119,11 @@ async fn an_exporter_waits_out_a_backlog_and_loses_nothing() {
         tokio::spawn(async move { python("otlp_export.py", &["grpc", &endpoint, "none"], b"").await });
     let refused = r#"tapio_otlp_requests_total{protocol="grpc",signal="traces",outcome="backlog"}"#;
     // The exporter meets the backlog before there is room again.
-    while running.metric(refused) < 1.0 {
+    until("a refused request", || {
         assert!(!client.is_finished(), "finished against a full pipeline");
-        tokio::task::yield_now().await;
-    }
+        (running.metric(refused) >= 1.0).then_some(())
+    })
+    .await;
     assert_eq!(running.events().len() as u64, SINK_EVENTS_MAX, "nothing of a refused request was taken");
     let said: Value = serde_json::from_str(&client.await.unwrap()).unwrap();
     check_all(&said, &running.events());
