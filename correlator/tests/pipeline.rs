@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{Publisher, cluster_leak, leaking};
 use tapio_correlator::config::CorrelatorConfig;
 use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
-use tapio_runtime::bus::{Bus, Headers, Message, OrderedConfig};
+use tapio_runtime::bus::{Bus, ConnectionState, Headers, Message, OrderedConfig};
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::config::HumanDuration;
 use tapio_runtime::harness::NatsServer;
@@ -131,6 +131,32 @@ async fn garbage_goes_to_the_dead_letters_with_a_reason_and_the_rest_goes_on() {
 
     Publisher::new(bus.clone()).publish(&leaking(SystemClock::new().now_unix_nanos())).await;
     read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::OomKill)).await;
+    correlator.drain().await.expect("drains");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_away_it_waits_and_then_goes_on() {
+    let mut server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let correlator = start(&bus).await;
+    let all = leaking(SystemClock::new().now_unix_nanos());
+    let mut publisher = Publisher::new(bus.clone());
+    publisher.publish(&all[..40]).await;
+    read_until(&bus, STREAM_INSIGHTS, |all| !all.is_empty()).await;
+
+    server.kill();
+    let mut state = bus.watch_state();
+    state.wait_for(|state| *state == ConnectionState::Reconnecting).await.expect("it notices");
+    // Published while the server is away: the bus holds it until there is one again.
+    let rest = tokio::spawn(async move { publisher.publish(&all[40..]).await });
+    server.restart().expect("the server comes back");
+    rest.await.expect("published");
+
+    let messages = read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    let ids: Vec<String> = findings(&messages).iter().map(Finding::message_id).collect();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "doubled: {ids:?}");
+    let restarts: u64 = correlator.status().await.expect("status").iter().map(|c| c.restarts).sum();
+    assert_eq!(restarts, 0, "a server that is away is no failure of ours");
     correlator.drain().await.expect("drains");
 }
 
