@@ -63,6 +63,16 @@ pub enum Command {
     LeakChild(LeakArgs),
 }
 
+impl Command {
+    /// True for what runs until it is told to stop (the demo may start a service of its own).
+    pub fn is_service(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_) | Self::Agent(_) | Self::Correlator(_) | Self::Storage(_) | Self::Demo(_)
+        )
+    }
+}
+
 /// How to run a service.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {

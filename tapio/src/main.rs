@@ -16,6 +16,10 @@ use cli::{Cli, Command};
 
 fn main() {
     let cli = Cli::parse();
+    if !cli.command.is_service() {
+        // `tapio watch | head` ends quietly. A service must live on when its terminal is gone.
+        sigpipe::reset();
+    }
     let code = dispatch(cli.command).unwrap_or_else(|error| {
         eprintln!("tapio: {error:#}");
         exit::code_of(&error)
