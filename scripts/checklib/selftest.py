@@ -24,6 +24,7 @@ GOOD_FILES = {
     "correlator/src/lib.rs": FORBID
     + "use tapio_runtime as _;\n#[cfg(test)]\nmod tests {\n    fn now() { Instant::now(); a.do_send(1); clock.sleep(1); }\n}\n",
     "correlator/tests/wait.rs": "// check: allow sleep, the bus must be away for the time the test is about\nfn a() { thread::sleep(x) }\n",
+    "agents/tests/child.rs": '#[test]\n#[ignore = "a child process of `b`"]\nfn a() {}\n#[test]\nfn b() { run("a") }\n',
     "storage-service/Cargo.toml": "[dependencies]\nsled.workspace = true\n",
     "storage-service/src/lib.rs": FORBID + "mod store; // sled:: is named in there\n",
     "storage-service/src/store/mod.rs": "use sled::Db;\n",
@@ -83,6 +84,7 @@ CASES = [
     ("sleep-in-test", "allowed without a reason", bad_file("agents/tests/a.rs", "// check: allow sleep,\nfn a() { thread::sleep(x) }\n")),
     ("ignored-test", "plain", bad_file("agents/tests/a.rs", "#[test]\n#[ignore]\nfn a() {}\n")),
     ("ignored-test", "with a reason", bad_file("agents/tests/a.rs", '#[ignore = "root"]\nfn a() {}\n')),
+    ("ignored-test", "a child that nobody starts", bad_file("agents/tests/a.rs", '#[ignore = "child process of b"]\nfn a() {}\nfn b() {}\n')),
     ("ignored-test", "on a condition", bad_file("agents/tests/a.rs", "#[cfg_attr(not(root), ignore)]\nfn a() {}\n")),
     ("retried-test", "nextest", bad_file(".config/nextest.toml", "[profile.default]\nretries = 2\n")),
     ("wall-clock", "in the correlator", more("correlator/src/lib.rs", "fn f() { SystemTime::now(); }\n")),
