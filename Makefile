@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Tools that scripts/setup put into the checkout come after the machine's own.
-export PATH := $(PATH):$(CURDIR)/.tools/bin:/usr/sbin:/sbin
+# Tools that scripts/setup put into the checkout come first: it puts one there only when the machine's own is too old.
+export PATH := $(CURDIR)/.tools/bin:$(PATH):/usr/sbin:/sbin
 export CARGO_TERM_COLOR ?= auto
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
