@@ -160,18 +160,12 @@ async fn while_the_server_is_away_it_waits_and_then_goes_on() {
     correlator.drain().await.expect("drains");
 }
 
-/// The process that is killed. Runs only as a child of the test below.
-#[test]
-#[ignore = "the child process of `killed_at_any_time_it_loses_no_finding_and_doubles_none`"]
-fn child_correlator() {
-    let Ok(url) = std::env::var(CHILD_URL) else { return };
-    let runtime = tokio::runtime::Runtime::new().expect("tokio");
-    runtime.block_on(async {
-        let config = tapio_runtime::bus::BusConfig::with_url(url);
-        let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
-        let _correlator = start(&bus).await;
-        std::future::pending::<()>().await;
-    });
+/// The process that is killed: this test binary again, which finds [`CHILD_URL`] set.
+async fn be_the_child(url: String) {
+    let config = tapio_runtime::bus::BusConfig::with_url(url);
+    let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
+    let _correlator = start(&bus).await;
+    std::future::pending::<()>().await;
 }
 
 struct Child(std::process::Child);
@@ -180,7 +174,7 @@ impl Child {
     fn start(url: &str) -> Self {
         let exe = std::env::current_exe().expect("own path");
         let child = std::process::Command::new(exe)
-            .args(["--exact", "child_correlator", "--ignored", "--nocapture"])
+            .args(["--exact", "killed_at_any_time_it_loses_no_finding_and_doubles_none", "--nocapture"])
             .env(CHILD_URL, url)
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -199,6 +193,9 @@ impl Drop for Child {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_time_it_loses_no_finding_and_doubles_none() {
+    if let Ok(url) = std::env::var(CHILD_URL) {
+        return be_the_child(url).await;
+    }
     let server = NatsServer::start().expect("nats-server");
     let bus = forgetful(&server).await;
     let now = SystemClock::new().now_unix_nanos();
