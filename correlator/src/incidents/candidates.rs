@@ -1,6 +1,7 @@
 //! Which causes could be behind the signals: every pattern on every seat from which one of its symptoms can be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
 
@@ -74,8 +75,8 @@ pub struct Candidate<'m> {
 struct Around<'v, 'a> {
     view: &'v View<'a>,
     seat: &'v Entity,
-    callers: BTreeSet<Entity>,
-    callees: BTreeSet<Entity>,
+    callers: Arc<BTreeSet<Entity>>,
+    callees: Arc<BTreeSet<Entity>>,
     upstream: BTreeSet<Entity>,
     machines: BTreeSet<Entity>,
 }
@@ -153,7 +154,7 @@ fn seats_of(pattern: &Pattern, view: &View<'_>) -> BTreeSet<Entity> {
             let around: BTreeSet<Entity> = match (symptom.on, &view.peers[at]) {
                 (Relation::Itself, _) => BTreeSet::from([home.clone()]),
                 (Relation::Caller, Some(peer)) => BTreeSet::from([peer.clone()]),
-                (Relation::Caller, None) => view.graph.callees(home),
+                (Relation::Caller, None) => view.graph.callees(home).as_ref().clone(),
                 (Relation::Hosted, _) => view.graph.machines(home),
                 // What only shows further away does not make a cause a candidate: something nearer must.
                 (Relation::Upstream | Relation::Callee | Relation::Node, _) => continue,

@@ -1,6 +1,8 @@
 //! The entity graph: who owns, runs on, calls whom, and which names mean the same thing.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use smol_str::SmolStr;
 use tapio_schemas::entity::kinds;
@@ -30,6 +32,8 @@ pub struct Graph {
     edges: usize,
     edges_max: usize,
     refused: u64,
+    /// Neighbours already found; emptied whenever an edge or a name is new or forgotten.
+    found: RefCell<HashMap<(Entity, bool), Arc<BTreeSet<Entity>>>>,
 }
 
 impl Graph {
@@ -99,6 +103,7 @@ impl Graph {
             self.refused += 1;
             return;
         }
+        self.found.get_mut().clear();
         self.out.entry(from.clone()).or_default().insert(key, Edge { last: at, gone: None });
         self.into.entry(to.clone()).or_default().insert((kind, from.clone()));
         self.edges += 1;
@@ -107,7 +112,10 @@ impl Graph {
     fn name(&mut self, entity: &Entity) {
         let named = is_workload(&entity.kind) || entity.kind == kinds::SERVICE;
         if named && self.by_name.len() < self.edges_max {
-            self.by_name.entry(entity.name.clone()).or_default().insert(entity.clone());
+            let same = self.by_name.entry(entity.name.clone()).or_default();
+            if same.insert(entity.clone()) {
+                self.found.get_mut().clear();
+            }
         }
     }
 
@@ -180,7 +188,17 @@ impl Graph {
         names
     }
 
-    fn neighbours(&self, home: &Entity, backwards: bool) -> BTreeSet<Entity> {
+    fn neighbours(&self, home: &Entity, backwards: bool) -> Arc<BTreeSet<Entity>> {
+        let key = (home.clone(), backwards);
+        if let Some(known) = self.found.borrow().get(&key) {
+            return Arc::clone(known);
+        }
+        let found = Arc::new(self.find_neighbours(home, backwards));
+        self.found.borrow_mut().insert(key, Arc::clone(&found));
+        found
+    }
+
+    fn find_neighbours(&self, home: &Entity, backwards: bool) -> BTreeSet<Entity> {
         let mut found = BTreeSet::new();
         for name in self.names_of(home) {
             for kind in [EdgeKind::Calls, EdgeKind::ConnectsTo] {
@@ -196,12 +214,12 @@ impl Graph {
     }
 
     /// Homes that call or connect to `home`.
-    pub fn callers(&self, home: &Entity) -> BTreeSet<Entity> {
+    pub fn callers(&self, home: &Entity) -> Arc<BTreeSet<Entity>> {
         self.neighbours(home, true)
     }
 
     /// Homes that `home` calls or connects to.
-    pub fn callees(&self, home: &Entity) -> BTreeSet<Entity> {
+    pub fn callees(&self, home: &Entity) -> Arc<BTreeSet<Entity>> {
         self.neighbours(home, false)
     }
 
@@ -212,7 +230,7 @@ impl Graph {
         for _ in 0..UPSTREAM_HOPS_MAX {
             let mut next = BTreeSet::new();
             for entity in &frontier {
-                next.extend(self.neighbours(entity, backwards));
+                next.extend(self.neighbours(entity, backwards).iter().cloned());
             }
             next.retain(|e| e != home && !found.contains(e));
             found.extend(next.iter().cloned());
@@ -251,6 +269,7 @@ impl Graph {
         into.retain(|_, sources| !sources.is_empty());
         self.edges -= removed;
         if removed > 0 {
+            self.found.get_mut().clear();
             let (out, into) = (&self.out, &self.into);
             self.by_name.retain(|_, entities| {
                 entities.retain(|e| out.contains_key(e) || into.contains_key(e));
@@ -302,9 +321,9 @@ mod tests {
         graph.apply(&fact(EdgeKind::Calls, service("api"), service("db")));
         graph.apply(&fact(EdgeKind::Calls, service("web"), service("api")));
         let db = Entity::namespaced("StatefulSet", "shop", "db");
-        assert_eq!(graph.callers(&db), BTreeSet::from([service("api")]));
+        assert_eq!(*graph.callers(&db), BTreeSet::from([service("api")]));
         assert_eq!(graph.reach(&db, true), BTreeSet::from([service("api"), service("web")]));
-        assert_eq!(graph.callees(&service("api")), BTreeSet::from([db.clone()]));
+        assert_eq!(*graph.callees(&service("api")), BTreeSet::from([db.clone()]));
         assert_eq!(graph.machines(&db), BTreeSet::from([Entity::new(kinds::NODE, "", "n1", "")]));
     }
 

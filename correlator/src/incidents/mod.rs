@@ -17,6 +17,8 @@ mod prediction;
 mod says;
 mod signals;
 mod story;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -264,9 +266,10 @@ impl IncidentEngine {
                 findings.extend(incident.publish(draft, now, nanos(self.config.refresh)));
             }
         }
-        findings.extend(assigned.merged(now));
-        let kept = assigned.kept;
-        self.close(kept, now);
+        let merged = assigned.merged(now);
+        self.closed.extend(merged.iter().map(|f| (f.id, f.revision)));
+        findings.extend(merged);
+        self.close(assigned.kept, now);
         findings
     }
 

@@ -68,6 +68,19 @@ pub fn sentence(signal: &Signal) -> String {
         .unwrap_or_else(|| other(signal))
 }
 
+/// A few words for the list of what was seen.
+pub fn brief(signal: &Signal) -> String {
+    let what = match signal.kind {
+        SignalKind::MemoryGrowth => "growing memory".to_owned(),
+        SignalKind::MemoryNearLimit => "memory near its limit".to_owned(),
+        SignalKind::MemoryPressure => "tasks waiting for memory".to_owned(),
+        SignalKind::OomKill => format!("out-of-memory kill of {}", process(signal)),
+        SignalKind::ContainerOomKilled => "container killed for lack of memory".to_owned(),
+        _ => return sentence(signal),
+    };
+    format!("{what}{}", times(signal))
+}
+
 fn memory(signal: &Signal) -> Option<String> {
     Some(match signal.kind {
         SignalKind::MemoryGrowth => growth(signal),

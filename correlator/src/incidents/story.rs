@@ -60,16 +60,16 @@ impl Teller<'_> {
         let story = &self.pattern().story;
         let mut sentences: Vec<String> = self.first(&story.what).into_iter().collect();
         sentences.extend(story.why.iter().filter_map(|t| t.fill(&|path| self.lookup(path))));
-        sentences.push(how_we_know(self.view, self.members));
+        sentences.push(how_we_know(self.view, self.members, Some(&self.cause.seat)));
         if status == Status::Recovered {
             let last =
                 self.members.iter().map(|at| self.view.signals[*at].last_seen).max().unwrap_or_default();
-            sentences.push(format!("It is over: nothing of it has been seen since {}.", clock_time(last)));
+            sentences.push(format!("It is over as of {}.", clock_time(last)));
         } else {
             sentences.extend(self.first(&story.next));
         }
         sentences.extend(self.prediction.and_then(outcome));
-        if let Some(action) = self.actions().first() {
+        if let Some(action) = self.actions().first().filter(|_| status != Status::Recovered) {
             sentences.push(format!("To do: {}.", action.title.trim_end_matches('.')));
         }
         if gaps > 0 {
@@ -115,7 +115,7 @@ pub fn unproven_title(home: &Entity, first: &Signal) -> String {
 
 /// The story when no cause can be named.
 pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String]) -> String {
-    let mut sentences = vec![how_we_know(view, members)];
+    let mut sentences = vec![how_we_know(view, members, None)];
     sentences.push(match considered {
         [] => "No known cause explains this.".to_owned(),
         [one] => format!("It may be {one}, but the evidence does not prove it."),
@@ -124,19 +124,16 @@ pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String])
     sentences.join(" ")
 }
 
-fn how_we_know(view: &View<'_>, members: &[usize]) -> String {
-    const SHOWN_MAX: usize = 4;
+fn how_we_know(view: &View<'_>, members: &[usize], seat: Option<&Entity>) -> String {
+    const SHOWN_MAX: usize = 6;
     let shown: Vec<String> = members
         .iter()
         .take(SHOWN_MAX)
         .map(|at| {
             let signal = view.signals[*at];
-            format!(
-                "{} {} on {}",
-                clock_time(signal.onset),
-                says::sentence(signal),
-                says::name(&signal.entity.subject())
-            )
+            let elsewhere = seat != Some(&view.homes[*at]);
+            let place = elsewhere.then(|| format!(" on {}", says::name(&signal.entity.subject())));
+            format!("{} {}{}", clock_time(signal.onset), says::brief(signal), place.unwrap_or_default())
         })
         .collect();
     let rest = match members.len().saturating_sub(SHOWN_MAX) {

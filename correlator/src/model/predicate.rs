@@ -1,14 +1,18 @@
 //! CEL predicates over a signal, its place and the moment.
 
 use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
-use cel::{Context, Program, Value};
+use cel::{Context, Env, Program, Value};
 use serde::Deserialize;
 use tapio_schemas::entity::Entity;
 use tapio_schemas::{AttributeValue, Signal};
 
 /// Variables a predicate may use.
 const VARIABLES: [&str; 3] = ["signal", "seat", "context"];
+
+/// The standard functions; building them costs more than any predicate.
+static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
 /// A compiled predicate. Evaluation never fails: an error (a key that is not there) is `false`.
 #[derive(Debug, Deserialize)]
@@ -57,7 +61,7 @@ impl Predicate {
 
     /// True when it holds. `signal` may be absent (for predicates about absence).
     pub fn holds(&self, signal: Option<&Signal>, seat: &Entity, facts: &Facts) -> bool {
-        let mut context = Context::default();
+        let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
         if let Some(signal) = signal {
             context.add_variable_from_value("signal", signal_value(signal));
         }
@@ -124,7 +128,6 @@ fn attribute_value(value: &AttributeValue) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use tapio_schemas::{Attribute, EntityRef, SignalKind, UnixNanos};
 
     fn kill() -> Signal {
