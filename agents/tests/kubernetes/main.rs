@@ -2,6 +2,7 @@
 
 #[path = "../support/mod.rs"]
 mod agent;
+mod arbitrary;
 mod conversion;
 mod fixtures;
 mod server;

@@ -195,3 +195,34 @@ async fn without_a_cluster_the_collector_says_why() {
     let error = connect(missing).await.0.err().unwrap();
     assert!(!error.is_expected() && error.to_string().contains("/nowhere/kubeconfig"), "{error}");
 }
+
+/// Not a test of its own: the next one runs it with another environment.
+#[tokio::test]
+#[ignore = "the child of another test"]
+async fn child_that_looks_for_a_cluster() {
+    let error = connect(KubernetesConfig::default()).await.0.err().unwrap();
+    println!("expected: {}, says: {error}", error.is_expected());
+}
+
+#[tokio::test]
+async fn an_ordinary_machine_has_no_cluster_and_a_broken_kubeconfig_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let child = |kubeconfig: Option<&Path>| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "watching::child_that_looks_for_a_cluster", "--ignored", "--nocapture"])
+            .env_remove("KUBECONFIG")
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .env("HOME", home.path());
+        if let Some(path) = kubeconfig {
+            command.env("KUBECONFIG", path);
+        }
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let said = child(None);
+    assert!(said.contains("expected: true, says: no cluster: no kubeconfig, and not in a pod"), "{said}");
+    let broken = home.path().join("broken");
+    std::fs::write(&broken, "clusters: 7").unwrap();
+    let said = child(Some(&broken));
+    assert!(said.contains("expected: false, says: cannot use the kubeconfig: "), "{said}");
+}

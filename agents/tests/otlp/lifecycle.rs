@@ -69,3 +69,20 @@ async fn requests_take_turns_and_those_without_a_turn_are_told_to_retry() {
     assert_eq!(running.events().len(), 4);
     running.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_wait_for_one_that_ends() {
+    let config = OtlpConfig { connections_max: 1, ..config() };
+    let mut running = Running::start(config);
+    let body = spans_json(1).to_string().into_bytes();
+    let mut first = open_post(running.http, "/v1/traces", &[JSON], body.len()).await;
+    first.write_all(&body[..1]).await.unwrap();
+    let (address, request) = (running.http, body.clone());
+    let second = tokio::spawn(async move { post(address, "/v1/traces", &[JSON], &request).await });
+    // The first is served while the second waits.
+    first.write_all(&body[1..]).await.unwrap();
+    assert_eq!(read_answer(first).await.status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+    assert_eq!(running.events().len(), 2);
+    running.stop().await.unwrap();
+}

@@ -70,6 +70,8 @@ pub struct KubernetesCollector {
 struct CollectorMetrics {
     changes: Family<[(&'static str, Label); 2], Counter>,
     objects: Gauge,
+    untracked: Gauge,
+    refused_pods: Gauge,
 }
 
 /// A label value out of a closed set.
@@ -83,7 +85,20 @@ impl CollectorMetrics {
                 "Changes from watches of the API server, by kind of change and outcome",
             ),
             objects: metrics.shared("kubernetes_objects", "Objects that are followed"),
+            untracked: metrics.shared(
+                "kubernetes_untracked_changes",
+                "Changes of objects beyond the limit of followed ones, told without a comparison",
+            ),
+            refused_pods: metrics
+                .shared("kubernetes_refused_pods", "Updates of pods that the full pod index did not take"),
         }
+    }
+
+    fn sizes(&self, tracker: &Tracker, pods: &PodIndex) {
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.objects.set(signed(tracker.len() as u64));
+        self.untracked.set(signed(tracker.untracked()));
+        self.refused_pods.set(signed(pods.refused()));
     }
 
     fn count(&self, change: Label, outcome: Label) {
@@ -128,6 +143,7 @@ impl KubernetesCollector {
             tracker: Tracker::new(&self.cluster, Some(self.pods.clone())),
             news_after: started_at.minus(history),
             failures: BTreeMap::new(),
+            pods: self.pods.clone(),
             metrics: self.metrics.clone(),
         };
         let watching = watches.run(sender);
@@ -159,6 +175,7 @@ struct Follower {
     news_after: UnixNanos,
     /// Kinds whose watch fails, with the last message: it is logged when it changes.
     failures: BTreeMap<String, String>,
+    pods: PodIndex,
     metrics: CollectorMetrics,
 }
 
@@ -183,7 +200,7 @@ impl Follower {
             }
         };
         self.metrics.count(name, if result.is_ok() { "converted" } else { "malformed" });
-        self.metrics.objects.set(i64::try_from(self.tracker.len()).unwrap_or(i64::MAX));
+        self.metrics.sizes(&self.tracker, &self.pods);
         result.unwrap_or_default()
     }
 

@@ -17,6 +17,8 @@ pub struct OtlpConfig {
     pub message_max: ByteSize,
     /// Spans, points or records in one request; the ones above are rejected. Default 65536.
     pub items_max: usize,
+    /// Connections over each protocol; further ones wait until another ends. Default 512.
+    pub connections_max: usize,
     /// Requests worked on at once over both protocols; further ones are told to retry. With `message_max` it
     /// bounds the memory of the receiver. Default 8.
     pub requests_max: usize,
@@ -34,6 +36,7 @@ impl Default for OtlpConfig {
             http_listen: "127.0.0.1:4318".to_owned(),
             message_max: ByteSize::mib(8),
             items_max: 65_536,
+            connections_max: 512,
             requests_max: 8,
             retry_after: HumanDuration::from_secs(1),
             drain: HumanDuration::from_secs(3),

@@ -21,13 +21,12 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use tapio_runtime::shutdown::Shutdown;
-use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use super::connections::Limited;
 use super::reception::{ExportRequest, Protocol, Reception, Unavailable};
 
 /// Requests of one connection that are under way at once; further ones wait in the client.
@@ -38,7 +37,7 @@ const STREAMS_MAX: u32 = 64;
 /// # Errors
 /// When the server fails as a whole.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Limited,
     reception: Arc<Reception>,
     message_max: usize,
     shutdown: Shutdown,
@@ -62,9 +61,7 @@ pub async fn serve(
                 .accept_compressed(CompressionEncoding::Gzip)
                 .max_decoding_message_size(message_max),
         )
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
-            shutdown.wait().await;
-        })
+        .serve_with_incoming_shutdown(listener.into_stream(), async move { shutdown.wait().await })
         .await
 }
 

@@ -17,10 +17,10 @@ use prost::Message;
 use serde_json::json;
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::shutdown::Shutdown;
-use tokio::net::TcpListener;
 use tonic::Code;
 
 use super::body::{self, BodyError, Encoding};
+use super::connections::Limited;
 use super::convert::Rejected;
 use super::json;
 use super::reception::{ExportRequest, Protocol, Reception};
@@ -57,7 +57,7 @@ struct Failure {
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(listener: TcpListener, http: Http, shutdown: Shutdown) -> io::Result<()> {
+pub async fn serve(listener: Limited, http: Http, shutdown: Shutdown) -> io::Result<()> {
     let routes = Router::new()
         .route("/v1/traces", post(export::<ExportTraceServiceRequest>))
         .route("/v1/metrics", post(export::<ExportMetricsServiceRequest>))

@@ -5,6 +5,7 @@
 
 mod body;
 pub mod config;
+mod connections;
 pub mod convert;
 mod grpc;
 mod http;

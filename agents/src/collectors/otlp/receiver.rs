@@ -11,6 +11,7 @@ use tapio_runtime::telemetry::Metrics;
 use tokio::net::TcpListener;
 
 use super::config::OtlpConfig;
+use super::connections::Limited;
 use super::http::Http;
 use super::reception::{Bounds, Reception};
 use super::{grpc, http};
@@ -83,9 +84,9 @@ impl OtlpReceiver {
             retry_after: self.config.retry_after.get(),
             clock: Arc::clone(&context.clock),
         };
-        let grpc =
-            grpc::serve(tokio_listener(&self.grpc)?, Arc::clone(&self.reception), message_max, stop.clone());
-        let http = http::serve(tokio_listener(&self.http)?, routes, stop.clone());
+        let grpc_listener = self.limited(&self.grpc)?;
+        let grpc = grpc::serve(grpc_listener, Arc::clone(&self.reception), message_max, stop.clone());
+        let http = http::serve(self.limited(&self.http)?, routes, stop.clone());
         let servers = async {
             tokio::try_join!(async { grpc.await.map_err(|e| WorkerFailure::Grpc(e.into())) }, async {
                 http.await.map_err(WorkerFailure::Http)
@@ -108,6 +109,11 @@ impl OtlpReceiver {
         };
         Ok(())
     }
+
+    fn limited(&self, listener: &StdListener) -> io::Result<Limited> {
+        let listener = TcpListener::from_std(listener.try_clone()?)?;
+        Ok(Limited::new(listener, self.config.connections_max))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,8 +135,4 @@ fn bind(
         Ok((listener, addr))
     });
     bound.map_err(|source| BindError { address: address.to_owned(), protocol, key, source })
-}
-
-fn tokio_listener(listener: &StdListener) -> io::Result<TcpListener> {
-    TcpListener::from_std(listener.try_clone()?)
 }
