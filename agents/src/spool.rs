@@ -7,7 +7,7 @@
 //! and counted. Data is synced when a file is closed and when the agent drains, not after each record.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,8 @@ pub struct Spool {
     reader: Option<Reader>,
     bytes: u64,
     lost_events: u64,
+    /// Held as long as the spool is open; the kernel gives it back when the process ends, however it ends.
+    _lock: File,
 }
 
 struct SpoolFile {
@@ -71,9 +73,10 @@ impl Spool {
     /// Opens `dir`, made when missing, with what an earlier run left.
     ///
     /// # Errors
-    /// When the directory cannot be made or read.
+    /// When the directory cannot be made or read, or another process uses it.
     pub fn open(dir: &Path, bytes_max: u64, file_bytes_max: u64) -> Result<Self, SpoolError> {
         fs::create_dir_all(dir).map_err(|e| fail(dir, "create it", e))?;
+        let lock = lock(dir)?;
         let mut files = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| fail(dir, "list it", e))? {
             let entry = entry.map_err(|e| fail(dir, "list it", e))?;
@@ -95,6 +98,7 @@ impl Spool {
             writer: None,
             reader: None,
             lost_events: 0,
+            _lock: lock,
         })
     }
 
@@ -273,6 +277,21 @@ impl Spool {
                 tracing::warn!(path = %path.display(), %error, "cannot remove a spool file that was sent");
             }
         }
+    }
+}
+
+/// Two agents in one directory would send and delete each other's batches.
+fn lock(dir: &Path) -> Result<File, SpoolError> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|e| fail(&path, "create it", e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let source = io::Error::new(io::ErrorKind::ResourceBusy, "another agent uses this directory");
+            Err(fail(dir, "use it", source))
+        }
+        Err(TryLockError::Error(error)) => Err(fail(&path, "lock it", error)),
     }
 }
 

@@ -18,13 +18,13 @@ const CLUSTER: &str = "kernel";
 const LIMIT: u64 = 48 << 20;
 const SIGKILL: u32 = 9;
 
-/// Takes a mebibyte every hundredth of a second until the kernel ends it.
+/// Takes some thirty mebibytes a second until the kernel ends it.
 const LEAK: &str = "
 import time
 kept = []
 while True:
     kept.append(bytearray(1 << 20))
-    time.sleep(0.01)
+    time.sleep(0.03)
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

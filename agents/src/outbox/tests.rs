@@ -59,7 +59,7 @@ fn order_holds_across_memory_and_disk() {
     let end = ledger.snapshot();
     assert_eq!((end.published, end.in_flight_total()), (11, 0));
     assert!(end.balances());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the lock alone");
 }
 
 #[test]
@@ -178,6 +178,7 @@ proptest! {
                 Step::Restart => {
                     window.clear();
                     outbox.settle().unwrap();
+                    drop(outbox);
                     ledger = Ledger::new(&Metrics::new());
                     source.2 = ledger.clone();
                     outbox = open(&ledger);

@@ -48,14 +48,16 @@ fn a_file_goes_with_its_last_acknowledgement() {
     }
     let frames: Vec<Frame> = std::iter::from_fn(|| spool.next()).collect();
     assert_eq!(frames.len(), 10);
-    let before = fs::read_dir(dir.path()).unwrap().count();
+    let files =
+        || fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_name() != "lock").count();
+    let before = files();
     for frame in &frames[..9] {
         spool.acknowledge(frame.spool_file.unwrap());
     }
-    let rest = fs::read_dir(dir.path()).unwrap().count();
+    let rest = files();
     assert!(rest < before && rest == 1, "{rest} of {before} files");
     spool.acknowledge(frames[9].spool_file.unwrap());
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(files(), 0);
     assert_eq!(spool.bytes(), 0);
 }
 
@@ -122,4 +124,14 @@ fn room_is_bounded() {
     }
     assert_eq!(kept, 2);
     assert!(spool.bytes() <= spool.bytes_max());
+}
+
+#[test]
+fn a_directory_has_one_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Spool::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+    let error = Spool::open(dir.path(), 1 << 20, 1 << 20).err().unwrap().to_string();
+    assert!(error.contains("another agent uses this directory"), "{error}");
+    drop(first);
+    assert!(Spool::open(dir.path(), 1 << 20, 1 << 20).is_ok());
 }
