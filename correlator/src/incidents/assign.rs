@@ -15,6 +15,8 @@ pub struct Assigned {
     pub kept: Vec<Incident>,
     /// (incident that turned out to be part of another one, number of that one).
     absorbed: Vec<(Incident, usize)>,
+    /// Incidents none of whose signals is known any more.
+    pub gone: Vec<Incident>,
 }
 
 impl Assigned {
@@ -58,7 +60,7 @@ pub fn assign(
         kept.push(incident);
         absorbed.extend(mine.into_iter().map(|other| (other, number)));
     }
-    Assigned { kept, absorbed }
+    Assigned { kept, absorbed, gone: incidents }
 }
 
 fn open(part: &Component, view: &View<'_>, last_revision: &dyn Fn(FindingId) -> u32) -> Incident {

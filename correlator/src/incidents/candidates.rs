@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
 
 use super::graph::Graph;
@@ -39,7 +40,7 @@ impl<'a> View<'a> {
         now: UnixNanos,
     ) -> Self {
         let homes: Vec<Entity> = signals.iter().map(|s| graph.home(&s.entity.owner())).collect();
-        let peers = signals.iter().map(|s| s.peer.as_ref().map(|p| graph.home(p))).collect();
+        let peers = signals.iter().map(|s| s.peer.as_ref().map(|p| graph.home(&located(p, s)))).collect();
         let mut by_kind: BTreeMap<SignalKind, Vec<usize>> = BTreeMap::new();
         for (at, signal) in signals.iter().enumerate() {
             by_kind.entry(signal.kind).or_default().push(at);
@@ -50,6 +51,16 @@ impl<'a> View<'a> {
     fn of_kind(&self, kind: SignalKind) -> &[usize] {
         self.by_kind.get(&kind).map_or(&[], Vec::as_slice)
     }
+}
+
+/// A loopback address means another thing on each machine.
+fn located(peer: &Entity, signal: &Signal) -> Entity {
+    let loopback = peer.kind == kinds::EXTERNAL
+        && (peer.name.starts_with("127.")
+            || peer.name.starts_with("[::1]")
+            || peer.name.starts_with("localhost"));
+    let node = if loopback { &signal.entity.node } else { &peer.node };
+    Entity { node: node.clone(), ..peer.clone() }
 }
 
 /// A cause on a seat, with what it would explain.

@@ -16,6 +16,9 @@ const CLIMB_STEPS_MAX: usize = 8;
 /// Most calls between a cause and what suffers from it.
 pub const UPSTREAM_HOPS_MAX: usize = 3;
 
+/// Homes around a home, against (true) or along the direction of calls.
+type Neighbours = HashMap<(Entity, bool), Arc<BTreeSet<Entity>>>;
+
 #[derive(Debug, Clone, Copy)]
 struct Edge {
     last: UnixNanos,
@@ -33,7 +36,7 @@ pub struct Graph {
     edges_max: usize,
     refused: u64,
     /// Neighbours already found; emptied whenever an edge or a name is new or forgotten.
-    found: RefCell<HashMap<(Entity, bool), Arc<BTreeSet<Entity>>>>,
+    found: RefCell<Neighbours>,
 }
 
 impl Graph {

@@ -240,7 +240,7 @@ impl IncidentEngine {
         let now = self.tick;
         let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now);
         if view.signals.iter().all(|s| is_change(s.kind)) {
-            self.incidents.clear();
+            self.closed.extend(self.incidents.drain(..).map(|i| (i.id, i.revision())));
             return Vec::new();
         }
         let candidates = candidates(&view, &self.model);
@@ -268,6 +268,7 @@ impl IncidentEngine {
         }
         let merged = assigned.merged(now);
         self.closed.extend(merged.iter().map(|f| (f.id, f.revision)));
+        self.closed.extend(assigned.gone.iter().map(|i| (i.id, i.revision())));
         findings.extend(merged);
         self.close(assigned.kept, now);
         findings

@@ -16,7 +16,7 @@ pub fn name(entity: &Entity) -> String {
     match entity.kind.as_str() {
         kinds::CGROUP => format!("cgroup {full}{place}"),
         kinds::SYSTEMD_UNIT => format!("systemd unit {full}{place}"),
-        kinds::EXTERNAL => format!("address {full}"),
+        kinds::EXTERNAL => format!("address {full}{place}"),
         kinds::NODE => format!("node {full}"),
         kinds::SERVICE => format!("service {full}"),
         "" => full,

@@ -59,7 +59,8 @@ impl Teller<'_> {
     pub fn story(&self, status: Status, gaps: usize) -> String {
         let story = &self.pattern().story;
         let mut sentences: Vec<String> = self.first(&story.what).into_iter().collect();
-        sentences.extend(story.why.iter().filter_map(|t| t.fill(&|path| self.lookup(path))));
+        let unopposed = story.unopposed.iter().filter(|_| self.cause.refuted.is_empty());
+        sentences.extend(story.why.iter().chain(unopposed).filter_map(|t| t.fill(&|path| self.lookup(path))));
         sentences.push(how_we_know(self.view, self.members, Some(&self.cause.seat)));
         if status == Status::Recovered {
             let last =

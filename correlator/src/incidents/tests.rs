@@ -177,6 +177,23 @@ fn coincidence_joins_nothing() {
 }
 
 #[test]
+fn one_loopback_address_on_two_machines_is_two_places() {
+    let mut engine = engine();
+    let refused = |node: &str| {
+        let own =
+            EntityRef { cluster: "c".into(), node: node.into(), cgroup: "/a".into(), ..Default::default() };
+        let mut refused = signal(SignalKind::NetRefused, &Arc::new(own.sealed()), 1.0);
+        refused.peer = Some(Entity::new("External", "", "127.0.0.1:5432", ""));
+        refused
+    };
+    engine.apply(said(vec![refused("n1"), refused("n2")]));
+    let findings = engine.finish(at(5.0));
+    assert_eq!(ids(&findings).len(), 2);
+    let seats: BTreeSet<_> = findings.iter().map(|f| f.entity().unwrap().node.clone()).collect();
+    assert_eq!(seats, BTreeSet::from(["n1".into(), "n2".into()]));
+}
+
+#[test]
 fn an_incident_recovers_is_let_go_and_counts_on_when_it_opens_again() {
     let mut engine = engine();
     let crash = signal(SignalKind::CrashSignal, &cgroup("/a"), 1.0);

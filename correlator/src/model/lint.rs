@@ -94,8 +94,15 @@ fn symptom(symptom: &SymptomSpec) -> Check {
 fn templates(pattern: &Pattern) -> Check {
     let story = &pattern.story;
     let actions = pattern.actions.iter().flat_map(|a| [&a.title, &a.command].into_iter().chain(&a.undo));
-    let all: Vec<&Template> =
-        pattern.title.iter().chain(&story.what).chain(&story.why).chain(&story.next).chain(actions).collect();
+    let all: Vec<&Template> = pattern
+        .title
+        .iter()
+        .chain(&story.what)
+        .chain(&story.why)
+        .chain(&story.unopposed)
+        .chain(&story.next)
+        .chain(actions)
+        .collect();
     let named = |root: &str| pattern.symptoms.iter().any(|s| s.name.as_deref() == Some(root));
     for template in all {
         let unknown = template.roots().find(|root| !TEMPLATE_ROOTS.contains(root) && !named(root));

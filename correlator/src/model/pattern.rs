@@ -153,6 +153,9 @@ pub struct StorySpec {
     /// Why.
     #[serde(default)]
     pub why: Vec<Template>,
+    /// Said only when no refuter of the cause has been seen.
+    #[serde(default)]
+    pub unopposed: Vec<Template>,
     /// What comes next.
     #[serde(default)]
     pub next: Vec<Template>,
