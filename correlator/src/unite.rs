@@ -22,7 +22,7 @@ const WINDOWS_KEPT: usize = 6;
 /// Windows that count as "now".
 const WINDOWS_RECENT: usize = 3;
 /// The baseline forgets half of its calls when it has this many.
-const BASELINE_CALLS_MAX: u64 = 1_000_000;
+const BASELINE_CALLS_MAX: f64 = 1_000_000.0;
 
 /// Unites the parts.
 pub struct Uniter {
@@ -45,6 +45,10 @@ struct United {
     /// Occurrences of parts that have ended.
     ended_count: u64,
     changed: UnixNanos,
+    /// Strongest of the parts.
+    part_strength: Score,
+    /// Strength when the counts last knew of it.
+    strength: Option<Score>,
 }
 
 struct Part {
@@ -69,9 +73,9 @@ struct Window {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
-    calls: u64,
-    errors: u64,
-    slow: u64,
+    calls: f64,
+    errors: f64,
+    slow: f64,
 }
 
 impl Counts {
@@ -81,14 +85,32 @@ impl Counts {
         self.slow += other.slow;
     }
 
+    fn divided(self, by: f64) -> Self {
+        Self { calls: self.calls / by, errors: self.errors / by, slow: self.slow / by }
+    }
+
+    /// Occurrences to expect among so many calls, when this is what is usual; `None` when nothing is known.
+    fn expected(self, kind: SignalKind, calls: f64) -> Option<f64> {
+        (self.calls > 0.0).then(|| self.of(kind) / self.calls * calls)
+    }
+
     /// Occurrences of what a kind of signal is about.
-    fn of(self, kind: SignalKind) -> u64 {
+    fn of(self, kind: SignalKind) -> f64 {
         if kind == SignalKind::SpanSlow { self.slow } else { self.errors }
     }
 }
 
-/// Share of a step towards the median of a window.
+/// Most occurrences that chance explains where so many are expected: three deviations of a Poisson count.
+fn by_chance(expected: f64) -> f64 {
+    expected + 3.0 * expected.sqrt()
+}
+
+/// Share of the way to the median of all recent calls that the usual latency goes in the time of those calls.
 const PACE_FOLLOWS: f64 = 0.05;
+/// A share that is never ordinary from the start.
+const SHARE_ODD: f64 = 0.05;
+/// What is out of the ordinary becomes ordinary this many times slower.
+const ODD_DIVISOR: f64 = 16.0;
 
 impl Edge {
     /// Calls of a tally that are far slower than usual.
@@ -102,7 +124,10 @@ impl Edge {
         let Some(median) = median.map(|(bucket, _)| f64::from(*bucket)) else { return 0 };
         let pace = *self.pace.get_or_insert(median);
         let slow_ns = bucket_ns(pace).saturating_add(SLOW_EXTRA_NS);
-        self.pace = Some(pace + PACE_FOLLOWS * (median - pace));
+        let recent: f64 = self.windows.iter().map(|w| w.counts.calls).sum();
+        let calls = tally.calls as f64;
+        let weight = calls / (recent + calls).max(1.0);
+        self.pace = Some(pace + PACE_FOLLOWS * weight * (median - pace));
         let is_slow = |bucket: f64| bucket >= pace + SLOW_BUCKETS && bucket_ns(bucket) >= slow_ns;
         tally.latency.iter().filter(|(bucket, _)| is_slow(f64::from(*bucket))).map(|l| u64::from(l.1)).sum()
     }
@@ -228,6 +253,8 @@ impl Uniter {
                     parts: BTreeMap::new(),
                     ended_count: 0,
                     changed,
+                    part_strength: Score::ZERO,
+                    strength: None,
                 })
             }
         };
@@ -236,6 +263,9 @@ impl Uniter {
             return false;
         }
         shared.changed = shared.changed.max(part.last_seen);
+        if part.strength > shared.part_strength {
+            shared.part_strength = part.strength;
+        }
         for event in &part.evidence {
             add_evidence(&mut shared.signal.evidence, *event);
         }
@@ -258,7 +288,13 @@ impl Uniter {
         signal.count = united.ended_count + united.parts.values().map(|p| p.count).sum::<u64>();
         let from = signal.entity.owner();
         let to = signal.peer.clone().unwrap_or_else(|| from.clone());
-        share(&mut signal, self.edges.get(&(from, to)));
+        if key.0 == SignalKind::LogErrors {
+            // No count of calls says how much a log line means.
+            signal.strength = united.part_strength;
+        } else {
+            share(&mut signal, self.edges.get(&(from, to)), united.strength);
+            united.strength = signal.observed.is_finite().then_some(signal.strength).or(united.strength);
+        }
         let seen = if united.changed.plus(TICK_NS) > step { united.changed.min(step) } else { step };
         out.push(stamped(signal, if ended { step } else { seen }));
         if ended {
@@ -273,7 +309,8 @@ impl Uniter {
             self.edges.retain(|_, edge| newest(edge) >= horizon);
         }
         let edge = self.edges.entry((tally.from.clone(), tally.to.clone())).or_default();
-        let counts = Counts { calls: tally.calls, errors: tally.errors, slow: edge.slow_calls(tally) };
+        let slow = edge.slow_calls(tally) as f64;
+        let counts = Counts { calls: tally.calls as f64, errors: tally.errors as f64, slow };
         match edge.windows.iter_mut().find(|w| w.start == tally.window_start) {
             Some(window) => window.counts.add(counts),
             None => edge.windows.push_back(Window { start: tally.window_start, counts }),
@@ -281,10 +318,13 @@ impl Uniter {
         if edge.windows.len() > WINDOWS_KEPT
             && let Some(window) = edge.windows.pop_front()
         {
-            edge.base.add(window.counts);
+            let odd = [SignalKind::SpanErrors, SignalKind::SpanSlow].into_iter().any(|kind| {
+                let usual = edge.base.expected(kind, window.counts.calls).map(by_chance);
+                window.counts.of(kind) > usual.unwrap_or(SHARE_ODD * window.counts.calls)
+            });
+            edge.base.add(if odd { window.counts.divided(ODD_DIVISOR) } else { window.counts });
             if edge.base.calls > BASELINE_CALLS_MAX {
-                let half = edge.base;
-                edge.base = Counts { calls: half.calls / 2, errors: half.errors / 2, slow: half.slow / 2 };
+                edge.base = edge.base.divided(2.0);
             }
         }
     }
@@ -302,29 +342,28 @@ impl Uniter {
 /// Sets baseline, observed share and strength from the counts of all shards.
 ///
 /// The strength is the share of failed calls, with one successful call added for what was not seen. A share that
-/// chance explains from the baseline (three Poisson deviations) is worth a tenth of that.
-fn share(signal: &mut Signal, edge: Option<&Edge>) {
+/// chance explains from the baseline is worth a tenth of that. What no count knows of keeps the strength it had, or has
+/// that of its number.
+fn share(signal: &mut Signal, edge: Option<&Edge>, before: Option<Score>) {
     signal.unit = "1".into();
     let mut recent = Counts::default();
     if let Some(edge) = edge {
         edge.windows.iter().rev().take(WINDOWS_RECENT).for_each(|window| recent.add(window.counts));
     }
-    let count = signal.count as f64;
-    if recent.calls == 0 {
-        signal.observed = f64::NAN;
-        signal.strength = Score::clamped(count / (count + 1.0));
+    let (calls, bad) = (recent.calls, recent.of(signal.kind));
+    if bad == 0.0 {
+        let count = signal.count as f64;
+        signal.strength = before.unwrap_or(Score::clamped(count / (count + 1.0)));
         return;
     }
-    let (calls, bad) = (recent.calls as f64, recent.of(signal.kind) as f64);
     signal.observed = bad / calls;
     let mut strength = bad / (calls + 1.0);
-    if bad / calls >= 0.05 {
+    if bad / calls >= SHARE_ODD {
         strength = strength.max(0.5);
     }
-    if let Some(edge) = edge.filter(|e| e.base.calls > 0) {
-        signal.baseline = edge.base.of(signal.kind) as f64 / edge.base.calls as f64;
-        let expected = signal.baseline * calls;
-        if bad <= expected + 3.0 * expected.sqrt() {
+    if let Some(expected) = edge.and_then(|e| e.base.expected(signal.kind, calls)) {
+        signal.baseline = expected / calls;
+        if bad <= by_chance(expected) {
             strength *= 0.1;
         }
     }
@@ -417,18 +456,22 @@ mod tests {
             duration_ns_sum: 0,
             latency: vec![(200, 1000)],
         };
-        let strength = |recent_errors: u64| {
+        let strength_after = |recent_errors: u64, windows: u64| {
             let mut uniter = Uniter::default();
             let mut tallies: Vec<Tally> = (0..16).map(|i| tally(i * 5, 10)).collect();
-            tallies.extend((16..19).map(|i| tally(i * 5, recent_errors)));
-            let mut first = section(0, 96.0, vec![part(95.1, 95.1, 9, false)]);
+            tallies.extend((16..16 + windows).map(|i| tally(i * 5, recent_errors)));
+            let end = (16 + windows) as f64 * 5.0;
+            let mut first = section(0, end + 1.0, vec![part(end + 0.1, end + 0.1, 9, false)]);
             first.tallies = tallies;
             let mut out = uniter.apply(first).signals;
-            out.extend(uniter.apply(section(1, 96.0, Vec::new())).signals);
-            out.extend(others(&mut uniter, 96.0));
+            out.extend(uniter.apply(section(1, end + 1.0, Vec::new())).signals);
+            out.extend(others(&mut uniter, end + 1.0));
             assert_eq!(out.len(), 1);
             out[0].strength.get()
         };
+        let strength = |recent_errors| strength_after(recent_errors, 3);
+        // Half of the calls fail for a minute and more: it does not become usual.
+        assert!(strength_after(500, 20) > 0.35, "{}", strength_after(500, 20));
         assert!(strength(11) < 0.01, "{}", strength(11));
         assert!(strength(400) > 0.35, "{}", strength(400));
     }
