@@ -211,6 +211,11 @@ impl Ledger {
         }
     }
 
+    /// Events gone for `reason` so far.
+    pub fn dropped_for(&self, reason: DropReason) -> u64 {
+        self.0.dropped[reason as usize].get()
+    }
+
     /// `count` events came to `place`.
     pub fn enter(&self, place: Place, count: u64) {
         self.0.places[place as usize].inc_by(count as i64);

@@ -12,6 +12,7 @@ mod batcher;
 pub mod collectors;
 pub mod config;
 pub mod convert;
+pub mod gap;
 mod identity;
 pub mod ledger;
 pub mod node;

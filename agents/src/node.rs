@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::health::Health;
@@ -24,12 +25,14 @@ use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::entity::EntityRef;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
+use tapio_schemas::kind::EventSeverity;
 
 use crate::attribution::Attribution;
 use crate::batcher::Batcher;
 use crate::collectors::kubernetes::PodIndex;
 use crate::collectors::{self, CollectorState, CollectorStates, Collectors, Wiring};
 use crate::config::AgentConfig;
+use crate::gap::LossWatch;
 use crate::identity::{EpochError, next_epoch, producer, run_id};
 use crate::ledger::{DropReason, Ledger, Place};
 use crate::outbox::Outbox;
@@ -145,6 +148,8 @@ impl NodeAgent {
             ledger: ledger.clone(),
             wake,
             clock: parts.clock.clone(),
+            losses: LossWatch::new(UnixNanos(parts.clock.now_unix_nanos())),
+            own: ledger.collector("agent"),
         };
         add_node_thread(&supervision, node).await?;
         let wiring = Wiring {
@@ -263,6 +268,9 @@ struct NodeThread {
     ledger: Ledger,
     wake: Arc<Wake>,
     clock: SharedClock,
+    losses: LossWatch,
+    /// Counts the gaps it tells.
+    own: Counter,
 }
 
 impl NodeThread {
@@ -276,6 +284,7 @@ impl NodeThread {
             }
             let took = self.turn();
             let monotonic = self.clock.monotonic();
+            self.tell_losses(monotonic, stopping && !took);
             for frame in self.batcher.flush(monotonic, stopping && !took) {
                 self.outbox.push(frame);
             }
@@ -326,6 +335,21 @@ impl NodeThread {
                 }
             };
             if let Some(frame) = self.batcher.push(event, monotonic) {
+                self.outbox.push(frame);
+            }
+        }
+    }
+
+    /// Says what this agent itself lost, once there is room again to say it.
+    fn tell_losses(&mut self, monotonic: Duration, last: bool) {
+        if self.outbox.sheds(EventSeverity::Info, self.batcher.pending_bytes()).is_some() && !last {
+            return;
+        }
+        let now = UnixNanos(self.clock.now_unix_nanos());
+        for gap in self.losses.look(&self.ledger, monotonic, now, last) {
+            self.ledger.produced(&self.own, 1);
+            self.ledger.enter(Place::Batch, 1);
+            if let Some(frame) = self.batcher.push(gap.event(&self.attribution.node()), monotonic) {
                 self.outbox.push(frame);
             }
         }

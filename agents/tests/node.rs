@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{Stream, assert_ordered, bare, drain, start_with_source, until};
+use tapio_agents::gap::GAP_EVENT;
 use tapio_agents::ledger::{DropReason, Place};
 use tapio_agents::node::NodeAgent;
 use tapio_agents::sink::EventSink;
@@ -193,8 +194,12 @@ async fn a_full_backlog_sheds_the_unimportant_and_counts_it() {
     let critical = |n| UnifiedEvent { severity: EventSeverity::Critical, ..event(n) };
     sink.send((0..10).map(|n| critical(1_000_000 + n)).collect()).await.unwrap();
     nats.restart().expect("nats-server starts again");
+    // Once there is room again, the agent says what is missing.
+    let told = ledger.clone();
+    until("all to be published", || (told.snapshot().in_flight_total() == 0).then_some(())).await;
     let end = drain(agent).await;
-    assert_eq!(end.produced, before + 10);
+    let gaps = end.produced - before - 10;
+    assert!(gaps >= 1, "{end:?}");
     assert!(end.dropped.iter().all(|(reason, _)| *reason == DropReason::ShedInfo), "{end:?}");
 
     let bus = nats.bus().await.unwrap();
@@ -203,6 +208,13 @@ async fn a_full_backlog_sheds_the_unimportant_and_counts_it() {
     assert_eq!(events.len() as u64, end.published);
     let critical = events.iter().filter(|event| event.severity == EventSeverity::Critical).count();
     assert_eq!(critical, 10, "the important ones get through");
+    let lost = |e: &UnifiedEvent| match &e.payload {
+        Payload::Custom(c) if c.name == GAP_EVENT => find(&c.attributes, "gap.lost").and_then(|v| v.as_f64()),
+        _ => None,
+    };
+    let lost: Vec<f64> = events.iter().filter_map(lost).collect();
+    assert_eq!(lost.len() as u64, gaps);
+    assert_eq!(lost.iter().sum::<f64>() as u64, end.dropped_total(), "what the gaps say is what was dropped");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,15 +10,14 @@ use tapio_bpf::{
     Body, CloseReason, Comm, ConnectOutcome, Exec, Exit, OomVictim, Owner, RawRecord, Signal, TcpClosed,
     TcpConnectEnd, Tuple,
 };
-use tapio_schemas::attribute::Attribute;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::{EventId, ProducerId, UnixNanos};
 use tapio_schemas::kind::{EventKind, EventSeverity, Source};
-use tapio_schemas::payload::{CustomData, KernelData, NetworkData, NetworkDetail, Payload, VictimData};
+use tapio_schemas::payload::{KernelData, NetworkData, NetworkDetail, Payload, VictimData};
 
 use super::init::Inits;
-use super::losses::KernelGap;
 use crate::attribution::{Attribution, CgroupIds};
+use crate::gap::Gap;
 
 const ETIMEDOUT: u16 = 110;
 const ECONNRESET: u16 = 104;
@@ -89,28 +88,10 @@ impl Converter {
         })
     }
 
-    /// The event that says what was lost: name `tapio.gap`, attributes `gap.source`, `gap.lost`, and `gap.from`
-    /// and `gap.to` in unix nanoseconds.
-    pub fn gap(&mut self, gap: &KernelGap) -> UnifiedEvent {
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let attributes = vec![
-            Attribute::new("gap.source", "ebpf"),
-            Attribute::new("gap.lost", number(gap.lost)),
-            Attribute::new("gap.from", number(gap.from.0)),
-            Attribute::new("gap.to", number(gap.to.0)),
-        ];
-        let custom = CustomData { name: "tapio.gap".into(), attributes, tags: Vec::new() };
-        UnifiedEvent {
-            id: self.next_id(gap.to),
-            timestamp: gap.to,
-            observed_at: gap.to,
-            kind: EventKind::Custom,
-            source: Source::Ebpf,
-            severity: EventSeverity::Error,
-            entity: self.attribution.node(),
-            payload: Payload::Custom(Box::new(custom)),
-            ..UnifiedEvent::default()
-        }
+    /// The event that says what was lost.
+    pub fn gap(&mut self, gap: &Gap) -> UnifiedEvent {
+        let id = self.next_id(gap.to);
+        UnifiedEvent { id, source: Source::Ebpf, ..gap.event(&self.attribution.node()) }
     }
 
     fn next_id(&mut self, at: UnixNanos) -> EventId {

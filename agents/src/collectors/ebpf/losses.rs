@@ -9,21 +9,11 @@ use tapio_bpf::{DecodeFailures, Loaded};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::ids::UnixNanos;
 
+use crate::gap::Gap;
 use crate::ledger::DropReason;
 use crate::sink::EventSink;
 
 type Labels = [(&'static str, &'static str); 2];
-
-/// Records lost between two readings of the counters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KernelGap {
-    /// How many.
-    pub lost: u64,
-    /// The earlier reading, zero for none.
-    pub from: UnixNanos,
-    /// The later reading.
-    pub to: UnixNanos,
-}
 
 pub(super) struct Losses {
     records: Family<Labels, Gauge>,
@@ -43,7 +33,7 @@ impl Losses {
     }
 
     /// Reads the counters, accounts the losses since the last reading, and gives them when there are any.
-    pub(super) fn count(&mut self, loaded: &Loaded, sink: &EventSink, now: u64) -> Option<KernelGap> {
+    pub(super) fn count(&mut self, loaded: &Loaded, sink: &EventSink, now: u64) -> Option<Gap> {
         let now = UnixNanos(now);
         let from = std::mem::replace(&mut self.last, now);
         let mut lost = 0;
@@ -68,7 +58,9 @@ impl Losses {
         sink.lost(DropReason::Malformed, undecoded - self.seen_undecoded);
         lost += undecoded - self.seen_undecoded;
         self.seen_undecoded = undecoded;
-        (lost > 0).then_some(KernelGap { lost, from, to: now })
+        let reason =
+            format!("{}.{}", DropReason::KernelRingFull.stage(), DropReason::KernelRingFull.as_str());
+        (lost > 0).then_some(Gap { source: "ebpf", reason, lost, from, to: now })
     }
 
     fn show(&self, program: &'static str, fate: &'static str, count: u64) {
