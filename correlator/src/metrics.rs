@@ -36,7 +36,7 @@ pub struct CorrelatorMetrics {
     groups: Count,
     evicted: ByLabel,
     gap_events: Count,
-    open: Family<[(&'static str, String); 1], Level>,
+    open: Family<[(&'static str, String); 2], Level>,
 }
 
 impl CorrelatorMetrics {
@@ -65,7 +65,7 @@ impl CorrelatorMetrics {
             groups: count("correlator_groups", "Semantic groups opened"),
             evicted: by_label("correlator_evicted", "Things forgotten because their map was full, by map"),
             gap_events: count("correlator_gap_events", "Events missing from producers' sequences"),
-            open: metrics.shared("correlator_open", "Things held open by stage one of one worker"),
+            open: metrics.shared("correlator_open", "Things held open by stage one, by worker"),
         }
     }
 
@@ -91,9 +91,10 @@ impl CorrelatorMetrics {
     }
 
     /// Sets what a worker holds open.
-    pub fn set_open(&self, open: &[(&'static str, usize)]) {
+    pub fn set_open(&self, worker: usize, open: &[(&'static str, usize)]) {
         for (kind, count) in open {
-            let level = self.open.get_or_create(&[("kind", (*kind).to_owned())]);
+            let level =
+                self.open.get_or_create(&[("worker", worker.to_string()), ("kind", (*kind).to_owned())]);
             level.set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
     }

@@ -174,7 +174,7 @@ impl Worker {
                     self.checkpoints.pop_back();
                 }
                 self.checkpoints.push_back((answer, self.submitted));
-                self.metrics.set_open(&self.shards.open());
+                self.metrics.set_open(self.index, &self.shards.open());
                 Ok(())
             }
         }

@@ -7,7 +7,7 @@ use tapio_schemas::payload::{KubernetesData, NetworkData, Payload};
 use tapio_schemas::{EventKind, SignalKind, UnifiedEvent};
 
 use super::counters::Counters;
-use super::episode::Observation;
+use super::episode::{EpisodeKey, Observation, episode_key};
 use super::exits::Exits;
 use super::record::{cut, hash_parts};
 
@@ -69,6 +69,38 @@ pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -
         _ => None,
     }?;
     Some(keyed(event, seen))
+}
+
+/// Deviations that an event shows to be over.
+pub fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
+    let kinds: &[SignalKind] = match (event.kind, &event.payload) {
+        (EventKind::K8sPodReady, _) => {
+            &[SignalKind::PodNotReady, SignalKind::ProbeFailed, SignalKind::Unschedulable]
+        }
+        (EventKind::K8sContainerStarted, _) => {
+            &[SignalKind::ImagePullFailed, SignalKind::ConfigMissing, SignalKind::CreateFailed]
+        }
+        (EventKind::K8sNodeCondition, Payload::Kubernetes(data)) => {
+            match (data.reason.as_str(), data.new_value.as_str()) {
+                ("Ready", "True") => &[SignalKind::NodeNotReady],
+                (reason, "False") if reason.ends_with("Pressure") => &[SignalKind::NodePressure],
+                _ => &[],
+            }
+        }
+        (EventKind::SystemdUnitStarted, _) => &[SignalKind::UnitFailed],
+        // With the object goes what was wrong with it.
+        (EventKind::K8sObjectDeleted, _) => &[
+            SignalKind::PodNotReady,
+            SignalKind::ProbeFailed,
+            SignalKind::Unschedulable,
+            SignalKind::MountFailed,
+            SignalKind::SandboxFailed,
+            SignalKind::NodeNotReady,
+            SignalKind::NodePressure,
+        ],
+        _ => &[],
+    };
+    kinds.iter().map(|kind| episode_key(*kind, &event.entity, None, 0)).collect()
 }
 
 fn at(event: &UnifiedEvent, kind: SignalKind) -> Observation {

@@ -217,6 +217,9 @@ impl Shard {
         if event.kind == EventKind::OomKill {
             self.series.kill_told(owner_of(&event.entity), event.timestamp);
         }
+        for key in news::over(event) {
+            self.episodes.end(step, key);
+        }
         let Some(mut seen) = news::judge(event, &mut self.exits, &mut self.counters) else { return };
         let (key, needed) = (seen.episode(), needed(seen.kind));
         seen.count = self.bursts.admit(key, event.timestamp, needed, self.episodes.is_open(key));

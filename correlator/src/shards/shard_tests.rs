@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tapio_schemas::entity::kinds;
-use tapio_schemas::payload::{KernelData, MetricData, NetworkData, SpanData, SpanKind, SpanStatus};
+use tapio_schemas::payload::{
+    KernelData, KubernetesData, MetricData, NetworkData, SpanData, SpanKind, SpanStatus,
+};
 use tapio_schemas::wire::{EventBatch, SignalSection};
 use tapio_schemas::{
     EntityRef, EventId, EventKind, EventSeverity, Payload, ProducerId, Signal, SignalKind, Source, SpanId,
@@ -286,6 +288,38 @@ fn a_client_span_meets_its_callee_in_the_trace() {
     assert_eq!(timeouts[0].entity.owner().name, "web");
     let calls: u64 = sim.sections.iter().flat_map(|s| &s.tallies).map(|t| t.calls).sum();
     assert_eq!(calls, 4);
+}
+
+fn kubernetes(kind: EventKind, pod: &str, at: f64, id: u128, reason: &str) -> UnifiedEvent {
+    let entity = EntityRef {
+        cluster: "c".into(),
+        namespace: "shop".into(),
+        workload_kind: kinds::DEPLOYMENT.into(),
+        workload: "api".into(),
+        pod: pod.into(),
+        ..EntityRef::default()
+    };
+    let data = KubernetesData {
+        object_kind: kinds::POD.into(),
+        object_name: pod.into(),
+        reason: reason.into(),
+        ..KubernetesData::default()
+    };
+    event(kind, &Arc::new(entity.sealed()), seconds(at), EventId(id), Payload::Kubernetes(Box::new(data)))
+}
+
+#[test]
+fn a_pod_that_is_ready_again_ends_its_unreadiness_and_no_other() {
+    let mut sim = Sim::new();
+    sim.feed(&[
+        kubernetes(EventKind::K8sPodNotReady, "api-1", 1.0, 1, "ContainersNotReady"),
+        kubernetes(EventKind::K8sPodNotReady, "api-2", 1.5, 2, "ContainersNotReady"),
+        kubernetes(EventKind::K8sPodReady, "api-1", 20.0, 3, ""),
+        kubernetes(EventKind::K8sPodReady, "api-9", 25.0, 4, ""),
+    ]);
+    let ended: Vec<_> = sim.signals.iter().filter(|s| s.ended).map(|s| s.entity.pod.as_str()).collect();
+    assert_eq!(ended, ["api-1"]);
+    assert_eq!(last_of(&sim.signals, SignalKind::PodNotReady).len(), 2);
 }
 
 #[test]

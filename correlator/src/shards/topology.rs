@@ -11,6 +11,9 @@ use tapio_schemas::{EntityRef, EventKind, Fact, UnifiedEvent, UnixNanos};
 use super::record::hash_parts;
 use crate::config::{SignalConfig, nanos};
 
+/// Kinds that relations name and that live outside of namespaces.
+const CLUSTER_SCOPED: [&str; 4] = [kinds::NODE, kinds::NAMESPACE, "PersistentVolume", "StorageClass"];
+
 /// What a shard knows to have told.
 pub struct Topology {
     refresh_ns: u64,
@@ -100,16 +103,24 @@ impl Topology {
         let from = Entity::namespaced(&data.object_kind, namespace, &data.object_name);
         for relation in &data.relations {
             let Ok(edge) = relation.edge.parse::<EdgeKind>() else { continue };
-            let cluster_scoped = relation.kind == kinds::NODE || relation.kind == kinds::NAMESPACE;
+            let cluster_scoped = CLUSTER_SCOPED.contains(&relation.kind.as_str());
+            // A slice of endpoints speaks for its service.
+            let service = &event.entity.service;
+            let from = match edge {
+                EdgeKind::Selects if !service.is_empty() => {
+                    Entity::namespaced(kinds::SERVICE, namespace, service)
+                }
+                _ => from.clone(),
+            };
             let to = Entity::namespaced(
                 &relation.kind,
                 if cluster_scoped { "" } else { namespace },
                 &relation.name,
             );
             if gone {
-                out.push(Fact { at: step, edge, from: from.clone(), to, gone });
+                out.push(Fact { at: step, edge, from, to, gone });
             } else {
-                self.edge(step, edge, from.clone(), to, out);
+                self.edge(step, edge, from, to, out);
             }
         }
         let owner = event.entity.owner();
