@@ -98,8 +98,13 @@ impl Material<'_> {
         let severity = severity(spec, &suffered, deviations().any(|s| is_failure(s.kind)));
         let gaps = self.gaps_in_words(first_bad);
         let hypotheses = self.hypotheses(component, root.is_some());
-        let teller =
-            root.map(|cause| Teller { view, cause, members: &members, prediction: prediction.as_ref() });
+        let teller = root.map(|cause| Teller {
+            view,
+            cause,
+            members: &members,
+            prediction: prediction.as_ref(),
+            first_told: incident.foretold.first_told(),
+        });
         let (title, story, actions) = match &teller {
             Some(teller) => (teller.title(), teller.story(status, gaps.len()), teller.actions()),
             None => self.unproven(component, &members, &hypotheses),

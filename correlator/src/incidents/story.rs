@@ -17,6 +17,8 @@ pub struct Teller<'a> {
     pub members: &'a [usize],
     /// What is foretold.
     pub prediction: Option<&'a Prediction>,
+    /// When it was foretold first.
+    pub first_told: Option<UnixNanos>,
 }
 
 impl Teller<'_> {
@@ -69,7 +71,7 @@ impl Teller<'_> {
         } else {
             sentences.extend(self.first(&story.next));
         }
-        sentences.extend(self.prediction.and_then(outcome));
+        sentences.extend(self.prediction.zip(self.first_told).and_then(|(p, first)| outcome(p, first)));
         if let Some(action) = self.actions().first().filter(|_| status != Status::Recovered) {
             sentences.push(format!("To do: {}.", action.title.trim_end_matches('.')));
         }
@@ -144,11 +146,14 @@ fn how_we_know(view: &View<'_>, members: &[usize], seat: Option<&Entity>) -> Str
     format!("Seen: {}{rest}.", shown.join("; "))
 }
 
-fn outcome(prediction: &Prediction) -> Option<String> {
+fn outcome(prediction: &Prediction, first: UnixNanos) -> Option<String> {
     let (from, to) = (clock_time(prediction.interval.0), clock_time(prediction.interval.1));
+    let first = clock_time(first);
     match prediction.outcome.as_deref()? {
-        "hit" => Some(format!("This was foretold for {from} to {to}.")),
-        "miss" => Some(format!("The forecast for {from} to {to} was wrong.")),
+        "hit" => Some(format!("It was foretold since {first}, at last for {from} to {to}.")),
+        "miss" => {
+            Some(format!("It was foretold since {first}, but the last forecast, {from} to {to}, was wrong."))
+        }
         _ => None,
     }
 }
