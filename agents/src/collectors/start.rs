@@ -156,7 +156,7 @@ async fn start_kubernetes(
     let (cluster, metrics) = (&wiring.config.cluster, &wiring.parts.metrics);
     let collector =
         match KubernetesCollector::connect(config, cluster, wiring.node, pods, sink, metrics).await {
-            Ok(collector) => Arc::new(collector),
+            Ok(collector) => Arc::new(collector.reporting_to(wiring.states.clone())),
             Err(reason) if reason.is_expected() => {
                 wiring.states.set("kubernetes", CollectorState::Disabled(reason.to_string()));
                 return Ok(());

@@ -32,6 +32,8 @@ struct Cluster {
     requests: Requests,
     /// Answers to give instead of work.
     failures: usize,
+    /// Field selector of the last request.
+    fields: String,
     /// Open watches send nothing.
     paused: bool,
 }
@@ -48,6 +50,8 @@ pub struct Requests {
 #[derive(Deserialize)]
 struct Parameters {
     watch: Option<String>,
+    #[serde(rename = "fieldSelector", default)]
+    fields: String,
     #[serde(rename = "resourceVersion")]
     version: Option<String>,
 }
@@ -109,14 +113,19 @@ impl Server {
         self.0.state.lock().unwrap().failures = count;
     }
 
+    pub fn fields(&self) -> String {
+        self.0.state.lock().unwrap().fields.clone()
+    }
+
     pub fn requests(&self) -> Requests {
         self.0.state.lock().unwrap().requests
     }
 }
 
 async fn pods(State(server): State<Server>, Query(parameters): Query<Parameters>) -> Response<Body> {
-    let latest = server.0.version.borrow().0;
     let mut state = server.0.state.lock().unwrap();
+    let latest = state.history.last().map_or(state.oldest.max(1), |(version, ..)| *version);
+    state.fields = parameters.fields;
     if state.failures > 0 {
         state.failures -= 1;
         state.requests.failed += 1;
@@ -150,9 +159,12 @@ async fn stream(server: Server, from: u64, sender: mpsc::Sender<Result<Bytes, st
     let drops = changed.borrow().1;
     let mut sent = from;
     loop {
+        // Before the look at the history, so that what comes in between wakes again.
+        let dropped = changed.borrow_and_update().1 != drops;
         let fresh: Vec<_> = {
             let state = server.0.state.lock().unwrap();
-            if state.paused || server.0.version.borrow().1 != drops {
+            // A watch whose past was forgotten ends; the next request for it is answered with 410.
+            if state.paused || dropped || sent < state.oldest {
                 return;
             }
             state.history.iter().filter(|(version, ..)| *version > sent).cloned().collect()
@@ -164,7 +176,7 @@ async fn stream(server: Server, from: u64, sender: mpsc::Sender<Result<Bytes, st
                 return;
             }
         }
-        if changed.borrow_and_update().1 != drops || changed.changed().await.is_err() {
+        if changed.changed().await.is_err() {
             return;
         }
     }

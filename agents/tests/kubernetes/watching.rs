@@ -9,6 +9,7 @@ use tapio_agents::attribution::PodLookup;
 use tapio_agents::collectors::kubernetes::{
     KubernetesCollector, KubernetesConfig, PodIndex, Unavailable, WatchScope,
 };
+use tapio_agents::collectors::{CollectorState, CollectorStates};
 use tapio_agents::ledger::Ledger;
 use tapio_agents::sink::{self, EventSink, Intake, Wake};
 use tapio_runtime::clock::SystemClock;
@@ -31,7 +32,6 @@ struct Running {
     events: Vec<UnifiedEvent>,
     shutdown: Shutdown,
     task: JoinHandle<WorkerResult>,
-    _config: tempfile::TempDir,
 }
 
 fn kubeconfig(dir: &Path, server: SocketAddr) -> std::path::PathBuf {
@@ -58,6 +58,16 @@ async fn connect(config: KubernetesConfig) -> (Result<KubernetesCollector, Unava
 impl Running {
     async fn start(server: SocketAddr, scope: WatchScope) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        // The file is read at the start and not again.
+        Self::start_with(server, scope, &dir, None).await
+    }
+
+    async fn start_with(
+        server: SocketAddr,
+        scope: WatchScope,
+        dir: &tempfile::TempDir,
+        states: Option<CollectorStates>,
+    ) -> Self {
         let config = KubernetesConfig {
             kubeconfig: Some(kubeconfig(dir.path(), server)),
             scope,
@@ -69,6 +79,10 @@ impl Running {
         };
         let (collector, intake, pods) = connect(config).await;
         let collector = collector.unwrap();
+        let collector = match states {
+            Some(states) => collector.reporting_to(states),
+            None => collector,
+        };
         let (shutdown, clock) = (Shutdown::new(), SystemClock::shared());
         let context = WorkerContext {
             name: "kubernetes".into(),
@@ -78,7 +92,7 @@ impl Running {
             clock,
         };
         let task = tokio::spawn(async move { collector.run(context).await });
-        Self { intake, pods, events: Vec::new(), shutdown, task, _config: dir }
+        Self { intake, pods, events: Vec::new(), shutdown, task }
     }
 
     /// Waits until that many events of the kind have come.
@@ -123,7 +137,7 @@ fn times(events: &[UnifiedEvent], kind: EventKind, pod: &str) -> usize {
 async fn a_dropped_watch_goes_on_where_it_was() {
     let (server, address) = Server::start().await;
     server.change("ADDED", |version| numbered(1, version));
-    let mut running = Running::start(address, WatchScope::Node).await;
+    let mut running = Running::start(address, WatchScope::Cluster).await;
     running.wait_for(EventKind::K8sObjectAdded, 1).await;
     for n in 2..=6 {
         server.drop_watches();
@@ -142,7 +156,7 @@ async fn a_version_that_is_gone_means_a_new_list_without_loss_or_repetition() {
     let (server, address) = Server::start().await;
     server.change("ADDED", pod);
     server.change("ADDED", |version| numbered(1, version));
-    let mut running = Running::start(address, WatchScope::Node).await;
+    let mut running = Running::start(address, WatchScope::Cluster).await;
     running.wait_for(EventKind::K8sObjectAdded, 2).await;
     until("a watch", || (server.requests().watches == 1).then_some(())).await;
     // While the watch is away: one pod is killed, one deleted, one made; then the history is lost.
@@ -183,6 +197,40 @@ async fn a_server_that_fails_is_asked_again_and_kinds_that_are_forbidden_do_not_
     running.wait_for(EventKind::K8sContainerTerminated, 1).await;
     let events = running.stop().await;
     assert_eq!(times(&events, EventKind::K8sContainerTerminated, "api-5f6585d649-x2x2x"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_agent_learns_its_pods_and_leaves_the_telling_to_the_cluster_agent() {
+    let (server, address) = Server::start().await;
+    server.change("ADDED", pod);
+    let running = Running::start(address, WatchScope::Node).await;
+    until("a watch", || (server.requests().watches == 1).then_some(())).await;
+    server.change("MODIFIED", killed_pod);
+    server.change("ADDED", |version| numbered(1, version));
+    until("the pods", || running.pods.find("", "uid-1")).await;
+    assert_eq!(running.pods.find("c1", "").unwrap().workload, "api");
+    assert_eq!(server.fields(), "spec.nodeName=n1");
+    assert!(running.stop().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_watched_is_said_until_it_works() {
+    let (server, address) = Server::start().await;
+    server.fail(usize::MAX);
+    let dir = tempfile::tempdir().unwrap();
+    let states = CollectorStates::new(&Metrics::new());
+    let running = Running::start_with(address, WatchScope::Node, &dir, Some(states.clone())).await;
+    let degraded = until("the failure", || match states.all().get("kubernetes") {
+        Some(CollectorState::Degraded(reason)) => Some(reason.clone()),
+        _ => None,
+    });
+    assert!(degraded.await.starts_with("cannot watch Pod: "));
+    server.fail(0);
+    until("a watch that works", || {
+        (states.all().get("kubernetes") == Some(&CollectorState::Running)).then_some(())
+    })
+    .await;
+    running.stop().await;
 }
 
 #[tokio::test]

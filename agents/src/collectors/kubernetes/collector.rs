@@ -16,12 +16,13 @@ use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tokio::sync::mpsc;
 
-use super::config::KubernetesConfig;
+use super::config::{KubernetesConfig, WatchScope};
 use super::convert::WatchType;
 use super::index::PodIndex;
 use super::summary::NotAnObject;
 use super::tracker::Tracker;
 use super::watch::{Change, QUEUE_MAX, Watches};
+use crate::collectors::{CollectorState, CollectorStates};
 use crate::sink::EventSink;
 
 /// How often the collector says that it lives.
@@ -64,6 +65,7 @@ pub struct KubernetesCollector {
     pods: PodIndex,
     sink: EventSink,
     metrics: CollectorMetrics,
+    states: Option<CollectorStates>,
 }
 
 #[derive(Clone)]
@@ -121,7 +123,22 @@ impl KubernetesCollector {
     ) -> Result<Self, Unavailable> {
         let client = client(&config).await?;
         let (cluster, node) = (SmolStr::new(cluster), SmolStr::new(node));
-        Ok(Self { config, client, cluster, node, pods, sink, metrics: CollectorMetrics::new(metrics) })
+        Ok(Self {
+            config,
+            client,
+            cluster,
+            node,
+            pods,
+            sink,
+            metrics: CollectorMetrics::new(metrics),
+            states: None,
+        })
+    }
+
+    /// Says in `states` when a watch fails and when all work again.
+    #[must_use]
+    pub fn reporting_to(self, states: CollectorStates) -> Self {
+        Self { states: Some(states), ..self }
     }
 
     /// Watches until shutdown. Events wait for room in the sink, and the watches wait for them.
@@ -144,6 +161,8 @@ impl KubernetesCollector {
             news_after: started_at.minus(history),
             failures: BTreeMap::new(),
             pods: self.pods.clone(),
+            scope: self.config.scope,
+            states: self.states.clone(),
             metrics: self.metrics.clone(),
         };
         let watching = watches.run(sender);
@@ -176,6 +195,8 @@ struct Follower {
     /// Kinds whose watch fails, with the last message: it is logged when it changes.
     failures: BTreeMap<String, String>,
     pods: PodIndex,
+    scope: WatchScope,
+    states: Option<CollectorStates>,
     metrics: CollectorMetrics,
 }
 
@@ -183,6 +204,7 @@ impl Follower {
     fn follow(&mut self, now: UnixNanos, kind: &str, change: Change) -> Vec<UnifiedEvent> {
         if !matches!(change, Change::Failed(_) | Change::ListBegins) && self.failures.remove(kind).is_some() {
             tracing::info!(kind, "watch works again");
+            self.report();
         }
         let (name, result) = match change {
             Change::ListBegins => {
@@ -201,7 +223,8 @@ impl Follower {
         };
         self.metrics.count(name, if result.is_ok() { "converted" } else { "malformed" });
         self.metrics.sizes(&self.tracker, &self.pods);
-        result.unwrap_or_default()
+        // The agent that watches the whole cluster tells what happens to this node's pods as well.
+        if self.scope == WatchScope::Node { Vec::new() } else { result.unwrap_or_default() }
     }
 
     fn change(
@@ -224,6 +247,20 @@ impl Follower {
             tracing::warn!(kind, error = message, "watch failed, trying again");
             self.failures.insert(kind.to_owned(), message);
         }
+        self.report();
+    }
+
+    fn report(&self) {
+        let Some(states) = &self.states else { return };
+        let state = match self.failures.first_key_value() {
+            None => CollectorState::Running,
+            Some((kind, message)) => {
+                let others = self.failures.len() - 1;
+                let more = if others > 0 { format!(" (and {others} more kinds)") } else { String::new() };
+                CollectorState::Degraded(format!("cannot watch {kind}{more}: {message}"))
+            }
+        };
+        states.set("kubernetes", state);
     }
 }
 

@@ -32,7 +32,8 @@ pub enum WatchScope {
     /// Everything: one agent of a cluster does.
     #[default]
     Cluster,
-    /// The pods of this agent's node, to tell which control group belongs to which workload.
+    /// The pods of this agent's node, only to tell which control group belongs to which workload: their
+    /// changes are told by the agent that watches the cluster.
     Node,
 }
 
