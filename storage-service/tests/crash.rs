@@ -137,6 +137,7 @@ async fn child_serves() {
     say(&format!("listens {}", handle.grpc_addr()));
     let mut failed = false;
     loop {
+        // check: allow sleep, the pause between two looks at a condition
         tokio::time::sleep(Duration::from_millis(10)).await;
         let writer = health.report().into_iter().find(|part| part.name == "storage-writer").unwrap();
         if failed != (writer.state == HealthState::Failed) {
@@ -172,6 +173,7 @@ async fn wait_until_stored(addr: SocketAddr, count: u64) {
                 Ok(_) => {}
                 Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status}"),
             }
+            // check: allow sleep, the pause between two looks at a condition
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

@@ -68,14 +68,14 @@ impl TapioConfig {
     /// Defaults, file, environment, `--set`, then the flags with names of their own.
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
         let mut sources = Sources::from_process(args.config.clone());
-        for pair in &args.overrides {
-            sources = sources.with_override(pair)?;
-        }
         if args.free_ports {
             for key in Self::default().listeners().iter().map(|(key, _)| *key) {
                 sources = sources.with_override(&format!("{key}=127.0.0.1:0"))?;
             }
             sources = sources.with_override("nats.port=0")?;
+        }
+        for pair in &args.overrides {
+            sources = sources.with_override(pair)?;
         }
         let mut config: Self = load(&sources)?;
         if let Some(dir) = &args.data_dir {
