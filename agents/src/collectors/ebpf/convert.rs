@@ -248,3 +248,6 @@ fn errno(error: i32) -> u16 {
 fn nanos(duration: Option<Duration>) -> u64 {
     duration.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

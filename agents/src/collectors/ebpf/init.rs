@@ -27,7 +27,10 @@ impl Inits {
     pub(super) fn look_at(&mut self, pid: u32) -> bool {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let is_init = is_namespace_init(&status);
-        if is_init && self.0.len() < INITS_MAX {
+        if !is_init {
+            // Its number may have been another's, whose end was lost.
+            self.0.remove(&pid);
+        } else if self.0.len() < INITS_MAX {
             self.0.insert(pid);
         }
         is_init
