@@ -26,4 +26,6 @@ pub use shard::Shard;
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod shard_tests;

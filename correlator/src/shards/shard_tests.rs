@@ -27,8 +27,12 @@ pub struct Sim {
 
 impl Sim {
     pub fn new() -> Self {
+        Self::with(&CorrelatorConfig::default())
+    }
+
+    pub fn with(config: &CorrelatorConfig) -> Self {
         Self {
-            set: ShardSet::new("c", 0..64, &CorrelatorConfig::default()),
+            set: ShardSet::new("c", 0..64, config),
             batches: (0..64).map(|shard| EventBatch::new(ProducerId(7), 1, shard)).collect(),
             watermark: Watermark::new(500_000_000),
             signals: Vec::new(),
@@ -69,8 +73,15 @@ impl Sim {
             sum.dropped.integrity += c.dropped.integrity;
             sum.dropped.too_old += c.dropped.too_old;
             sum.dropped.rate_limited += c.dropped.rate_limited;
+            sum.evicted.reorder += c.evicted.reorder;
+            sum.evicted.series += c.evicted.series;
+            sum.evicted.episodes += c.evicted.episodes;
         }
         sum
+    }
+
+    pub fn low_water(&self) -> UnixNanos {
+        self.set.low_water()
     }
 
     fn advance(&mut self) {
