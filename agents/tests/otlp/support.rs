@@ -22,6 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
+use crate::agent::until;
+
 /// Largest request of the receivers in these tests.
 pub const MESSAGE_MAX: usize = 1 << 20;
 
@@ -71,6 +73,14 @@ impl Running {
     /// Everything that has arrived. What a client got an answer for has arrived.
     pub fn events(&mut self) -> Vec<UnifiedEvent> {
         std::iter::from_fn(|| self.intake.take()).flatten().collect()
+    }
+
+    /// Waits until that many requests are being worked on.
+    pub async fn wait_under_way(&self, count: usize) {
+        until("requests under way", || {
+            (self.metric("tapio_otlp_requests_under_way") == count as f64).then_some(())
+        })
+        .await;
     }
 
     pub async fn stop(self) -> WorkerResult {

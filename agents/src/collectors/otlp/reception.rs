@@ -15,6 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use smol_str::SmolStr;
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::telemetry::Metrics;
@@ -141,6 +142,18 @@ struct ItemLabels {
     outcome: &'static str,
 }
 
+/// The right to be worked on, until it is dropped.
+pub struct Turn {
+    _permit: OwnedSemaphorePermit,
+    under_way: Gauge,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.under_way.dec();
+    }
+}
+
 /// Takes requests, from any number of connections.
 pub struct Reception {
     bounds: Bounds,
@@ -148,6 +161,7 @@ pub struct Reception {
     sink: EventSink,
     clock: SharedClock,
     turns: Arc<Semaphore>,
+    under_way: Gauge,
     requests: Family<RequestLabels, Counter>,
     items: Family<ItemLabels, Counter>,
 }
@@ -167,6 +181,7 @@ impl Reception {
             sink,
             clock,
             turns: Arc::new(Semaphore::new(config.requests_max.max(1))),
+            under_way: metrics.shared("otlp_requests_under_way", "OTLP requests that are being worked on"),
             requests: metrics.shared("otlp_requests", "OTLP requests by protocol, signal and outcome"),
             items: metrics.shared(
                 "otlp_items",
@@ -179,13 +194,15 @@ impl Reception {
     ///
     /// # Errors
     /// [`Unavailable::Busy`] when there is none within two seconds.
-    pub async fn turn(&self) -> Result<OwnedSemaphorePermit, Unavailable> {
+    pub async fn turn(&self) -> Result<Turn, Unavailable> {
         let turn = Arc::clone(&self.turns).acquire_owned();
-        tokio::select! {
+        let permit = tokio::select! {
             biased;
-            turn = turn => turn.map_err(|_| Unavailable::Busy),
-            () = self.clock.sleep(TURN_WAIT_MAX) => Err(Unavailable::Busy),
-        }
+            permit = turn => permit.map_err(|_| Unavailable::Busy)?,
+            () = self.clock.sleep(TURN_WAIT_MAX) => return Err(Unavailable::Busy),
+        };
+        self.under_way.inc();
+        Ok(Turn { _permit: permit, under_way: self.under_way.clone() })
     }
 
     /// Converts a request and hands all of its events over, or none.
