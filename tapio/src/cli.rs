@@ -66,10 +66,7 @@ pub enum Command {
 impl Command {
     /// True for what runs until it is told to stop (the demo may start a service of its own).
     pub fn is_service(&self) -> bool {
-        matches!(
-            self,
-            Self::Up(_) | Self::Agent(_) | Self::Correlator(_) | Self::Storage(_) | Self::Demo(_)
-        )
+        matches!(self, Self::Up(_) | Self::Agent(_) | Self::Correlator(_) | Self::Storage(_) | Self::Demo(_))
     }
 }
 

@@ -98,3 +98,21 @@ fn a_broken_recording_names_file_and_line() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("line 2"), "{}", stderr(&output));
 }
+
+#[test]
+fn the_shipped_cluster_configuration_loads() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/tapio.yaml");
+    let dir = data_dir();
+    let output = run(&[
+        "doctor",
+        "--config",
+        file,
+        "--free-ports",
+        "--data-dir",
+        dir.path().to_str().unwrap(),
+        "-o",
+        "json",
+    ]);
+    assert_ne!(output.status.code(), Some(64), "{}", stderr(&output));
+    assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok(), "{}", stderr(&output));
+}
