@@ -87,7 +87,7 @@ CASES = [
     ("rbac-bound", "a token for storage", lambda d: pod(storage(d)).update(automountServiceAccountToken=True)),
     ("config-fits", "another NATS", lambda d: config(d, "nats://nats:4222", "nats://bus:4222")),
     ("config-fits", "loopback", lambda d: config(d, "0.0.0.0:4317", "127.0.0.1:4317")),
-    ("config-fits", "another port", lambda d: config(d, "0.0.0.0:7472", "0.0.0.0:7473")),
+    ("config-fits", "another port", lambda d: config(d, "0.0.0.0:50051", "0.0.0.0:50052")),
 ]
 
 
