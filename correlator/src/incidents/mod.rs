@@ -14,6 +14,8 @@ mod impact;
 mod incident;
 mod inference;
 mod prediction;
+#[cfg(test)]
+mod properties;
 mod says;
 mod signals;
 mod story;

@@ -39,6 +39,10 @@ const BUILTIN: &[(&str, &str)] = &[
     ("network.packet_loss.yaml", include_str!("../../patterns/network.packet_loss.yaml")),
     ("cpu.throttling.yaml", include_str!("../../patterns/cpu.throttling.yaml")),
     ("runtime.unit_failed.yaml", include_str!("../../patterns/runtime.unit_failed.yaml")),
+    ("config.missing_reference.yaml", include_str!("../../patterns/config.missing_reference.yaml")),
+    ("image.pull_failed.yaml", include_str!("../../patterns/image.pull_failed.yaml")),
+    ("node.not_ready.yaml", include_str!("../../patterns/node.not_ready.yaml")),
+    ("scheduling.unschedulable.yaml", include_str!("../../patterns/scheduling.unschedulable.yaml")),
     ("rollout.bad_image.yaml", include_str!("../../patterns/rollout.bad_image.yaml")),
 ];
 

@@ -128,11 +128,13 @@ pub fn bytes(count: f64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count;
     let mut unit = 0;
-    while value.abs() >= 1024.0 && unit + 1 < UNITS.len() {
+    // 1023.7 KiB reads better as 1.0 MiB.
+    while value.abs() >= 1000.0 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;
     }
-    let digits = if unit == 0 || value.fract().abs() < 0.05 { 0 } else { 1 };
+    let whole = (value - value.round()).abs() < 0.05;
+    let digits = if unit == 0 || whole { 0 } else { 1 };
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
@@ -177,6 +179,7 @@ mod tests {
     fn quantities_read_well() {
         assert_eq!(bytes(64.0 * 1024.0 * 1024.0), "64 MiB");
         assert_eq!(bytes(1_150_000.0), "1.1 MiB");
+        assert_eq!(bytes(1_048_200.0), "1 MiB");
         assert_eq!(duration(64.0), "64 s");
         assert_eq!(duration(600.0), "10 min");
     }
