@@ -67,6 +67,14 @@ pub fn deployment_of_replica_set(name: &str) -> Option<&str> {
     })
 }
 
+/// Name of the Deployment of a pod, when the name has the form that its ReplicaSet gives: hash and five characters.
+pub fn deployment_of_pod(name: &str) -> Option<&str> {
+    let replica_set = without_suffix(name, |suffix| {
+        suffix.len() == 5 && suffix.chars().all(|c| GENERATED_ALPHABET.contains(c))
+    });
+    deployment_of_replica_set(replica_set?)
+}
+
 /// Name of the CronJob that made a Job, when the name ends in a time in minutes since the epoch.
 pub fn cron_job_of_job(name: &str) -> Option<&str> {
     without_suffix(name, |suffix| suffix.len() == 8 && suffix.bytes().all(|b| b.is_ascii_digit()))
@@ -100,6 +108,9 @@ mod tests {
         assert_eq!(deployment_of_replica_set("adservice-5f6585d649"), Some("adservice"));
         assert_eq!(deployment_of_replica_set("my-cache"), None);
         assert_eq!(deployment_of_replica_set("api-release"), None);
+        assert_eq!(deployment_of_pod("adservice-5f6585d649-fnmft"), Some("adservice"));
+        assert_eq!(deployment_of_pod("redis-0"), None);
+        assert_eq!(deployment_of_pod("agent-fnmft"), None, "of a DaemonSet, perhaps");
         assert_eq!(cron_job_of_job("backup-29012345"), Some("backup"));
         assert_eq!(cron_job_of_job("migrate-2"), None);
     }

@@ -14,7 +14,7 @@ use super::Context;
 use crate::collectors::kubernetes::json::{int, text, time};
 use crate::collectors::kubernetes::owners::{Named, entity as entity_of, of_name};
 use crate::collectors::kubernetes::summary::{NotAnObject, Summary};
-use crate::convert::{Seed, deployment_of_replica_set};
+use crate::convert::{Seed, deployment_of_pod};
 
 /// An Event of `v1` or `events.k8s.io/v1`.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,7 +140,6 @@ fn entity(context: &Context<'_>, event: &EventSummary, about: Option<&Summary>) 
 
 /// The Deployment of a pod that is not known (yet), by the form of its name.
 fn workload_of_pod(name: &str) -> Option<(SmolStr, SmolStr)> {
-    let (replica_set, suffix) = name.rsplit_once('-')?;
-    let deployment = deployment_of_replica_set(replica_set).filter(|_| suffix.len() == 5)?;
-    Some((SmolStr::new_static(kinds::DEPLOYMENT), SmolStr::new(deployment)))
+    deployment_of_pod(name)
+        .map(|deployment| (SmolStr::new_static(kinds::DEPLOYMENT), SmolStr::new(deployment)))
 }

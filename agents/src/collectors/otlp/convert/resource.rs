@@ -10,7 +10,7 @@ use tapio_schemas::entity::{EntityRef, kinds};
 
 use super::attributes::{first_int, first_text, identity, text};
 use super::{ATTRIBUTE_BYTES_MAX, Scope};
-use crate::convert::{cron_job_of_job, cut, deployment_of_replica_set};
+use crate::convert::{cron_job_of_job, cut, deployment_of_pod, deployment_of_replica_set};
 
 /// Attributes that name a workload, top owners first, with the kind they mean.
 const WORKLOADS: [(&str, &str); 6] = [
@@ -83,5 +83,10 @@ fn workload(attributes: &[KeyValue]) -> (&'static str, SmolStr) {
         let (kind, name) = owner.unwrap_or((kind, name));
         return (kind, cut(name, ATTRIBUTE_BYTES_MAX));
     }
-    ("", SmolStr::default())
+    // With an id the node agent can ask who the pod is; with the name alone its form must do.
+    let has_id = ["container.id", "k8s.pod.uid"].iter().any(|key| !text(attributes, key).is_empty());
+    match deployment_of_pod(text(attributes, "k8s.pod.name")) {
+        Some(name) if !has_id => (kinds::DEPLOYMENT, cut(name, ATTRIBUTE_BYTES_MAX)),
+        _ => ("", SmolStr::default()),
+    }
 }

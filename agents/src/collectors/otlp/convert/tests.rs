@@ -280,6 +280,10 @@ fn generated_owner_names_and_services_outside_of_kubernetes() {
     let entity = |resource: &[(&str, Value)]| spans(resource, json!([span(json!({}))])).0[0].entity.clone();
     let made = entity(&[("k8s.replicaset.name", json!("api-5f6585d649")), ("k8s.pod.uid", json!("u"))]);
     assert_eq!((made.workload_kind.as_str(), made.workload.as_str()), (kinds::DEPLOYMENT, "api"));
+    let by_pod = entity(&[("k8s.pod.name", json!("api-5f6585d649-x2x2x"))]);
+    assert_eq!(by_pod.lineage, made.lineage);
+    let with_uid = entity(&[("k8s.pod.name", json!("api-5f6585d649-x2x2x")), ("k8s.pod.uid", json!("u"))]);
+    assert_eq!(with_uid.workload, "", "left for the pod index to say");
     let by_job = entity(&[("k8s.job.name", json!("backup-29012345"))]);
     assert_eq!((by_job.workload_kind.as_str(), by_job.workload.as_str()), (kinds::CRON_JOB, "backup"));
     let plain = entity(&[
