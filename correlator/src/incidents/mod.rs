@@ -13,6 +13,8 @@ mod graph;
 mod impact;
 mod incident;
 mod inference;
+#[cfg(test)]
+mod inference_tests;
 mod prediction;
 #[cfg(test)]
 mod properties;
