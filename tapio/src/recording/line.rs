@@ -5,8 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tapio_agents::collectors::kubernetes::convert::WatchType;
-use tapio_agents::collectors::kubernetes::tracker::Tracker;
+use tapio_agents::collectors::kubernetes::RecordedCluster;
 use tapio_agents::collectors::otlp::{convert, json};
 use tapio_schemas::{EntityRef, SmolStr, UnifiedEvent, UnixNanos};
 
@@ -37,24 +36,16 @@ impl RecordedLine {
     }
 }
 
-/// A line of a watch.
-#[derive(Deserialize)]
-struct Change {
-    #[serde(rename = "type")]
-    watch: String,
-    object: serde_json::Value,
-}
-
 /// Turns lines into events, with the code of the collectors.
 pub struct Converter {
     cluster: SmolStr,
-    objects: Tracker,
+    objects: RecordedCluster,
 }
 
 impl Converter {
     /// For recordings of one cluster.
     pub fn new(cluster: &str) -> Self {
-        Self { cluster: SmolStr::new(cluster), objects: Tracker::new(cluster, None) }
+        Self { cluster: SmolStr::new(cluster), objects: RecordedCluster::new(cluster) }
     }
 
     /// Events of a line, in its order.
@@ -65,16 +56,9 @@ impl Converter {
             "traces" => convert::traces(&scope, json::from_slice(request)?).0,
             "metrics" => convert::metrics(&scope, json::from_slice(request)?).0,
             "logs" => convert::logs(&scope, json::from_slice(request)?).0,
-            "k8s_object" => {
-                let change: Change = serde_json::from_slice(request)?;
-                let Some(watch) = WatchType::parse(&change.watch) else {
-                    bail!("`{}` is none of ADDED, MODIFIED, DELETED", change.watch);
-                };
-                self.objects.object(line.at, UnixNanos(0), watch, &change.object)?
-            }
+            "k8s_object" => self.objects.object(line.at, &serde_json::from_slice(request)?)?,
             "k8s_event" => {
-                let event = serde_json::from_slice(request)?;
-                self.objects.event(line.at, UnixNanos(0), &event)?.into_iter().collect()
+                self.objects.event(line.at, &serde_json::from_slice(request)?)?.into_iter().collect()
             }
             "tapio" => vec![self.own(serde_json::from_slice(request)?)],
             other => bail!("signal `{other}` is none of traces, metrics, logs, k8s_object, k8s_event, tapio"),
