@@ -207,6 +207,18 @@ impl Worker {
             self.metrics.add(&counters);
         }
         let at = grid_floor(watermark);
+        for signal in &section.signals {
+            tracing::debug!(
+                kind = %signal.kind,
+                entity = %signal.entity.subject(),
+                peer = %signal.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+                count = signal.count,
+                observed = signal.observed,
+                strength = signal.strength.get(),
+                ended = signal.ended,
+                "signal"
+            );
+        }
         if !section.signals.is_empty() {
             self.shared.news.fetch_max(at.0, Ordering::AcqRel);
         }

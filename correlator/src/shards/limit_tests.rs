@@ -116,3 +116,22 @@ fn an_open_leak_holds_the_low_water_and_its_end_lets_it_go() {
     let free = sim.low_water();
     assert!(free >= UnixNanos(START + 118 * SECOND), "{free}");
 }
+
+#[test]
+fn two_measures_of_one_thing_do_not_mix() {
+    let leak = cgroup("/leak");
+    let mut sim = Sim::new();
+    let mut events = Vec::new();
+    for i in 0..60u64 {
+        let at = UnixNanos(START + i * SECOND);
+        let id = |n: u64| EventId(u128::from(i * 2 + n) + 1);
+        events.push(limit_sample(&leak, at, id(0), (4.0 + i as f64) * MIB, 64.0 * MIB));
+        let mut other = limit_sample(&leak, at, id(1), 2.0 * MIB, 64.0 * MIB);
+        if let Payload::Metric(data) = &mut other.payload {
+            data.name = "container.memory.working_set".into();
+        }
+        events.push(other);
+    }
+    sim.feed(&events);
+    assert!(sim.signals.iter().any(|s| s.kind == SignalKind::MemoryGrowth && !s.ended));
+}

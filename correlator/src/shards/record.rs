@@ -29,7 +29,7 @@ pub struct Sample {
     pub at: UnixNanos,
     /// Event.
     pub id: EventId,
-    /// Identity of entity, cgroup and meter.
+    /// Identity of entity, cgroup, metric and its text attributes.
     pub series: u128,
     /// Identity of entity and cgroup: series of one thing find each other by it.
     pub owner: u128,
@@ -156,13 +156,30 @@ fn sample(
     Some(Sample {
         at: view.timestamp(),
         id: EventId(view.event.id.0.to_native()),
-        series: owner ^ xxhash_rust::xxh3::xxh3_128(&[meter as u8]),
+        series: series_identity(view, metric, owner),
         owner,
         entity: Arc::clone(entity),
         meter,
         value,
         limit: metric.limit.to_native(),
     })
+}
+
+/// Owner, metric and the texts that tell its series apart (a mount point, a device): two names of nearly the same measure
+/// are two series, or their values would alternate.
+fn series_identity(view: &EventView<'_>, metric: &ArchivedMetricData, owner: u128) -> u128 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(&owner.to_le_bytes());
+    hash.update(view.text(&metric.name).as_bytes());
+    for attribute in metric.attributes.iter() {
+        if let tapio_schemas::attribute::ArchivedAttributeValue::Text(value) = &attribute.value {
+            for part in [view.text(&attribute.key), view.text(value)] {
+                hash.update(&(part.len() as u32).to_le_bytes());
+                hash.update(part.as_bytes());
+            }
+        }
+    }
+    hash.digest128()
 }
 
 fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, entity: &Arc<EntityRef>) -> SpanRecord {
