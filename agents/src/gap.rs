@@ -13,7 +13,7 @@ use tapio_schemas::payload::{CustomData, Payload};
 use crate::ledger::{DropReason, Ledger};
 
 /// Name of the event.
-pub const GAP_EVENT: &str = "tapio.gap";
+pub const GAP_EVENT: &str = tapio_schemas::names::EVENT_GAP;
 /// Time between two looks at the losses.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Losses of events that were good: the agent had no room, or the server would not take them. What was not valid

@@ -38,6 +38,10 @@ pub const HEADER_ORIGIN: &str = "Tapio-Origin-Subject";
 /// CloudEvents `type` of a finding.
 pub const CLOUDEVENT_TYPE_FINDING: &str = "dev.tapio.finding.v1";
 
+/// Name of the custom event that tells a loss, with the attributes `gap.source`, `gap.reason`, `gap.lost`,
+/// `gap.from` and `gap.to` (unix nanoseconds).
+pub const EVENT_GAP: &str = "tapio.gap";
+
 /// Subject of one shard's events: `tapio.v1.events.<cluster>.<shard>`.
 pub fn events_subject(cluster: &str, shard: u16) -> String {
     format!("tapio.v1.events.{}.{shard}", token(cluster))

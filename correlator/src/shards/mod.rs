@@ -7,6 +7,7 @@ mod counters;
 mod episode;
 mod exits;
 mod groups;
+mod losses;
 mod news;
 mod record;
 mod reorder;

@@ -14,6 +14,7 @@ use super::counters::Counters;
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::groups::Groups;
+use super::losses;
 use super::news;
 use super::record::{Record, Triage, owner_identity, triage};
 use super::reorder::{Admitted, Reorder};
@@ -210,6 +211,12 @@ impl Shard {
                         peer,
                         &mut out.facts,
                     );
+                }
+            }
+            Payload::Custom(data) => {
+                if let Some(gap) = losses::told(event, data) {
+                    self.counters.gap_events += gap.lost;
+                    out.gaps.push(gap);
                 }
             }
             _ => {}

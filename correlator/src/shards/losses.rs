@@ -1,0 +1,61 @@
+//! Losses that a producer tells itself: what its collectors or its backlog could not keep.
+
+use tapio_schemas::attribute::find;
+use tapio_schemas::names::EVENT_GAP;
+use tapio_schemas::payload::CustomData;
+use tapio_schemas::{AttributeValue, Gap, ProducerId, SmolStr, UnifiedEvent, UnixNanos};
+
+/// The loss a custom event tells; `None` for any other custom event, or when nothing was lost.
+pub fn told(event: &UnifiedEvent, data: &CustomData) -> Option<Gap> {
+    if data.name != EVENT_GAP {
+        return None;
+    }
+    let number = |key: &str| match find(&data.attributes, key) {
+        Some(AttributeValue::Int(n)) => u64::try_from(*n).ok(),
+        _ => None,
+    };
+    let text = |key: &str| find(&data.attributes, key).and_then(AttributeValue::as_text).map(SmolStr::new);
+    let lost = number("gap.lost").filter(|lost| *lost > 0)?;
+    let to = number("gap.to").map_or(event.timestamp, UnixNanos);
+    Some(Gap {
+        // It is about the machine; the batch's producer says nothing about which collector lost it.
+        producer: ProducerId(0),
+        source: text("gap.source").unwrap_or_default(),
+        node: event.entity.node.clone(),
+        lost,
+        from: number("gap.from").filter(|from| *from > 0).map_or(to, UnixNanos),
+        to,
+        reason: text("gap.reason").unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_schemas::Attribute;
+
+    fn event(name: &str, lost: i64) -> (UnifiedEvent, CustomData) {
+        let attributes = vec![
+            Attribute::new("gap.source", "ebpf"),
+            Attribute::new("gap.reason", "kernel.ring_full"),
+            Attribute::new("gap.lost", lost),
+            Attribute::new("gap.to", 9_i64),
+        ];
+        let event = UnifiedEvent { timestamp: UnixNanos(9), ..UnifiedEvent::default() };
+        (event, CustomData { name: name.into(), attributes, tags: Vec::new() })
+    }
+
+    #[test]
+    fn a_told_loss_is_a_gap_and_nothing_else_is() {
+        let (told_event, data) = event(EVENT_GAP, 120);
+        let gap = told(&told_event, &data).expect("a gap");
+        assert_eq!(
+            (gap.lost, gap.source.as_str(), gap.from, gap.to),
+            (120, "ebpf", UnixNanos(9), UnixNanos(9))
+        );
+        let (none, data) = event(EVENT_GAP, 0);
+        assert_eq!(told(&none, &data), None);
+        let (other, data) = event("deploy.finished", 3);
+        assert_eq!(told(&other, &data), None);
+    }
+}
