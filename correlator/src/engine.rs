@@ -96,6 +96,7 @@ pub struct Engine {
     advanced: UnixNanos,
     sequence: u64,
     findings: Vec<Finding>,
+    settle_ns: u64,
 }
 
 impl Engine {
@@ -109,6 +110,7 @@ impl Engine {
             advanced: UnixNanos(0),
             sequence: 0,
             findings: Vec::new(),
+            settle_ns: nanos(config.lateness) + nanos(config.incidents.settle) + 2 * TICK_NS,
         }
     }
 
@@ -136,6 +138,15 @@ impl Engine {
             self.watermark.observe(end);
             self.step();
             self.findings.extend(self.stage_two.finish(self.watermark.at()));
+        }
+        self.drain()
+    }
+
+    /// The recording has ended: what it shows is decided as it stood then. Nothing recovers because a recording ends.
+    pub fn settle(&mut self) -> Vec<Finding> {
+        if self.newest.0 > 0 {
+            self.watermark.observe(self.newest.plus(self.settle_ns));
+            self.step();
         }
         self.drain()
     }

@@ -86,7 +86,10 @@ fn the_doctor_reports_every_part_as_json() {
     {
         assert!(names.contains(&wanted), "{wanted} in {names:?}");
     }
-    assert!(checks.as_array().unwrap().iter().all(|c| c["ok"] == true || c["todo"] != ""), "{checks}");
+    for check in checks.as_array().unwrap().iter().filter(|c| c["ok"] == false) {
+        let program = check["name"].as_str().unwrap_or("").starts_with("program");
+        assert!(program || check["todo"].as_str().is_some_and(|todo| !todo.is_empty()), "{check}");
+    }
 }
 
 #[test]

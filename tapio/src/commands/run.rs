@@ -6,7 +6,7 @@ use anyhow::Context;
 use tapio_agents::collectors::CollectorState;
 use tapio_agents::node::{AgentHandle, AgentParts, NodeAgent};
 use tapio_correlator::pipeline::{Correlator, CorrelatorHandle, CorrelatorParts};
-use tapio_runtime::bus::Bus;
+use tapio_runtime::bus::{Bus, BusConfig};
 use tapio_runtime::clock::{SharedClock, SystemClock};
 use tapio_runtime::health::Health;
 use tapio_runtime::nats_server::{Child, ChildConfig};
@@ -53,7 +53,7 @@ pub async fn run(role: Role, args: RunArgs) -> anyhow::Result<i32> {
     let guard = telemetry::init(&config.telemetry, role.name(), &metrics)?;
     let signals = Shutdown::new();
     trigger_on_signals(&signals).context("cannot listen for signals")?;
-    let mut instance = Instance::start_with(role, &config, args.nats_url.is_some(), metrics).await?;
+    let mut instance = Instance::start_with(role, &config, metrics).await?;
     instance.guard = Some(guard);
     instance.announce(role);
     signals.wait().await;
@@ -81,21 +81,17 @@ impl Instance {
     /// Starts with the configuration the arguments name, without touching logs or signals.
     pub async fn start(role: Role, args: &RunArgs) -> anyhow::Result<Self> {
         let config = TapioConfig::load(args)?;
-        Self::start_with(role, &config, args.nats_url.is_some(), Metrics::new()).await
+        Self::start_with(role, &config, Metrics::new()).await
     }
 
     /// Starts consumers before producers: storage, correlator, agent.
-    async fn start_with(
-        role: Role,
-        config: &TapioConfig,
-        foreign_nats: bool,
-        metrics: Metrics,
-    ) -> anyhow::Result<Self> {
+    async fn start_with(role: Role, config: &TapioConfig, metrics: Metrics) -> anyhow::Result<Self> {
         let mut config = config.clone();
         std::fs::create_dir_all(&config.data_dir)
             .with_context(|| format!("cannot make data directory {}", config.data_dir.display()))?;
-        let nats =
-            if role == Role::All && !foreign_nats { Some(start_nats(&mut config).await?) } else { None };
+        // A server that is named, by flag, file or environment, is used; else `up` starts one.
+        let named = config.bus.urls != BusConfig::default().urls;
+        let nats = if role == Role::All && !named { Some(start_nats(&mut config).await?) } else { None };
         let bus = Bus::connect(&config.bus, &metrics).await?;
         bus.ensure_streams().await?;
         let clock = SystemClock::shared();

@@ -71,7 +71,7 @@ impl Replay {
             }
         }
         self.step(&mut found)?;
-        self.engine.finish().into_iter().try_for_each(&mut found)
+        self.engine.settle().into_iter().try_for_each(&mut found)
     }
 
     fn take(&mut self, event: UnifiedEvent) -> anyhow::Result<()> {

@@ -1,9 +1,11 @@
 //! A real leak in a real cgroup: predicted, killed by the kernel, explained.
 
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use tapio_runtime::shutdown::{Shutdown, trigger_on_signals};
 use tapio_schemas::finding::Prediction;
 use tapio_schemas::proto::v1 as api;
 use tapio_schemas::{Finding, SignalKind, UnixNanos};
@@ -34,40 +36,56 @@ struct Seen {
 
 /// Runs the demonstration against a running instance, or one of its own.
 pub async fn run(args: MemoryLeakArgs) -> anyhow::Result<i32> {
-    let (mut client, own) = connect_or_start(&args).await?;
-    let result = demonstrate(&args, &mut client).await;
-    if let Some(instance) = own {
-        instance.drain().await?;
+    let stop = Shutdown::new();
+    trigger_on_signals(&stop).context("cannot listen for signals")?;
+    match Client::connect(&args.client).await {
+        Ok(mut client) => {
+            println!("Using the instance at {}.", client.address);
+            let (name, seen) = demonstrate(&args, &mut client, &stop).await?;
+            let code = report(&name, &seen);
+            println!("Ask again with: tapio why {name}");
+            Ok(code)
+        }
+        Err(error) if args.client.server.is_some() || args.client.data_dir.is_some() => Err(error),
+        Err(_) => run_alone(&args, &stop).await,
     }
+}
+
+/// With an instance of its own, which leaves nothing behind.
+async fn run_alone(args: &MemoryLeakArgs, stop: &Shutdown) -> anyhow::Result<i32> {
+    println!("No instance is running: starting one for the demonstration.");
+    let dir = OwnDirectory(std::env::temp_dir().join(format!("tapio-demo-{}", std::process::id())));
+    let run = RunArgs {
+        config: None,
+        data_dir: Some(dir.0.clone()),
+        nats_url: None,
+        overrides: Vec::new(),
+        free_ports: true,
+    };
+    let instance = Instance::start(Role::All, &run).await?;
+    let mut client = Client::connect_to(&instance.endpoints().api_grpc).await?;
+    let result = demonstrate(args, &mut client, stop).await;
+    drop(client);
+    instance.drain().await?;
     let (name, seen) = result?;
     Ok(report(&name, &seen))
 }
 
-async fn connect_or_start(args: &MemoryLeakArgs) -> anyhow::Result<(Client, Option<Instance>)> {
-    match Client::connect(&args.client).await {
-        Ok(client) => {
-            println!("Using the instance at {}.", client.address);
-            Ok((client, None))
-        }
-        Err(error) if args.client.server.is_some() || args.client.data_dir.is_some() => Err(error),
-        Err(_) => {
-            println!("No instance is running: starting one for the demonstration.");
-            let run = RunArgs {
-                config: None,
-                data_dir: Some(std::env::temp_dir().join(format!("tapio-demo-{}", std::process::id()))),
-                nats_url: None,
-                overrides: Vec::new(),
-                free_ports: true,
-            };
-            let instance = Instance::start(Role::All, &run).await?;
-            let address = instance.endpoints().api_grpc.clone();
-            let client = Client::connect_to(&address).await?;
-            Ok((client, Some(instance)))
+struct OwnDirectory(PathBuf);
+
+impl Drop for OwnDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("tapio: cannot remove {}: {error}", self.0.display());
         }
     }
 }
 
-async fn demonstrate(args: &MemoryLeakArgs, client: &mut Client) -> anyhow::Result<(String, Seen)> {
+async fn demonstrate(
+    args: &MemoryLeakArgs,
+    client: &mut Client,
+    stop: &Shutdown,
+) -> anyhow::Result<(String, Seen)> {
     let cgroup = LimitedCgroup::create(args.limit_mib << 20)?;
     println!(
         "A process will leak {} KiB/s in cgroup {} with a limit of {} MiB. Findings as they come:\n",
@@ -85,7 +103,7 @@ async fn demonstrate(args: &MemoryLeakArgs, client: &mut Client) -> anyhow::Resu
         .spawn()
         .context("cannot start the leaking process")?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout_seconds);
-    let seen = follow(&mut child, &cgroup, &mut findings, deadline).await;
+    let seen = follow(&mut child, &cgroup, &mut findings, deadline, stop).await;
     // The cgroup can only be removed once its process is reaped.
     child.kill().await.context("cannot stop the leaking process")?;
     Ok((cgroup.name.clone(), seen?))
@@ -96,6 +114,7 @@ async fn follow(
     cgroup: &LimitedCgroup,
     findings: &mut Streaming<api::SubscribeResponse>,
     mut deadline: Instant,
+    stop: &Shutdown,
 ) -> anyhow::Result<Seen> {
     let mut seen = Seen::default();
     loop {
@@ -114,6 +133,7 @@ async fn follow(
                 }
             }
             () = tokio::time::sleep_until(deadline) => return Ok(seen),
+            () = stop.wait() => bail!("interrupted: the leaking process is stopped and its cgroup removed"),
         }
     }
 }
@@ -183,6 +203,5 @@ fn report(cgroup: &str, seen: &Seen) -> i32 {
     for what in &missing {
         eprintln!("tapio: {what}");
     }
-    println!("Ask again with: tapio why {cgroup}");
     if missing.is_empty() { 0 } else { FAILED }
 }
