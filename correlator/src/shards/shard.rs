@@ -24,6 +24,10 @@ use super::topology::Topology;
 use super::watermark::{TICK_NS, grid_ceil, grid_floor};
 use crate::config::{CorrelatorConfig, nanos};
 
+/// Event time that is read again in any case: server spans whose client has not ended, victims that have not exited,
+/// samples of which two in a row make news.
+const WARM_NS: u64 = 10_000_000_000;
+
 /// One of the 64 shards.
 pub struct Shard {
     id: u16,
@@ -123,7 +127,8 @@ impl Shard {
 
     /// Oldest event time that is needed to come to the same conclusions again.
     pub fn low_water(&self) -> UnixNanos {
-        [self.reorder.oldest(), self.episodes.earliest_onset(), self.series.needs_from(), Some(self.step)]
+        let warm = Some(self.step.minus(WARM_NS));
+        [self.reorder.oldest(), self.episodes.earliest_onset(), self.series.needs_from(), warm]
             .into_iter()
             .flatten()
             .min()

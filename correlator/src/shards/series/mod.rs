@@ -87,6 +87,8 @@ impl Meter {
 
 /// Evaluations in a row that must agree before growth is told.
 const GROWTH_CONFIRM: u32 = 2;
+/// Samples that tell whether a series climbs.
+const CLIMB_POINTS: usize = 4;
 /// Evaluations in a row without growth after which it is over.
 const GROWTH_LEFT: u32 = 3;
 /// Periods a throttling share must rest on.
@@ -111,6 +113,8 @@ struct Series {
     growing: u32,
     flat: u32,
     is_growing: bool,
+    /// Since when it climbs, as far as a few samples tell: a trend may begin here.
+    climbs_from: Option<UnixNanos>,
 }
 
 /// What the series of one thing know of each other.
@@ -170,12 +174,16 @@ impl SeriesStore {
         series.last = Some((sample.at, sample.value));
     }
 
-    /// Time from which on samples are needed to know again what is known now.
+    /// Time from which on samples are needed to know again what is known now, or may be known soon: a climb is held before
+    /// it is long enough to be told, or a restart would see it begin later.
     pub fn needs_from(&self) -> Option<UnixNanos> {
         self.series
             .values()
-            .filter(|s| s.is_growing || s.growing > 0)
-            .filter_map(|s| s.window.fine_start())
+            .flat_map(|s| {
+                let telling = s.is_growing || s.growing > 0;
+                [s.climbs_from, telling.then(|| s.window.fine_start()).flatten()]
+            })
+            .flatten()
             .min()
     }
 
@@ -237,6 +245,10 @@ fn memory(
     if series.limit <= 0.0 {
         return;
     }
+    series.climbs_from = match climb(series.window.fine()) {
+        Some(from) => Some(series.climbs_from.unwrap_or(from)),
+        None => None,
+    };
     near_limit(series, sample, SignalKind::MemoryNearLimit, "By", config, out);
     let cell = sample.at.0 / size.cell_ns.max(1);
     let growth = find_growth(series.window.fine(), series.limit, config).or_else(|| {
@@ -264,6 +276,12 @@ fn memory(
             }
         }
     }
+}
+
+/// Time of the earliest of the last few samples, when they climb.
+fn climb(points: &[Point]) -> Option<UnixNanos> {
+    let (first, last) = (points.get(points.len().saturating_sub(CLIMB_POINTS))?, points.last()?);
+    (last.value > first.value).then_some(first.at)
 }
 
 fn growth_observation(growth: &Growth, sample: &Sample, limit: f64) -> Observation {
