@@ -255,8 +255,13 @@ fn in_time(
     }
     matches
         .iter()
-        .filter(|(s, _)| {
-            pattern.symptoms[*s].on == Relation::Itself && spec.after.contains(&pattern.symptoms[*s].signal)
+        .filter(|(s, first)| {
+            let leading = &pattern.symptoms[*s];
+            // What needs a leader itself leads nothing, and neither does what came at the wrong time.
+            leading.on == Relation::Itself
+                && spec.after.contains(&leading.signal)
+                && leading.after.is_empty()
+                && within(around.view.signals[*first].onset, anchor, leading.lag)
         })
         .any(|(_, first)| within(onset, around.view.signals[*first].onset, spec.lag))
 }
