@@ -90,8 +90,13 @@ impl TapioConfig {
 
     /// What belongs to all parts is said once, at the root.
     fn spread(&mut self) {
-        self.agent.cluster.clone_from(&self.cluster);
-        self.correlator.cluster.clone_from(&self.cluster);
+        // A part that names a cluster of its own keeps it.
+        if self.agent.cluster == AgentConfig::default().cluster {
+            self.agent.cluster.clone_from(&self.cluster);
+        }
+        if self.correlator.cluster == CorrelatorConfig::default().cluster {
+            self.correlator.cluster.clone_from(&self.cluster);
+        }
         self.agent.data_dir.get_or_insert_with(|| self.data_dir.join("agent"));
         if self.storage.path.as_os_str().is_empty() {
             self.storage.path = self.data_dir.join("findings");

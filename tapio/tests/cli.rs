@@ -119,3 +119,16 @@ fn the_shipped_cluster_configuration_loads() {
     assert_ne!(output.status.code(), Some(64), "{}", stderr(&output));
     assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok(), "{}", stderr(&output));
 }
+
+#[test]
+fn the_doctor_does_not_call_an_unreachable_server_good() {
+    let dir = data_dir();
+    let data = dir.path().to_str().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("nats://{nobody}");
+    let output = run(&["doctor", "--free-ports", "--data-dir", data, "-o", "json", "--nats-url", &url]);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let nats = checks.as_array().unwrap().iter().find(|c| c["name"] == "nats-server").unwrap();
+    assert_eq!(nats["ok"], false, "{nats}");
+}

@@ -53,7 +53,7 @@ fn judge(all: Vec<Finding>) -> Answer {
 
 fn print_human(answer: &Answer) {
     match answer.verdict {
-        Status::Healthy => println!("healthy: no findings"),
+        Status::Healthy => println!("healthy: nothing that is known with a confidence above 0.7 goes on"),
         Status::Recovered => {
             println!("recovered: nothing is wrong now; `tapio watch --stored` shows what was")
         }

@@ -1,7 +1,8 @@
 //! `tapio doctor`: what works on this machine, what does not, what to do.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 use tapio_bpf::ProgramState;
@@ -10,6 +11,9 @@ use tapio_runtime::nats_server;
 use crate::cli::{DoctorArgs, Output};
 use crate::config::TapioConfig;
 use crate::exit::FAILED;
+
+/// How long a named NATS server may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One line of the report.
 #[derive(Debug, Serialize)]
@@ -121,13 +125,26 @@ fn cgroups() -> Check {
 
 fn nats(args: &DoctorArgs) -> Check {
     if let Some(url) = &args.run.nats_url {
-        return Check::new("nats-server", true, Ok(format!("will be used at {url}")));
+        return Check::new("nats-server", true, reach(url));
     }
     let result =
         nats_server::find().map(|binary| format!("{} at {}", binary.version, binary.path.display())).map_err(
             |error| (error.to_string(), "run `make setup`, or name a server with --nats-url".to_owned()),
         );
     Check::new("nats-server", true, result)
+}
+
+/// Whether something listens at a NATS URL; what it is shows when it is used.
+fn reach(url: &str) -> Result<String, (String, String)> {
+    let todo = || "start that server, or leave --nats-url away and let `tapio up` start one".to_owned();
+    let address = url.rsplit_once("://").map_or(url, |(_, rest)| rest);
+    let address = address.rsplit_once('@').map_or(address, |(_, host)| host).trim_end_matches('/');
+    let address = if address.contains(':') { address.to_owned() } else { format!("{address}:4222") };
+    let resolved = address.to_socket_addrs().ok().and_then(|mut found| found.next());
+    let Some(resolved) = resolved else { return Err((format!("{address} does not resolve"), todo())) };
+    TcpStream::connect_timeout(&resolved, CONNECT_TIMEOUT)
+        .map(|_| format!("{address} answers"))
+        .map_err(|error| (format!("{address}: {error}"), todo()))
 }
 
 fn ports(config: &TapioConfig) -> Vec<Check> {
@@ -165,7 +182,11 @@ fn kubernetes() -> Check {
     });
     let result = match (in_cluster, file) {
         (true, _) => Ok("inside a cluster".to_owned()),
-        (false, Some(path)) => Ok(format!("kubeconfig {}", path.display())),
+        (false, Some(path)) if path.exists() => Ok(format!("kubeconfig {}", path.display())),
+        (false, Some(path)) => Err((
+            format!("kubeconfig {} does not exist", path.display()),
+            "set KUBECONFIG to a file that does, to attribute containers to workloads".to_owned(),
+        )),
         (false, None) => Err((
             "no cluster: containers are named by their ids".to_owned(),
             "set KUBECONFIG to attribute containers to workloads".to_owned(),
