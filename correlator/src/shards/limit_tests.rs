@@ -6,18 +6,12 @@ use tapio_schemas::{
     EntityRef, EventId, EventKind, EventSeverity, Payload, SignalKind, UnifiedEvent, UnixNanos,
 };
 
-use super::shard_tests::{Sim, event, limit_sample};
+use super::shard_tests::{Sim, cgroup, event, limit_sample};
 use crate::config::{CorrelatorConfig, SeriesConfig, SignalConfig};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_700_000_000 * SECOND;
 const MIB: f64 = 1024.0 * 1024.0;
-
-fn cgroup(path: &str) -> Arc<EntityRef> {
-    let entity =
-        EntityRef { cluster: "c".into(), node: "n1".into(), cgroup: path.into(), ..EntityRef::default() };
-    Arc::new(entity.sealed())
-}
 
 fn kill(path: &str, at: u64, id: u128, severity: EventSeverity) -> UnifiedEvent {
     let payload = Payload::Kernel(Box::default());

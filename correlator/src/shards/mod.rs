@@ -27,6 +27,8 @@ pub use shard::Shard;
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
 #[cfg(test)]
+mod intake_tests;
+#[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
 mod shard_tests;

@@ -228,6 +228,13 @@ fn kubernetes(event: &UnifiedEvent, data: &KubernetesData) -> Option<Observation
             return Some(k8s_facts(change(event, SignalKind::RolloutStarted, "", &generation), data));
         }
         EventKind::K8sNodeCondition => node_condition(data)?,
+        // Of a pod it says that its machine is not, and so it is not; the machine has its own event.
+        EventKind::K8sEvent if reason == "NodeNotReady" && data.object_kind != kinds::NODE => {
+            if event.entity.pod.is_empty() {
+                return None;
+            }
+            SignalKind::PodNotReady
+        }
         EventKind::K8sEvent => by_reason(data)?,
         _ => return None,
     };
@@ -276,6 +283,11 @@ fn by_reason(data: &KubernetesData) -> Option<SignalKind> {
 }
 
 fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
+    let restarts = ["Liveness", "Startup"].iter().any(|probe| data.message.starts_with(probe));
+    if seen.kind == SignalKind::ProbeFailed && restarts {
+        // It stays with the deviation, whatever probe fails next.
+        seen = seen.with("restarts", tapio_schemas::AttributeValue::Bool(true));
+    }
     if seen.kind == SignalKind::K8sWarning {
         // Warnings of different reasons are different deviations, and none of them says much alone.
         seen.topic = hash_parts(&[&data.reason]) as u64;

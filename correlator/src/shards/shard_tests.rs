@@ -13,14 +13,14 @@ use tapio_schemas::{
     TraceId, UnifiedEvent, UnixNanos, event::TraceContext,
 };
 
-use super::{BatchError, Counters, ShardSet, Watermark};
+use super::{Counters, ShardSet, Watermark};
 use crate::config::CorrelatorConfig;
 
 /// All shards, a producer that batches, and what they said.
 pub struct Sim {
-    set: ShardSet,
+    pub set: ShardSet,
     batches: Vec<EventBatch>,
-    watermark: Watermark,
+    pub watermark: Watermark,
     pub signals: Vec<Signal>,
     pub sections: Vec<SignalSection>,
 }
@@ -128,14 +128,14 @@ pub fn limit_sample(
     event(EventKind::CgroupSample, entity, at, id, Payload::Metric(Box::new(data)))
 }
 
-fn cgroup(path: &str) -> Arc<EntityRef> {
+pub fn cgroup(path: &str) -> Arc<EntityRef> {
     Arc::new(
         EntityRef { cluster: "c".into(), node: "n1".into(), cgroup: path.into(), ..EntityRef::default() }
             .sealed(),
     )
 }
 
-fn seconds(s: f64) -> UnixNanos {
+pub fn seconds(s: f64) -> UnixNanos {
     UnixNanos(1_700_000_000_000_000_000 + (s * 1e9) as u64)
 }
 
@@ -156,7 +156,7 @@ fn exit(
     event
 }
 
-fn oom(entity: &Arc<EntityRef>, at: f64, id: u128, pid: u32) -> UnifiedEvent {
+pub fn oom(entity: &Arc<EntityRef>, at: f64, id: u128, pid: u32) -> UnifiedEvent {
     let data = KernelData { comm: "worker".into(), ..KernelData::default() };
     let mut event =
         event(EventKind::OomKill, entity, seconds(at), EventId(id), Payload::Kernel(Box::new(data)));
@@ -334,47 +334,31 @@ fn a_pod_that_is_ready_again_ends_its_unreadiness_and_no_other() {
 }
 
 #[test]
-fn a_hole_in_the_numbers_is_told_once_and_exactly() {
-    let app = cgroup("/app");
-    let events: Vec<_> =
-        (0..6).map(|i| limit_sample(&app, seconds(f64::from(i)), EventId(i as u128 + 1), 1.0, 9.0)).collect();
-    let mut sim = Sim::new();
-    let bytes: Vec<Vec<u8>> = events.iter().map(|e| sim.encode(e)).collect();
-    for index in [0, 1, 4, 2, 5, 5] {
-        sim.set.take(&bytes[index], None, UnixNanos::MAX).unwrap();
-    }
-    sim.watermark.caught_up(seconds(5.0));
-    sim.finish();
-    let gaps: Vec<_> = sim.sections.iter().flat_map(|s| &s.gaps).collect();
-    assert_eq!(gaps.len(), 1, "{gaps:?}");
-    assert_eq!(gaps[0].lost, 1);
-    assert_eq!(sim.counters().duplicate_batches, 1);
-}
-
-#[test]
-fn bad_bytes_are_refused_with_a_reason() {
-    let mut set = ShardSet::new("c", 0..64, &CorrelatorConfig::default());
-    let good = Sim::new().encode(&oom(&cgroup("/app"), 1.0, 1, 1));
-    let shard = oom(&cgroup("/app"), 1.0, 1, 1).key().shard();
-    let reason = |set: &mut ShardSet, bytes: &[u8], subject| {
-        set.take(bytes, subject, UnixNanos::MAX).map(|_| ()).unwrap_err().reason()
+fn a_machine_that_is_not_ready_is_told_of_its_pods_as_theirs() {
+    let node = EntityRef {
+        cluster: "c".into(),
+        node: "n1".into(),
+        object_kind: kinds::NODE.into(),
+        object: "n1".into(),
+        ..EntityRef::default()
     };
-    assert_eq!(reason(&mut set, b"garbage", None), "truncated");
-    assert_eq!(reason(&mut set, &[7u8; 300], None), "magic");
-    assert_eq!(reason(&mut set, &good[..good.len() - 1], None), "truncated");
-    assert_eq!(reason(&mut set, &good, Some((shard + 1) % 64)), "shard");
-    assert_eq!(set.take(&good, Some(shard), UnixNanos::MAX).map(|_| ()), Ok::<(), BatchError>(()));
-}
-
-#[test]
-fn events_without_time_or_too_old_are_refused_and_counted() {
-    let app = cgroup("/app");
+    let data = KubernetesData {
+        object_kind: kinds::NODE.into(),
+        object_name: "n1".into(),
+        reason: "NodeNotReady".into(),
+        ..KubernetesData::default()
+    };
+    let payload = Payload::Kubernetes(Box::new(data));
+    let of_node = event(EventKind::K8sEvent, &Arc::new(node.sealed()), seconds(1.0), EventId(1), payload);
     let mut sim = Sim::new();
-    let mut timeless = oom(&app, 1.0, 1, 1);
-    timeless.timestamp = UnixNanos(0);
-    sim.feed(&[timeless, oom(&app, 7300.0, 2, 2), oom(&app, 3600.0, 3, 3)]);
-    let counters = sim.counters();
-    assert_eq!((counters.dropped.integrity, counters.dropped.too_old, counters.events), (1, 1, 3));
+    sim.feed(&[of_node, kubernetes(EventKind::K8sEvent, "api-1", 1.5, 2, "NodeNotReady")]);
+    sim.finish();
+    let pods: Vec<_> =
+        last_of(&sim.signals, SignalKind::PodNotReady).iter().map(|s| s.entity.pod.as_str()).collect();
+    assert_eq!(pods, ["api-1"]);
+    let nodes: Vec<_> =
+        last_of(&sim.signals, SignalKind::NodeNotReady).iter().map(|s| s.entity.subject().kind).collect();
+    assert_eq!(nodes, [kinds::NODE]);
 }
 
 /// A mixed scene: a leak with its kill, refused connections, spans that fail, crashes.
