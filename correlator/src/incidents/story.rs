@@ -5,6 +5,7 @@ use tapio_schemas::{Entity, Signal, UnixNanos};
 
 use super::candidates::{Candidate, View};
 use super::says;
+use super::signals::is_change;
 use crate::model::{Pattern, Template, TemplateValue, clock_time};
 
 /// What templates can speak of.
@@ -40,11 +41,24 @@ impl Teller<'_> {
                 let named = explained.filter(|(_, (_, symptom))| {
                     self.pattern().symptoms[*symptom].name.as_deref() == Some(name)
                 });
-                // Of several the last one: it is the one that goes on.
-                let at = named.map(|(at, _)| *at).max_by_key(|at| (self.view.signals[*at].onset, *at))?;
+                let at = self.told(named.map(|(at, _)| *at).collect())?;
                 signal_field(self.view.signals[at], field)
             }
         }
+    }
+
+    /// Which of several signals of one symptom is spoken of: the last one, for it goes on. Of changes the one after which
+    /// it first failed: a later one, such as going back, is not what broke it.
+    fn told(&self, mut several: Vec<usize>) -> Option<usize> {
+        several.sort_unstable_by_key(|at| (self.view.signals[*at].onset, *at));
+        let (first, last) = (*several.first()?, *several.last()?);
+        if !is_change(self.view.signals[last].kind) {
+            return Some(last);
+        }
+        let explained = self.cause.explains.keys().filter(|at| self.members.contains(at));
+        let failures = explained.map(|at| self.view.signals[*at]).filter(|s| !is_change(s.kind));
+        let failed = failures.map(|s| s.onset).min()?;
+        Some(several.into_iter().rev().find(|at| self.view.signals[*at].onset <= failed).unwrap_or(first))
     }
 
     fn first(&self, templates: &[Template]) -> Option<String> {

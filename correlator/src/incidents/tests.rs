@@ -168,6 +168,23 @@ fn incidents_that_turn_out_to_be_one_are_merged_and_the_younger_says_so() {
 }
 
 #[test]
+fn the_change_after_which_it_failed_is_told_and_not_the_way_back() {
+    let api = service("api");
+    let change = |onset: f64, old: &str, new: &str| {
+        let mut change = signal(SignalKind::ImageChanged, &api, onset);
+        change.attributes = vec![Attribute::new("image_old", old), Attribute::new("image_new", new)];
+        change
+    };
+    let mut engine = engine();
+    let crash = later(&signal(SignalKind::CrashSignal, &api, 20.0), 50.0);
+    engine.apply(said(vec![change(10.0, "api:1", "api:2"), crash, change(40.0, "api:2", "api:1")]));
+    let findings = engine.finish(at(60.0));
+    let last = findings.last().unwrap();
+    assert_eq!(last.root_cause.as_ref().unwrap().cause, "rollout.bad_image");
+    assert!(last.title.contains("changed to api:2"), "{}", last.title);
+}
+
+#[test]
 fn coincidence_joins_nothing() {
     let mut engine = engine();
     let kinds = [SignalKind::CrashSignal, SignalKind::OomKill, SignalKind::UnitFailed];
