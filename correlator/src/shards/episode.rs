@@ -186,6 +186,33 @@ impl Episodes {
         }
     }
 
+    /// A pod is ready: what had failed in its containers is over once it has stayed so for `calm_ns` after `at`, unless it
+    /// fails again until then.
+    pub fn calm(
+        &mut self,
+        step: UnixNanos,
+        pod: &EntityRef,
+        kinds: &[SignalKind],
+        at: UnixNanos,
+        calm_ns: u64,
+    ) {
+        let keys: Vec<EpisodeKey> = self
+            .open
+            .iter_mut()
+            .filter(|(_, e)| kinds.contains(&e.signal.kind) && e.last_evidence <= at)
+            .filter(|(_, e)| {
+                let own = &e.signal.entity;
+                (&own.cluster, &own.namespace, &own.pod) == (&pod.cluster, &pod.namespace, &pod.pod)
+            })
+            .map(|(key, episode)| {
+                episode.idle_ns =
+                    episode.idle_ns.min(at.since(episode.last_evidence).saturating_add(calm_ns));
+                *key
+            })
+            .collect();
+        keys.into_iter().for_each(|key| self.schedule(key, step));
+    }
+
     /// True when the episode is open.
     pub fn is_open(&self, key: EpisodeKey) -> bool {
         self.open.get(&key).is_some_and(|e| e.idle_ns > 0)

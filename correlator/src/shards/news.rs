@@ -71,6 +71,12 @@ pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -
     Some(keyed(event, seen))
 }
 
+/// What is over in the containers of a pod that is ready and stays so.
+pub const CALMED_BY_READY: [SignalKind; 2] = [SignalKind::ContainerCrashed, SignalKind::CrashLoop];
+
+/// How long it has to stay so: without a probe a pod counts as ready between any two crashes.
+pub const CALM_NS: u64 = 60_000_000_000;
+
 /// Deviations that an event shows to be over.
 pub fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
     let kinds: &[SignalKind] = match (event.kind, &event.payload) {

@@ -232,6 +232,10 @@ impl Shard {
         for key in news::over(event) {
             self.episodes.end(step, key);
         }
+        if event.kind == EventKind::K8sPodReady && !event.entity.pod.is_empty() {
+            let (kinds, calm_ns) = (&news::CALMED_BY_READY, news::CALM_NS);
+            self.episodes.calm(step, &event.entity, kinds, event.timestamp, calm_ns);
+        }
         let Some(mut seen) = news::judge(event, &mut self.exits, &mut self.counters) else { return };
         let (key, needed) = (seen.episode(), needed(seen.kind));
         seen.count = self.bursts.admit(key, event.timestamp, needed, self.episodes.is_open(key));

@@ -334,6 +334,24 @@ fn a_pod_that_is_ready_again_ends_its_unreadiness_and_no_other() {
 }
 
 #[test]
+fn a_pod_that_stays_ready_has_ended_its_crashes_and_one_that_crashes_again_has_not() {
+    let loops = |pod: &str, at: f64, id: u128| {
+        kubernetes(EventKind::K8sContainerWaiting, pod, at, id, "CrashLoopBackOff")
+    };
+    let mut sim = Sim::new();
+    sim.feed(&[
+        loops("api-1", 1.0, 1),
+        loops("api-2", 1.5, 2),
+        kubernetes(EventKind::K8sPodReady, "api-1", 20.0, 3, ""),
+        kubernetes(EventKind::K8sPodReady, "api-2", 20.0, 4, ""),
+        loops("api-2", 40.0, 5),
+        kubernetes(EventKind::K8sPodReady, "api-9", 110.0, 6, ""),
+    ]);
+    let ended: Vec<_> = sim.signals.iter().filter(|s| s.ended).map(|s| s.entity.pod.as_str()).collect();
+    assert_eq!(ended, ["api-1"]);
+}
+
+#[test]
 fn a_machine_that_is_not_ready_is_told_of_its_pods_as_theirs() {
     let node = EntityRef {
         cluster: "c".into(),
