@@ -9,6 +9,7 @@ use tapio_schemas::{GroupId, TraceId};
 use super::candidates::{Candidate, View};
 use super::inference::{Verdict, infer};
 use super::signals::is_change;
+use crate::model::SymptomSpec;
 
 /// Signals that belong together, with the verdict on them.
 #[derive(Debug)]
@@ -87,11 +88,16 @@ fn judge(
     let fitting: Vec<usize> = (0..all.len())
         .filter(|c| {
             let candidate = &all[*c];
-            let lacks = |number: usize| {
-                !candidate.explains.iter().any(|(at, (_, s))| *s == number && is_in(view, members, *at))
+            let symptoms = &candidate.pattern.symptoms;
+            // The same sign may be there as another, more telling symptom.
+            let lacks = |wanted: &SymptomSpec| {
+                !candidate.explains.iter().any(|(at, (_, s))| {
+                    let told = &symptoms[*s];
+                    (told.signal, told.on) == (wanted.signal, wanted.on) && is_in(view, members, *at)
+                })
             };
-            let required = candidate.pattern.symptoms.iter().enumerate().filter(|(_, s)| s.required);
-            candidate.explains.keys().any(|at| members.contains(at)) && !required.map(|(n, _)| n).any(lacks)
+            let mut required = symptoms.iter().filter(|s| s.required);
+            candidate.explains.keys().any(|at| members.contains(at)) && !required.any(lacks)
         })
         .collect();
     let mut weighed = members.clone();

@@ -103,6 +103,7 @@ fn signal_value(signal: &Signal) -> Value {
         ("kind", text(signal.kind.as_str())),
         ("strength", Value::Float(signal.strength.get())),
         ("count", Value::Int(i64::try_from(signal.count).unwrap_or(i64::MAX))),
+        ("lasted_s", Value::Float(signal.last_seen.since(signal.onset) as f64 / 1e9)),
         ("pid", Value::Int(i64::from(signal.pid))),
         ("observed", Value::Float(signal.observed)),
         ("baseline", Value::Float(signal.baseline)),
