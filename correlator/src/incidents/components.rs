@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tapio_schemas::{GroupId, TraceId};
+use tapio_schemas::{Entity, GroupId, SignalKind, TraceId};
 
 use super::candidates::{Candidate, View};
 use super::inference::{Verdict, infer};
@@ -119,14 +119,21 @@ fn join_all(union: &mut Union, mut members: impl Iterator<Item = usize>) {
 
 fn join_by_key(union: &mut Union, view: &View<'_>, members: impl Iterator<Item = usize>) {
     let mut traces: BTreeMap<TraceId, usize> = BTreeMap::new();
-    let mut groups: BTreeMap<GroupId, usize> = BTreeMap::new();
+    let mut groups: BTreeMap<(GroupId, Option<&Entity>), usize> = BTreeMap::new();
     for at in members {
         let signal = view.signals[at];
         if signal.trace_id != TraceId::default() {
             union.join(*traces.entry(signal.trace_id).or_insert(at), at);
         }
         if signal.group != GroupId::default() {
-            union.join(*groups.entry(signal.group).or_insert(at), at);
+            let peer = view.peers[at].as_ref();
+            // Connections are reset all the time: one belongs only to what happens with the same other end.
+            if signal.kind != SignalKind::NetReset || peer.is_none() {
+                union.join(*groups.entry((signal.group, None)).or_insert(at), at);
+            }
+            if peer.is_some() {
+                union.join(*groups.entry((signal.group, peer)).or_insert(at), at);
+            }
         }
     }
 }

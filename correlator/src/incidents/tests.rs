@@ -9,7 +9,7 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::signal::{EdgeKind, Forecast};
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{
-    Attribute, Entity, EntityRef, Fact, Finding, Gap, Score, Signal, SignalKind, Tally, UnixNanos,
+    Attribute, Entity, EntityRef, Fact, Finding, Gap, GroupId, Score, Signal, SignalKind, Tally, UnixNanos,
 };
 
 use super::{IncidentConfig, IncidentEngine};
@@ -182,6 +182,25 @@ fn the_change_after_which_it_failed_is_told_and_not_the_way_back() {
     let last = findings.last().unwrap();
     assert_eq!(last.root_cause.as_ref().unwrap().cause, "rollout.bad_image");
     assert!(last.title.contains("changed to api:2"), "{}", last.title);
+}
+
+#[test]
+fn a_reset_belongs_to_what_happens_with_the_same_other_end_only() {
+    let links = |reset_at: &str| {
+        let edge = |kind: SignalKind, peer: &str| {
+            let mut edge = later(&signal(kind, &cgroup("/a"), 1.0), 20.0);
+            edge.peer = Some(Entity::new("External", "", peer, ""));
+            edge.group = GroupId(7);
+            edge
+        };
+        let mut engine = engine();
+        let reset = edge(SignalKind::NetReset, reset_at);
+        engine.apply(said(vec![edge(SignalKind::NetRefused, "10.0.0.5:5432"), reset]));
+        let findings = engine.finish(at(25.0));
+        let refused = findings.iter().rev().find(|f| f.root_cause.is_some()).unwrap();
+        refused.chain.len()
+    };
+    assert_eq!((links("10.0.0.5:5432"), links("10.0.0.9:80")), (2, 1));
 }
 
 #[test]
