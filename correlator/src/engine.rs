@@ -166,16 +166,17 @@ impl Engine {
             return;
         }
         self.advanced = crate::shards::grid_floor(self.watermark.at());
-        let section = self.shards.advance(self.watermark.at());
-        self.sequence += 1;
-        let heard = encode_signals(ProducerId(1), 0, self.sequence, &section)
-            .and_then(|bytes| self.stage_two.apply_bytes(&bytes));
-        match heard {
-            Ok(findings) => self.findings.extend(findings),
-            // Too large for one message: in process nothing is lost by going without the encoding.
-            Err(error) => {
-                tracing::warn!(%error, "a section of signals does not fit one message");
-                self.findings.extend(self.stage_two.apply(section));
+        for section in self.shards.advance(self.watermark.at()) {
+            self.sequence += 1;
+            let heard = encode_signals(ProducerId(1), 0, self.sequence, &section)
+                .and_then(|bytes| self.stage_two.apply_bytes(&bytes));
+            match heard {
+                Ok(findings) => self.findings.extend(findings),
+                // Too large for one message: in process nothing is lost by going without the encoding.
+                Err(error) => {
+                    tracing::warn!(%error, "a section of signals does not fit one message");
+                    self.findings.extend(self.stage_two.apply(section));
+                }
             }
         }
     }

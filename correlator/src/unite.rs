@@ -162,9 +162,9 @@ pub fn is_spread(kind: SignalKind) -> bool {
 impl Uniter {
     /// Takes a section of any shards; returns what stage two may know now.
     pub fn apply(&mut self, mut section: SignalSection) -> SignalSection {
-        for (shard, at) in &section.watermarks {
-            if let Some(known) = self.watermarks.get_mut(usize::from(*shard)) {
-                *known = (*known).max(*at);
+        for mark in section.marks.iter().filter(|_| !section.partial) {
+            if let Some(known) = self.watermarks.get_mut(usize::from(mark.shard)) {
+                *known = (*known).max(mark.at);
             }
         }
         let (parts, whole): (Vec<Signal>, Vec<Signal>) =
@@ -378,6 +378,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use tapio_schemas::wire::ShardMark;
     use tapio_schemas::{EntityRef, EventId};
 
     fn service(name: &str) -> Arc<EntityRef> {
@@ -401,7 +402,7 @@ mod tests {
 
     fn section(shard: u16, watermark_s: f64, signals: Vec<Signal>) -> SignalSection {
         SignalSection {
-            watermarks: vec![(shard, UnixNanos((watermark_s * 1e9) as u64))],
+            marks: vec![ShardMark { shard, epoch: 0, at: UnixNanos((watermark_s * 1e9) as u64) }],
             signals,
             ..SignalSection::default()
         }

@@ -202,38 +202,30 @@ impl Worker {
         if grid_floor(watermark) <= self.said {
             return Ok(());
         }
-        let section = self.shards.advance(watermark);
+        let sections = self.shards.advance(watermark);
         for counters in self.shards.take_counters() {
             self.metrics.add(&counters);
         }
         let at = grid_floor(watermark);
-        for signal in &section.signals {
-            tracing::debug!(
-                kind = %signal.kind,
-                entity = %signal.entity.subject(),
-                peer = %signal.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
-                count = signal.count,
-                observed = signal.observed,
-                strength = signal.strength.get(),
-                ended = signal.ended,
-                "signal"
-            );
-        }
-        if !section.signals.is_empty() {
-            self.shared.news.fetch_max(at.0, Ordering::AcqRel);
-        }
-        let news = UnixNanos(self.shared.news.load(Ordering::Acquire));
-        let rhythm = if at.since(news) <= NEWS_NS && news.0 > 0 { TICK_NS } else { HEARTBEAT_NS };
-        if section.is_heartbeat() && at.since(self.said) < rhythm {
-            return Ok(());
-        }
-        self.said = at;
-        for part in parts(section) {
-            self.sequence += 1;
-            let bytes = encode_signals(self.producer, 0, self.sequence, &part)?;
-            let id = format!("sig-{}-{}-{}", self.producer, self.index, self.sequence);
-            self.metrics.sections.inc();
-            self.submit(signals_subject(&self.cluster), Some(id), Headers::new(), Bytes::from(bytes))?;
+        for section in sections {
+            if !section.signals.is_empty() {
+                self.shared.news.fetch_max(at.0, Ordering::AcqRel);
+            }
+            let news = UnixNanos(self.shared.news.load(Ordering::Acquire));
+            let rhythm = if at.since(news) <= NEWS_NS && news.0 > 0 { TICK_NS } else { HEARTBEAT_NS };
+            if section.is_heartbeat() {
+                if at.since(self.said) < rhythm {
+                    continue;
+                }
+                self.said = at;
+            }
+            for part in parts(section) {
+                self.sequence += 1;
+                let bytes = encode_signals(self.producer, 0, self.sequence, &part)?;
+                let id = format!("sig-{}-{}-{}", self.producer, self.index, self.sequence);
+                self.metrics.sections.inc();
+                self.submit(signals_subject(&self.cluster), Some(id), Headers::new(), Bytes::from(bytes))?;
+            }
         }
         Ok(())
     }
@@ -283,15 +275,14 @@ impl Worker {
     }
 }
 
-/// Cuts a section into messages of bounded size. The watermarks go with the last: they promise all that came before.
+/// Cuts a section into messages of bounded size. All but the last say that more of the step follows.
 fn parts(section: SignalSection) -> Vec<SignalSection> {
     let items = section.signals.len() + section.facts.len() + section.tallies.len() + section.gaps.len();
     if items <= SECTION_ITEMS_MAX {
         return vec![section];
     }
     let mut parts = Vec::new();
-    let (mut facts, mut signals) = (section.facts, section.signals);
-    let (mut tallies, mut gaps) = (section.tallies, section.gaps);
+    let SignalSection { marks, mut facts, mut signals, mut tallies, mut gaps, .. } = section;
     let take = |room: &mut usize, len: usize| {
         let n = len.min(*room);
         *room -= n;
@@ -300,7 +291,8 @@ fn parts(section: SignalSection) -> Vec<SignalSection> {
     while !(facts.is_empty() && signals.is_empty() && tallies.is_empty() && gaps.is_empty()) {
         let mut room = SECTION_ITEMS_MAX;
         parts.push(SignalSection {
-            watermarks: Vec::new(),
+            marks: marks.clone(),
+            partial: true,
             facts: facts.drain(..take(&mut room, facts.len())).collect(),
             signals: signals.drain(..take(&mut room, signals.len())).collect(),
             tallies: tallies.drain(..take(&mut room, tallies.len())).collect(),
@@ -308,7 +300,7 @@ fn parts(section: SignalSection) -> Vec<SignalSection> {
         });
     }
     if let Some(last) = parts.last_mut() {
-        last.watermarks = section.watermarks;
+        last.partial = false;
     }
     parts
 }
@@ -316,6 +308,7 @@ fn parts(section: SignalSection) -> Vec<SignalSection> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tapio_schemas::wire::ShardMark;
     use tapio_schemas::{EntityRef, Signal, SignalKind};
 
     #[test]
@@ -324,12 +317,13 @@ mod tests {
             .map(|i| Signal::new(SignalKind::OomKill, Arc::new(EntityRef::default()), None, UnixNanos(i)))
             .collect();
         let section = SignalSection {
-            watermarks: vec![(3, UnixNanos(9))],
+            marks: vec![ShardMark { shard: 3, epoch: 1, at: UnixNanos(9) }],
             signals: signals.clone(),
             ..SignalSection::default()
         };
         let cut = parts(section);
-        assert_eq!(cut.iter().map(|p| p.watermarks.len()).collect::<Vec<_>>(), [0, 0, 1]);
+        assert_eq!(cut.iter().map(|p| p.partial).collect::<Vec<_>>(), [true, true, false]);
+        assert!(cut.iter().all(|p| p.marks.len() == 1));
         let ids = |all: Vec<Signal>| all.into_iter().map(|s| s.id).collect::<Vec<_>>();
         assert_eq!(ids(cut.into_iter().flat_map(|p| p.signals).collect()), ids(signals));
     }

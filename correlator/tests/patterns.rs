@@ -6,14 +6,14 @@ use tapio_correlator::incidents::{IncidentConfig, IncidentEngine};
 use tapio_correlator::model::{Case, Expectation, Model, ModelError, Pattern};
 use tapio_schemas::Finding;
 use tapio_schemas::names::SHARD_COUNT;
-use tapio_schemas::wire::SignalSection;
+use tapio_schemas::wire::{ShardMark, SignalSection};
 
 /// Last revision of each finding, in the order of their ids' first appearance.
 fn verdicts(model: &Arc<Model>, pattern: &Pattern, case: &Case) -> Vec<Finding> {
     let mut engine = IncidentEngine::new(IncidentConfig::default(), Arc::clone(model));
     engine.apply(case.section(&pattern.entities).unwrap_or_else(|fault| panic!("{fault}")));
     engine.apply(SignalSection {
-        watermarks: (0..SHARD_COUNT).map(|shard| (shard, case.verdict_at())).collect(),
+        marks: (0..SHARD_COUNT).map(|shard| ShardMark { shard, epoch: 0, at: case.verdict_at() }).collect(),
         ..SignalSection::default()
     });
     let mut last: Vec<Finding> = Vec::new();

@@ -29,7 +29,10 @@ fn golden_signals() -> SignalSection {
     signal.attributes = vec![Attribute::new("slope_bytes_per_s", 1048576.0)];
     let to = Entity::new("Cgroup", "", "/a", "n1");
     SignalSection {
-        watermarks: vec![(0, UnixNanos(5)), (63, UnixNanos(6))],
+        marks: vec![
+            ShardMark { shard: 0, epoch: 1, at: UnixNanos(5) },
+            ShardMark { shard: 63, epoch: 1, at: UnixNanos(6) },
+        ],
         facts: vec![Fact {
             at: UnixNanos(1),
             edge: signal::EdgeKind::Calls,
@@ -61,10 +64,17 @@ fn golden_event_batch_v1_is_what_we_write_and_read() {
 }
 
 #[test]
-fn golden_signal_batch_v1_is_what_we_write_and_read() {
+fn golden_signal_batch_v1_is_still_read() {
+    let stored = golden("signals-v1.bin", &[]);
+    let read = SignalBatchView::check(&stored).unwrap().to_section();
+    assert_eq!(read, golden_signals(), "marks get the epoch of the header, which was 1");
+}
+
+#[test]
+fn golden_signal_batch_v2_is_what_we_write_and_read() {
     let section = golden_signals();
     let bytes = encode_signals(ProducerId(9), 1, 4, &section).unwrap();
-    let stored = golden("signals-v1.bin", &bytes);
+    let stored = golden("signals-v2.bin", &bytes);
     assert_eq!(bytes, stored);
     let read = SignalBatchView::check(&stored).unwrap().to_section();
     // NaN is not equal to itself; the golden signal has none.

@@ -116,8 +116,8 @@ impl IncidentEngine {
 
     /// Takes what stage one says. Nothing is decided before [`Self::advance`].
     pub fn apply(&mut self, section: SignalSection) {
-        for (shard, watermark) in &section.watermarks {
-            self.watermarks.raise(*shard, *watermark);
+        for mark in section.marks.iter().filter(|_| !section.partial) {
+            self.watermarks.raise(mark.shard, mark.at);
         }
         let late = section.signals.iter().filter(|s| s.last_seen <= self.tick && self.tick.0 > 0);
         self.counters.late += late.count() as u64;

@@ -7,7 +7,7 @@ use tapio_runtime::config::HumanDuration;
 use tapio_schemas::finding::Status;
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::signal::{EdgeKind, Forecast};
-use tapio_schemas::wire::SignalSection;
+use tapio_schemas::wire::{ShardMark, SignalSection};
 use tapio_schemas::{
     Attribute, Entity, EntityRef, Fact, Finding, Gap, GroupId, Score, Signal, SignalKind, Tally, UnixNanos,
 };
@@ -81,6 +81,11 @@ fn calls(from: &Arc<EntityRef>, to: &Arc<EntityRef>) -> SignalSection {
     SignalSection { facts: vec![fact], ..SignalSection::default() }
 }
 
+fn marked(shard: u16, seconds: f64) -> SignalSection {
+    let mark = ShardMark { shard, epoch: 0, at: at(seconds) };
+    SignalSection { marks: vec![mark], ..SignalSection::default() }
+}
+
 fn ids(findings: &[Finding]) -> BTreeSet<String> {
     findings.iter().map(|f| f.id.to_string()).collect()
 }
@@ -90,12 +95,12 @@ fn nothing_is_decided_before_every_shard_has_passed_the_tick() {
     let mut engine = engine();
     engine.apply(said(vec![signal(SignalKind::CrashSignal, &cgroup("/a"), 1.0)]));
     for shard in 0..SHARD_COUNT - 1 {
-        engine.apply(SignalSection { watermarks: vec![(shard, at(60.0))], ..SignalSection::default() });
+        engine.apply(marked(shard, 60.0));
     }
     assert!(engine.advance().is_empty());
-    engine.apply(SignalSection { watermarks: vec![(SHARD_COUNT - 1, at(1.9))], ..SignalSection::default() });
+    engine.apply(marked(SHARD_COUNT - 1, 1.9));
     assert!(engine.advance().is_empty(), "it has not settled");
-    engine.apply(SignalSection { watermarks: vec![(SHARD_COUNT - 1, at(2.0))], ..SignalSection::default() });
+    engine.apply(marked(SHARD_COUNT - 1, 2.0));
     let findings = engine.advance();
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].emitted_at, at(2.0));

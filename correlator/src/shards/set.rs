@@ -62,7 +62,7 @@ pub struct Taken {
 impl ShardSet {
     /// The given shards of a cluster.
     pub fn new(cluster: &str, ids: impl IntoIterator<Item = u16>, config: &CorrelatorConfig) -> Self {
-        let shards = ids.into_iter().map(|id| Shard::new(cluster, id, config)).collect();
+        let shards = ids.into_iter().map(|id| Shard::new(cluster, id, 0, config)).collect();
         Self { shards, aligned: Aligned::default() }
     }
 
@@ -86,14 +86,12 @@ impl ShardSet {
         Ok(Taken { newest: newest.unwrap_or_default() })
     }
 
-    /// Moves all shards to the watermark. The section holds what they say, and their watermarks.
-    pub fn advance(&mut self, watermark: UnixNanos) -> SignalSection {
-        let mut section = SignalSection::default();
-        for shard in &mut self.shards {
-            let at = shard.advance(watermark, &mut section);
-            section.watermarks.push((shard.id(), at));
-        }
-        section
+    /// Moves all shards to the watermark. A section per shard and step with something to say, then one with all marks.
+    pub fn advance(&mut self, watermark: UnixNanos) -> Vec<SignalSection> {
+        let mut sections = Vec::new();
+        let marks = self.shards.iter_mut().map(|shard| shard.advance(watermark, &mut sections)).collect();
+        sections.push(SignalSection { marks, ..SignalSection::default() });
+        sections
     }
 
     /// Oldest event time that any shard still needs.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tapio_schemas::payload::Payload;
 use tapio_schemas::signal::EdgeKind;
-use tapio_schemas::wire::{EventBatchView, SignalSection};
+use tapio_schemas::wire::{EventBatchView, ShardMark, SignalSection};
 use tapio_schemas::{EntityRef, EventId, EventKind, UnifiedEvent, UnixNanos};
 
 use super::bursts::{Bursts, needed};
@@ -31,6 +31,7 @@ const WARM_NS: u64 = 10_000_000_000;
 /// One of the 64 shards.
 pub struct Shard {
     id: u16,
+    epoch: u64,
     age_max_ns: u64,
     rate_max: u32,
     /// Last step that was run: everything up to it has been said.
@@ -47,13 +48,16 @@ pub struct Shard {
     /// Counts since they were last taken.
     pub counters: Counters,
     found: Vec<Finding>,
+    /// What the step under way says; what was released early waits here for the next one.
+    saying: SignalSection,
 }
 
 impl Shard {
-    /// An empty shard of a cluster.
-    pub fn new(cluster: &str, id: u16, config: &CorrelatorConfig) -> Self {
+    /// An empty shard of a cluster. `epoch`: of the lease under which it is owned.
+    pub fn new(cluster: &str, id: u16, epoch: u64, config: &CorrelatorConfig) -> Self {
         Self {
             id,
+            epoch,
             age_max_ns: nanos(config.age_max),
             rate_max: config.producer_events_per_s_max,
             step: UnixNanos(0),
@@ -68,6 +72,7 @@ impl Shard {
             topology: Topology::new(&config.signals),
             counters: Counters::default(),
             found: Vec::new(),
+            saying: SignalSection::default(),
         }
     }
 
@@ -111,18 +116,32 @@ impl Shard {
         }
     }
 
-    /// Runs the steps up to the watermark; appends what they say. Returns the shard's own watermark, on the grid.
-    pub fn advance(&mut self, watermark: UnixNanos, out: &mut SignalSection) -> UnixNanos {
+    /// Runs the steps up to the watermark; appends a section for each step that has something to say. Returns how far
+    /// the shard is, on the grid.
+    pub fn advance(&mut self, watermark: UnixNanos, out: &mut Vec<SignalSection>) -> ShardMark {
         let target = grid_floor(watermark);
         while let Some(step) = self.next_step(target) {
-            self.run(step, out);
+            let mut said = std::mem::take(&mut self.saying);
+            self.run(step, &mut said);
+            if said.is_heartbeat() {
+                self.saying = said;
+            } else {
+                said.marks.push(self.mark());
+                out.push(said);
+            }
         }
         if self.reorder.is_over() {
-            self.release_early(out);
+            let mut early = std::mem::take(&mut self.saying);
+            self.release_early(&mut early);
+            self.saying = early;
         }
         self.step = self.step.max(target);
         self.groups.expire(self.step);
-        self.step
+        self.mark()
+    }
+
+    fn mark(&self) -> ShardMark {
+        ShardMark { shard: self.id, epoch: self.epoch, at: self.step }
     }
 
     /// Oldest event time that is needed to come to the same conclusions again.
@@ -151,7 +170,9 @@ impl Shard {
 
     /// Next step with anything in it; steps without are passed over, so that an idle hour costs nothing.
     fn next_step(&self, target: UnixNanos) -> Option<UnixNanos> {
+        let early = (!self.saying.is_heartbeat()).then_some(self.step);
         let due = [
+            early,
             self.reorder.oldest(),
             self.episodes.due(),
             self.calls.due(),

@@ -5,8 +5,10 @@ use crate::ids::{ProducerId, UnixNanos};
 
 /// First bytes of every message.
 pub const MAGIC: [u8; 4] = *b"TPIO";
-/// Version of header, string table and archived types. Older versions stay readable for ever.
+/// Version of batches of events: header, string table and archived types. Older versions stay readable for ever.
 pub const SCHEMA_VERSION: u16 = 1;
+/// Version of batches of signals. 1: marks without lease epochs.
+pub const SIGNALS_VERSION: u16 = 2;
 /// Size of the encoded header.
 pub const HEADER_BYTES: usize = 80;
 
@@ -18,6 +20,16 @@ pub enum FrameKind {
     Events = 1,
     /// A batch of signals, facts and tallies.
     Signals = 2,
+}
+
+impl FrameKind {
+    /// Newest version of this kind that this build reads, and the one it writes.
+    fn version(self) -> u16 {
+        match self {
+            Self::Events => SCHEMA_VERSION,
+            Self::Signals => SIGNALS_VERSION,
+        }
+    }
 }
 
 /// Decoded header.
@@ -82,14 +94,14 @@ impl Header {
             return Err(WireError::Magic);
         }
         let version = u16_at(bytes, 4);
-        if version == 0 || version > SCHEMA_VERSION {
-            return Err(WireError::Version(version));
-        }
         let kind = match bytes[6] {
             1 => FrameKind::Events,
             2 => FrameKind::Signals,
             other => return Err(WireError::Kind(other)),
         };
+        if version == 0 || version > kind.version() {
+            return Err(WireError::Version(version));
+        }
         Ok(Self {
             version,
             kind,

@@ -20,11 +20,11 @@ mod strings;
 
 pub use context::{IndexBounds, InternTables, LookUp};
 pub use events::{EventBatch, EventBatchView, EventView};
-pub use header::{FrameKind, HEADER_BYTES, Header, MAGIC, SCHEMA_VERSION};
+pub use header::{FrameKind, HEADER_BYTES, Header, MAGIC, SCHEMA_VERSION, SIGNALS_VERSION};
 pub use intern::{
     ArchivedEntityIndex, ArchivedStringIndex, EntityIndex, Interned, InternedEntity, StringIndex,
 };
-pub use signals::{SignalBatchView, SignalSection, encode_signals};
+pub use signals::{ShardMark, SignalBatchView, SignalSection, encode_signals};
 pub use strings::Strings;
 
 /// Largest message that is decoded; larger ones are refused before anything is read.
@@ -50,7 +50,9 @@ pub enum WireError {
     #[error("not a tapio message: magic number missing")]
     Magic,
     /// A version this build does not read.
-    #[error("schema version {0} is not supported by this build (reads up to {SCHEMA_VERSION})")]
+    #[error(
+        "schema version {0} is not supported by this build (reads events up to {SCHEMA_VERSION}, signals up to {SIGNALS_VERSION})"
+    )]
     Version(u16),
     /// An event batch where signals were expected, or the reverse.
     #[error("frame kind {0} is not the one expected on this subject")]

@@ -6,15 +6,31 @@ use rkyv::{Archive, Deserialize, Serialize};
 use super::WireError;
 use super::context::BatchReader;
 use super::frame::{self, Frame, FrameWriter};
-use super::header::{FrameKind, Header, SCHEMA_VERSION};
+use super::header::{FrameKind, Header, SIGNALS_VERSION};
 use crate::ids::{ProducerId, UnixNanos};
 use crate::signal::{Fact, Gap, Signal, Tally};
 
+/// How far a shard is, and who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ShardMark {
+    /// Shard, 0..64.
+    pub shard: u16,
+    /// Lease epoch of the shard's owner: what a lower one says after a higher one was heard does not count.
+    pub epoch: u64,
+    /// Event time up to which the shard has said everything it will say.
+    pub at: UnixNanos,
+}
+
 /// Body of a signal message.
+///
+/// A section with content is of one shard and of one step of event time: it has one mark, whose time is that step. A section
+/// of many marks has no content.
 #[derive(Debug, Clone, Default, PartialEq, Archive, Serialize, Deserialize)]
 pub struct SignalSection {
-    /// Shard watermarks: event time up to which the shard has said everything it will say.
-    pub watermarks: Vec<(u16, UnixNanos)>,
+    /// Watermarks of shards.
+    pub marks: Vec<ShardMark>,
+    /// More content of the same shard and step follows in the next message: the mark is not reached yet.
+    pub partial: bool,
     /// Deviations.
     pub signals: Vec<Signal>,
     /// Topology: who owns, calls, runs on whom.
@@ -25,8 +41,26 @@ pub struct SignalSection {
     pub gaps: Vec<Gap>,
 }
 
+/// Body of a signal message of version 1: marks without epochs.
+#[derive(Debug, Clone, Default, PartialEq, Archive, Serialize, Deserialize)]
+struct SignalSectionV1 {
+    watermarks: Vec<(u16, UnixNanos)>,
+    signals: Vec<Signal>,
+    facts: Vec<Fact>,
+    tallies: Vec<Tally>,
+    gaps: Vec<Gap>,
+}
+
+impl SignalSectionV1 {
+    fn upgraded(self, epoch: u64) -> SignalSection {
+        let marks = self.watermarks.into_iter().map(|(shard, at)| ShardMark { shard, epoch, at }).collect();
+        let Self { signals, facts, tallies, gaps, .. } = self;
+        SignalSection { marks, partial: false, signals, facts, tallies, gaps }
+    }
+}
+
 impl SignalSection {
-    /// True when there is nothing but watermarks.
+    /// True when there is nothing but marks.
     pub fn is_heartbeat(&self) -> bool {
         self.signals.is_empty() && self.facts.is_empty() && self.tallies.is_empty() && self.gaps.is_empty()
     }
@@ -40,7 +74,7 @@ pub fn encode_signals(
     section: &SignalSection,
 ) -> Result<Vec<u8>, WireError> {
     let header = Header {
-        version: SCHEMA_VERSION,
+        version: SIGNALS_VERSION,
         kind: FrameKind::Signals,
         shard: 0,
         count: section.signals.len() as u32,
@@ -57,27 +91,51 @@ pub fn encode_signals(
     FrameWriter::default().write(header, section)
 }
 
-/// A checked signal message.
+/// A checked signal message, of any version.
 pub struct SignalBatchView<'a> {
-    frame: Frame<'a, ArchivedSignalSection>,
+    body: Body<'a>,
+}
+
+enum Body<'a> {
+    V1(Frame<'a, ArchivedSignalSectionV1>),
+    V2(Frame<'a, ArchivedSignalSection>),
 }
 
 impl<'a> SignalBatchView<'a> {
     /// Checks the bytes once.
     pub fn check(bytes: &'a [u8]) -> Result<Self, WireError> {
-        Ok(Self { frame: frame::check(bytes, FrameKind::Signals)? })
+        let body = match Header::decode(bytes)?.version {
+            1 => Body::V1(frame::check(bytes, FrameKind::Signals)?),
+            _ => Body::V2(frame::check(bytes, FrameKind::Signals)?),
+        };
+        Ok(Self { body })
     }
 
     /// The header.
     pub fn header(&self) -> &Header {
-        &self.frame.header
+        match &self.body {
+            Body::V1(frame) => &frame.header,
+            Body::V2(frame) => &frame.header,
+        }
     }
 
     /// Owned copy: stage two keeps signals, and there are hundreds a second, not a million.
     pub fn to_section(&self) -> SignalSection {
-        let entities = self.frame.own_entities();
-        let mut reader = BatchReader { strings: self.frame.strings, entities: &entities };
-        let owned: Result<SignalSection, Error> = rkyv::api::deserialize_using(self.frame.body, &mut reader);
-        owned.unwrap_or_default()
+        match &self.body {
+            Body::V1(frame) => {
+                let entities = frame.own_entities();
+                let mut reader = BatchReader { strings: frame.strings, entities: &entities };
+                let owned: Result<SignalSectionV1, Error> =
+                    rkyv::api::deserialize_using(frame.body, &mut reader);
+                owned.unwrap_or_default().upgraded(u64::from(frame.header.epoch))
+            }
+            Body::V2(frame) => {
+                let entities = frame.own_entities();
+                let mut reader = BatchReader { strings: frame.strings, entities: &entities };
+                let owned: Result<SignalSection, Error> =
+                    rkyv::api::deserialize_using(frame.body, &mut reader);
+                owned.unwrap_or_default()
+            }
+        }
     }
 }
