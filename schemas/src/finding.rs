@@ -33,6 +33,8 @@ vocabulary! {
         Healthy = 3 => "healthy",
         /// Something is wrong, but the evidence does not single out a cause.
         NotProvable = 4 => "not_provable",
+        /// It turned out to be part of another incident, which goes on under its own id.
+        Superseded = 5 => "superseded",
     }
 }
 
@@ -47,6 +49,9 @@ pub struct Finding {
     pub revision: u32,
     /// Where it stands.
     pub status: Status,
+    /// The finding that tells the rest, when this one is `superseded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<FindingId>,
     /// Cluster.
     pub cluster: SmolStr,
     /// How bad.

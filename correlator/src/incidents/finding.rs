@@ -114,6 +114,7 @@ impl Material<'_> {
             id: incident.id,
             revision: 0,
             status,
+            superseded_by: None,
             cluster: members.first().map(|at| view.signals[*at].entity.cluster.clone()).unwrap_or_default(),
             severity,
             title,

@@ -40,6 +40,7 @@ pub fn finding(number: u64) -> Finding {
         id: FindingId(u128::from(number) + 1),
         revision: 1,
         status: Status::Active,
+        superseded_by: None,
         cluster: "prod".into(),
         severity: Severity::Critical,
         title: format!("finding {number}"),

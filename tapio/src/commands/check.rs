@@ -54,7 +54,7 @@ fn judge(all: Vec<Finding>) -> Answer {
 fn print_human(answer: &Answer) {
     match answer.verdict {
         Status::Healthy => println!("healthy: nothing that is known with a confidence above 0.7 goes on"),
-        Status::Recovered => {
+        Status::Recovered | Status::Superseded => {
             println!("recovered: nothing is wrong now; `tapio watch --stored` shows what was")
         }
         Status::Active | Status::NotProvable => {
