@@ -11,7 +11,7 @@ use super::{Bus, BusError, Message};
 /// Messages asked for at a time.
 const BATCH_DEFAULT: usize = 256;
 /// The server forgets an ordered consumer that no one pulls from after this time.
-const ORDERED_INACTIVE: Duration = Duration::from_secs(30);
+pub(super) const ORDERED_INACTIVE: Duration = Duration::from_secs(30);
 
 /// Where a consumer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

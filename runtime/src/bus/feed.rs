@@ -42,6 +42,8 @@ struct Opened {
     epoch: u64,
     /// Last sequence before the first message to come.
     before: u64,
+    /// Messages that were there for it already.
+    pending: u64,
 }
 
 pub(super) struct Feed {
@@ -58,6 +60,10 @@ pub(super) struct Feed {
     last_sequence: u64,
     last_consumer_sequence: u64,
     failures: u32,
+    /// Everything that was there when the consumer was opened has been received.
+    current: bool,
+    /// That was said already.
+    current_told: bool,
 }
 
 impl Feed {
@@ -84,6 +90,8 @@ impl Feed {
             last_sequence: 0,
             last_consumer_sequence: 0,
             failures: 0,
+            current: false,
+            current_told: false,
         };
         let opened = feed.start_opening(Duration::ZERO).await?;
         feed.accept(opened);
@@ -93,11 +101,24 @@ impl Feed {
     /// The next message. Cancelling it loses nothing.
     pub(super) async fn next(&mut self) -> Result<Message, BusError> {
         loop {
+            if let Some(message) = self.next_or_current().await? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// The next message; `None` once, when all that was there at first has been given.
+    pub(super) async fn next_or_current(&mut self) -> Result<Option<Message>, BusError> {
+        loop {
             if let Some(message) = self.buffered.pop_front() {
                 if let Some(message) = self.check(message) {
-                    return Ok(message);
+                    return Ok(Some(message));
                 }
                 continue;
+            }
+            if self.current && !self.current_told {
+                self.current_told = true;
+                return Ok(None);
             }
             let opened_epoch = self.opened_epoch;
             let Some(source) = self.source.as_mut() else {
@@ -156,6 +177,7 @@ impl Feed {
         }
         self.last_consumer_sequence = consumer_sequence;
         self.last_sequence = message.sequence;
+        self.current |= message.pending == 0;
         self.bus.inner.metrics.received(&self.stream);
         Some(message)
     }
@@ -206,6 +228,7 @@ impl Feed {
         self.opened_epoch = opened.epoch;
         self.last_consumer_sequence = 0;
         self.last_sequence = self.last_sequence.max(opened.before);
+        self.current |= opened.pending == 0;
         self.failures = 0;
     }
 
@@ -222,6 +245,7 @@ impl Feed {
             let epoch = bus.inner.link.epoch();
             let consumer = create(&bus.inner.jetstream, &stream, config).await?;
             let before = consumer.cached_info().delivered.stream_sequence;
+            let pending = consumer.cached_info().num_pending;
             let source = consumer
                 .stream()
                 .max_messages_per_batch(batch)
@@ -230,7 +254,7 @@ impl Feed {
                 .messages()
                 .await
                 .map_err(|error| failed(&stream, &consumer.cached_info().name, &error))?;
-            Ok(Opened { source, epoch, before })
+            Ok(Opened { source, epoch, before, pending })
         })
     }
 }

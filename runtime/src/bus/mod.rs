@@ -20,6 +20,7 @@ mod publish;
 mod publisher;
 mod service;
 mod streams;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 use crate::backoff::Backoff;
 use crate::clock::SharedClock;
@@ -46,6 +47,7 @@ pub use publish::PublishAck;
 pub use publisher::{Outgoing, PublishReport, PublishReports, Publisher, TrySubmitError};
 pub use service::{Query, QueryError, QueryService};
 pub use streams::StreamState;
+pub use watch::{KvEvent, KvWatch};
 
 use connection::Link;
 use metrics::BusMetrics;
@@ -126,7 +128,7 @@ impl Bus {
     }
 
     /// Follows [`Bus::state`].
-    pub fn watch_state(&self) -> watch::Receiver<ConnectionState> {
+    pub fn watch_state(&self) -> Receiver<ConnectionState> {
         self.inner.link.watch()
     }
 

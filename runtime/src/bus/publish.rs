@@ -1,11 +1,13 @@
 //! Publishing one message until the stream has it.
 
+use std::error::Error;
 use std::future::IntoFuture;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 
 use super::message::chain;
@@ -220,6 +222,13 @@ pub(super) enum BusOrRetry {
     Fatal(BusError),
     /// Label for the metric, and the reason in words.
     Retry(&'static str, String),
+}
+
+/// Whether the stream refused a message because what it expected to be the newest is not.
+pub(super) fn is_wrong_sequence(error: &PublishError) -> bool {
+    let code = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || code.is_some_and(|error| error.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
 }
 
 /// Non-empty tokens without spaces, control characters or wildcards.

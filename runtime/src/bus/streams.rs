@@ -1,5 +1,7 @@
 //! The streams and the bucket, with their limits.
 
+use std::time::Duration;
+
 use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use tapio_schemas::names;
@@ -11,6 +13,9 @@ use super::{Bus, BusError, StreamLimits};
 const STATE_BYTES_MAX: i64 = 64 << 20;
 /// Largest value in the state bucket.
 const STATE_VALUE_BYTES_MAX: i32 = 1 << 20;
+
+/// How long the word that a key is gone is kept, for those who watch and were away.
+pub(super) const STATE_MARKER_AGE: Duration = Duration::from_secs(3_600);
 
 /// What a stream holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +57,7 @@ impl Bus {
             max_value_size: STATE_VALUE_BYTES_MAX,
             storage: StorageType::File,
             num_replicas: streams.replicas,
+            limit_markers: Some(STATE_MARKER_AGE),
             ..kv::Config::default()
         };
         let made = self.inner.jetstream.create_or_update_key_value(bucket).await;

@@ -1,6 +1,7 @@
 //! Tests against the real nats-server and real sockets.
 
 mod bus;
+mod kv;
 mod outage;
 mod process;
 mod publisher;
