@@ -10,6 +10,7 @@ use tapio_runtime::supervise::{ActorSlot, WorkerContext, WorkerResult};
 use tapio_schemas::finding::FINDING_SCHEMA;
 use tapio_schemas::names;
 
+use crate::condition::Condition;
 use crate::store::{Incoming, StoreMetrics};
 use crate::writer::{Persist, Writer};
 
@@ -53,6 +54,8 @@ pub struct Consumer {
     pub writer: ActorSlot<Writer>,
     /// Counters.
     pub metrics: StoreMetrics,
+    /// Where failures and the distance to the end of the stream are told.
+    pub condition: Condition,
 }
 
 impl Consumer {
@@ -74,6 +77,9 @@ impl Consumer {
                 () = gave_up(&context) => return Ok(()),
             };
             failures = if stored { 0 } else { failures + 1 };
+            if stored {
+                self.condition.set_behind(batch.last().map_or(0, |last| last.pending));
+            }
         }
         for _ in 0..DRAIN_BATCHES_MAX {
             let batch = stream.next_batch(self.intake.flush_findings, DRAIN_WAIT).await?;
@@ -143,6 +149,7 @@ impl Consumer {
                 true
             }
             Some(reason) => {
+                self.condition.fail(&reason);
                 let delay = RETRY.delay(failures);
                 tracing::warn!(count = good.len(), ?delay, reason, "findings not stored; asked for again");
                 for message in good {

@@ -1,4 +1,4 @@
-//! Findings as they become durable, to everyone who follows.
+//! Findings as they become durable (or are held as open), to everyone who follows.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl Live {
         live
     }
 
-    /// Gives a finding that is durable to everyone. No one there is fine.
+    /// Gives a finding that is durable, or held as open, to everyone. No one there is fine.
     pub fn publish(&self, stored: Arc<StoredFinding>) {
         let _ = self.sender.send(stored);
     }

@@ -1,5 +1,6 @@
 //! Wires the service, in the direction of the flow:
-//! insights stream → [`Consumer`] → [`Writer`] → [`crate::store::Store`] → [`GrpcApi`] and NATS queries.
+//! insights stream → [`Consumer`] → [`Writer`] → [`crate::store::Store`] and, for what is open and
+//! unsure, [`OpenFindings`] → [`crate::view`] → [`GrpcApi`] and NATS queries.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,11 +21,15 @@ use crate::api::answers::Answers;
 use crate::api::grpc::{self, GrpcApi};
 use crate::api::nats;
 use crate::cell::StoreCell;
+use crate::condition::Condition;
 use crate::config::StorageConfig;
 use crate::consumer::{Consumer, Intake};
+use crate::freshness::Freshness;
 use crate::live::Live;
+use crate::open::OpenFindings;
+use crate::rebuild::{RebuildError, rebuild};
 use crate::store::{Limits, StoreError, StoreMetrics, StoreOptions};
-use crate::writer::Writer;
+use crate::writer::{Writer, WriterParts};
 
 /// Time for all parts to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -98,12 +103,19 @@ impl StorageService {
             .map_err(|source| StorageError::Listen { listen: config.listen.clone(), source })?;
         let StorageParts { bus, clock, health, metrics } = parts;
         let store_metrics = StoreMetrics::register(&metrics);
-        let cell = open(&config, store_metrics.clone(), clock.clone()).await?;
+        let cell = open_store(&config, store_metrics.clone(), clock.clone()).await?;
         let live = Live::new(config.subscribers, &metrics);
-        let answers = Answers::new(cell.clone());
+        let open = OpenFindings::new(&metrics);
+        // Before anything is answered: an answer without them would call trouble healthy.
+        rebuild(&bus, &cell, &open).await?;
+        let condition = Condition::default();
+        let freshness = Freshness::new(bus.clone(), clock.clone());
+        let answers = Answers::new(cell.clone(), open.clone(), freshness, condition.clone());
         let supervision = Supervision::start(clock, health, &metrics)?;
 
-        let writer = add_writer(&supervision, &config, &cell, &live).await?;
+        let parts =
+            WriterParts { cell: cell.clone(), open, live: live.clone(), condition: condition.clone() };
+        let writer = add_writer(&supervision, &config, parts).await?;
         add_grpc(&supervision, listener, grpc_addr, answers.clone(), live).await?;
         add_queries(&supervision, &bus, answers).await?;
         let name = format!("{}-{:016x}", config.consumer, cell.get()?.id());
@@ -113,10 +125,19 @@ impl StorageService {
             flush_interval: config.flush_interval.get(),
             flush_findings: config.flush_findings,
         };
-        let consumer = Consumer { bus: bus.clone(), intake, writer, metrics: store_metrics };
+        let consumer = Consumer { bus: bus.clone(), intake, writer, metrics: store_metrics, condition };
         add_consumer(&supervision, consumer).await?;
         tracing::info!(%grpc_addr, path = %config.path.display(), "storage service started");
         Ok(StorageHandle { supervision, grpc_addr, bus, cell })
+    }
+}
+
+impl From<RebuildError> for StorageError {
+    fn from(error: RebuildError) -> Self {
+        match error {
+            RebuildError::Bus(error) => Self::Bus(error),
+            RebuildError::Store(error) => Self::Store(error),
+        }
     }
 }
 
@@ -173,7 +194,7 @@ fn check(config: &StorageConfig) -> Result<(), StorageError> {
 }
 
 /// Opening may read the whole store (migration).
-async fn open(
+async fn open_store(
     config: &StorageConfig,
     metrics: StoreMetrics,
     clock: SharedClock,
@@ -193,14 +214,11 @@ async fn open(
 async fn add_writer(
     supervision: &Supervision,
     config: &StorageConfig,
-    cell: &StoreCell,
-    live: &Live,
+    parts: WriterParts,
 ) -> Result<ActorSlot<Writer>, SuperviseError> {
     let limits = Limits { age_max: config.retention_age.get(), bytes_max: config.retention_bytes.bytes() };
     let interval = config.retention_interval.get();
-    let (cell, live) = (cell.clone(), live.clone());
-    let factory =
-        move |context: WorkerContext| Writer::new(cell.clone(), live.clone(), limits, interval, context);
+    let factory = move |context: WorkerContext| Writer::new(parts.clone(), limits, interval, context);
     supervision.add_actor("storage-writer", RestartPolicy::default(), factory).await
 }
 

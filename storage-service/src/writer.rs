@@ -9,7 +9,9 @@ use actix::{
 use tapio_runtime::supervise::WorkerContext;
 
 use crate::cell::StoreCell;
+use crate::condition::Condition;
 use crate::live::Live;
+use crate::open::OpenFindings;
 use crate::store::{Incoming, Limits, PutReport, StoreError};
 
 /// Batches that may wait; senders wait beyond it.
@@ -27,10 +29,22 @@ pub struct Persist {
     pub findings: Vec<Incoming>,
 }
 
+/// What the writer works on.
+#[derive(Clone)]
+pub struct WriterParts {
+    /// The disk.
+    pub cell: StoreCell,
+    /// What is open and not on it.
+    pub open: OpenFindings,
+    /// Who follows.
+    pub live: Live,
+    /// Where failures are told.
+    pub condition: Condition,
+}
+
 /// The actor.
 pub struct Writer {
-    cell: StoreCell,
-    live: Live,
+    parts: WriterParts,
     limits: Limits,
     retention_interval: Duration,
     retention_at: Duration,
@@ -40,24 +54,30 @@ pub struct Writer {
 impl Writer {
     /// A writer of this generation. After a panic of the one before, the store is opened again.
     pub fn new(
-        cell: StoreCell,
-        live: Live,
+        parts: WriterParts,
         limits: Limits,
         retention_interval: Duration,
         context: WorkerContext,
     ) -> Self {
         if context.generation > 1 {
-            cell.distrust();
+            parts.cell.distrust();
         }
         let retention_at = context.clock.monotonic();
-        Self { cell, live, limits, retention_interval, retention_at, context }
+        Self { parts, limits, retention_interval, retention_at, context }
     }
 
     fn persist(&mut self, findings: Vec<Incoming>) -> Result<PutReport, StoreError> {
-        let store = self.cell.healthy()?;
-        let report = store.put(findings, self.cell.now())?;
+        let WriterParts { cell, open, live, .. } = &self.parts;
+        let store = cell.healthy()?;
+        let report = store.put(findings, cell.now())?;
         for stored in &report.stored {
-            self.live.publish(Arc::clone(stored));
+            open.settle(stored.finding.id, stored.finding.revision);
+            live.publish(Arc::clone(stored));
+        }
+        for unsure in &report.unsure {
+            if open.observe(unsure) {
+                live.publish(Arc::clone(unsure));
+            }
         }
         if store.totals()?.bytes > self.limits.bytes_max {
             self.retention_at = self.context.clock.monotonic();
@@ -67,13 +87,13 @@ impl Writer {
 
     /// Also opens a failed store again, when there is nothing else to do.
     fn enforce_when_due(&mut self) -> Result<(), StoreError> {
-        let store = self.cell.healthy()?;
+        let store = self.parts.cell.healthy()?;
         let now = self.context.clock.monotonic();
         if now < self.retention_at {
             return Ok(());
         }
         for _ in 0..RETENTION_STEPS_MAX {
-            if !store.enforce(self.limits, self.cell.now())?.more {
+            if !store.enforce(self.limits, self.parts.cell.now())?.more {
                 self.retention_at = now + self.retention_interval;
                 return Ok(());
             }
@@ -84,11 +104,15 @@ impl Writer {
     /// Shows the outcome of work on the store in the health of the component.
     fn report<T>(&self, outcome: &Result<T, StoreError>) {
         match outcome {
-            Ok(_) => self.context.progress.recover(),
+            Ok(_) => {
+                self.context.progress.recover();
+                self.parts.condition.mend();
+            }
             Err(error) => {
                 tracing::error!(%error, "the store does not take findings; they stay in the stream");
                 self.context.progress.tick();
                 self.context.progress.fail(error.to_string());
+                self.parts.condition.fail(&error.to_string());
             }
         }
     }

@@ -19,6 +19,8 @@ use tapio_schemas::FindingId;
 use tapio_schemas::proto::v1::ListFindingsRequest;
 use tapio_storage::store::{Store, StoreMetrics, StoreOptions};
 use tapio_storage::{StorageParts, StorageService};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// A child process that runs one of the ignored tests below.
 struct Process {
@@ -164,6 +166,16 @@ async fn stored(addr: SocketAddr) -> Result<Vec<String>, tonic::Status> {
     Ok(answer.findings.into_iter().map(|finding| finding.title).collect())
 }
 
+async fn wait_until_health(addr: SocketAddr, service: &str, expected: ServingStatus) {
+    let url = format!("http://{addr}");
+    let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let mut health = HealthClient::new(channel).watch(request).await.unwrap().into_inner();
+    let waiting =
+        async { while health.message().await.unwrap().expect("the watch goes on").status() != expected {} };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the health says how it is");
+}
+
 async fn wait_until_stored(addr: SocketAddr, count: u64) {
     let expected: Vec<_> = (0..count).rev().map(|number| format!("finding {number}")).collect();
     let waiting = async {
@@ -213,7 +225,17 @@ async fn what_cannot_be_flushed_is_not_acknowledged_and_comes_again() {
     process.wait_for("failed").expect("the disk is full before the end, and the writer says so");
     let unacknowledged = position(&bus).await["num_ack_pending"].as_u64().unwrap();
     assert!(unacknowledged > 0, "what is not on disk is still the stream's");
+    for service in ["", "tapio.v1.CorrelationService"] {
+        wait_until_health(addr, service, ServingStatus::NotServing).await;
+    }
+    let answer = connect(addr).await.list_findings(ListFindingsRequest::default()).await;
+    // The store may be closed just now.
+    if let Ok(answer) = answer {
+        let gaps = answer.into_inner().gaps;
+        assert!(gaps.iter().any(|gap| gap.contains("does not take findings")), "{gaps:?}");
+    }
     prlimit(Some(process.pid()), Resource::Fsize, before).unwrap();
     process.wait_for("recovered").expect("the writer comes back by itself");
+    wait_until_health(addr, "tapio.v1.CorrelationService", ServingStatus::Serving).await;
     wait_until_stored(addr, COUNT).await;
 }

@@ -8,6 +8,7 @@ use tapio_runtime::clock::SystemClock;
 use tapio_runtime::harness::NatsServer;
 use tapio_runtime::health::Health;
 use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::finding::Status;
 use tapio_schemas::names::{HEADER_ORIGIN, HEADER_REASON, STREAM_DEADLETTER};
 use tapio_schemas::proto::v1::{GetFindingRequest, ListFindingsRequest, SubscribeRequest, WhyRequest};
 use tapio_schemas::{Entity, Finding, Score, Severity};
@@ -25,7 +26,8 @@ async fn what_is_published_is_stored_once_and_the_rest_is_accounted_for() {
     let mut service = Running::start(&nats, dir.path()).await;
     let mut live = service.follow(false).await;
 
-    let unsure = Finding { confidence: Score::clamped(0.7), ..finding(1) };
+    // Over and unsure: neither on disk nor open.
+    let unsure = Finding { confidence: Score::clamped(0.7), status: Status::Recovered, ..finding(1) };
     let sure = finding(2);
     service.publish(&unsure).await;
     service.publish_raw(&sure.subject(), None, "not json\n".into()).await;

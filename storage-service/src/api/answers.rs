@@ -8,7 +8,11 @@ use tokio::sync::Semaphore;
 use super::question::{Checked, entity};
 use super::{ApiError, ListQuestion};
 use crate::cell::StoreCell;
-use crate::store::{Page, PageSize, Store, StoreError, StoredFinding};
+use crate::condition::Condition;
+use crate::freshness::{ClusterFreshness, Freshness};
+use crate::open::OpenFindings;
+use crate::store::{Filter, Page, PageSize, Position, Store, StoreError, StoredFinding};
+use crate::view;
 
 /// Questions read from disk at a time; more wait.
 const READS_AT_ONCE_MAX: usize = 16;
@@ -16,10 +20,13 @@ const READS_AT_ONCE_MAX: usize = 16;
 /// have twice as many; gRPC clients take 4 MiB by default.
 pub const PAGE_BYTES_MAX: usize = 3 << 19;
 
-/// Reads the store. Clones share it.
+/// Reads the store, what is open beside it, and how far the correlators are. Clones share it.
 #[derive(Clone)]
 pub struct Answers {
     cell: StoreCell,
+    open: OpenFindings,
+    freshness: Freshness,
+    condition: Condition,
     reads: Arc<Semaphore>,
 }
 
@@ -30,12 +37,22 @@ pub struct ListAnswer {
     pub findings: Vec<Arc<StoredFinding>>,
     /// Empty at the end.
     pub next_page_token: String,
+    /// How far the correlators are.
+    pub freshness: Vec<ClusterFreshness>,
+    /// What the store itself may lack, in words.
+    pub gaps: Vec<String>,
 }
 
 impl Answers {
     /// Answers from this store.
-    pub fn new(cell: StoreCell) -> Self {
-        Self { cell, reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)) }
+    pub fn new(cell: StoreCell, open: OpenFindings, freshness: Freshness, condition: Condition) -> Self {
+        let reads = Arc::new(Semaphore::new(READS_AT_ONCE_MAX));
+        Self { cell, open, freshness, condition, reads }
+    }
+
+    /// Tells when the store fails and when it is mended.
+    pub fn condition(&self) -> &Condition {
+        &self.condition
     }
 
     /// A page of findings.
@@ -46,8 +63,35 @@ impl Answers {
         let checked: Checked = question.check()?;
         let (filter, after) = (checked.filter.clone(), checked.after);
         let size = PageSize { findings: checked.page_findings, bytes: bytes_max };
-        let page: Page = self.read(move |store| store.list(&filter, after, size)).await?;
-        Ok(ListAnswer { next_page_token: checked.token(page.next), findings: page.findings })
+        // Read first: what is judged up to there is then in the store or on its way.
+        let freshness = self.freshness.read().await;
+        let page = self.page(filter, after, size).await?;
+        Ok(ListAnswer {
+            next_page_token: checked.token(page.next),
+            findings: page.findings,
+            freshness,
+            gaps: self.gaps(),
+        })
+    }
+
+    /// A page of findings, newest first.
+    pub(super) async fn page(
+        &self,
+        filter: Filter,
+        after: Option<Position>,
+        size: PageSize,
+    ) -> Result<Page, ApiError> {
+        let open = self.open.clone();
+        self.read(move |store| view::list(store, &open, &filter, after, size)).await
+    }
+
+    fn gaps(&self) -> Vec<String> {
+        let mut gaps = self.condition.gaps();
+        let left_out = self.open.left_out();
+        if left_out > 0 {
+            gaps.push(format!("{left_out} open findings are left out: there are too many to hold"));
+        }
+        gaps
     }
 
     /// One finding; revision zero means the newest.
@@ -57,7 +101,8 @@ impl Answers {
     pub async fn get(&self, id: &str, revision: u32) -> Result<Arc<StoredFinding>, ApiError> {
         let id: FindingId = id.parse().map_err(|error| ApiError::invalid("id", error))?;
         let wanted = Some(revision).filter(|revision| *revision > 0);
-        let found = self.read(move |store| store.get(id, wanted)).await?;
+        let open = self.open.clone();
+        let found = self.read(move |store| view::get(store, &open, id, wanted)).await?;
         found.ok_or_else(|| {
             ApiError::NotFound(match wanted {
                 None => format!("no finding {id}"),
@@ -66,17 +111,18 @@ impl Answers {
         })
     }
 
-    /// The newest finding about an entity.
+    /// The finding that says most about an entity.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn why(&self, text: &str) -> Result<Arc<StoredFinding>, ApiError> {
         let wanted = entity("entity", text)?;
-        let found = self.read(move |store| store.why(&wanted)).await?;
+        let open = self.open.clone();
+        let found = self.read(move |store| view::why(store, &open, &wanted)).await?;
         found.ok_or_else(|| ApiError::NotFound(format!("no finding mentions {text}")))
     }
 
-    pub(super) async fn read<T: Send + 'static>(
+    async fn read<T: Send + 'static>(
         &self,
         run: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ApiError> {

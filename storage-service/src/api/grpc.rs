@@ -9,14 +9,17 @@ use tapio_runtime::shutdown::Shutdown;
 use tapio_schemas::proto::v1::correlation_service_server::{CorrelationService, CorrelationServiceServer};
 use tapio_schemas::proto::{DESCRIPTORS, v1};
 use tokio::net::TcpListener;
+use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
+use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::ApiError;
 use super::answers::{Answers, PAGE_BYTES_MAX};
 use super::subscribe::{Subscription, Wanted};
+use crate::condition::Condition;
 use crate::live::Live;
 use crate::store::StoredFinding;
 
@@ -51,9 +54,8 @@ impl GrpcApi {
     /// # Errors
     /// When the server cannot be built or breaks.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let shutdown = self.shutdown.clone();
+        let (shutdown, condition) = (self.shutdown.clone(), self.answers.condition().clone());
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<CorrelationServiceServer<Self>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -72,17 +74,34 @@ impl GrpcApi {
             .add_service(service)
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stopping(shutdown, health),
+                tell_health(condition, shutdown, health),
             )
             .await?;
         Ok(())
     }
 }
 
-/// Says so to the load balancers first.
-async fn stopping(shutdown: Shutdown, health: HealthReporter) {
-    shutdown.wait().await;
-    health.set_not_serving::<CorrelationServiceServer<GrpcApi>>().await;
+/// Tells the load balancers when findings cannot be written, and first of all that the service stops.
+async fn tell_health(condition: Condition, shutdown: Shutdown, health: HealthReporter) {
+    let mut failed = condition.watch();
+    loop {
+        let serves = failed.borrow_and_update().is_none();
+        say(&health, serves).await;
+        tokio::select! {
+            biased;
+            () = shutdown.wait() => break,
+            changed = failed.changed() => if changed.is_err() { break },
+        }
+    }
+    say(&health, false).await;
+}
+
+/// For the service by name, and for the server as a whole.
+async fn say(health: &HealthReporter, serves: bool) {
+    let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for name in [CorrelationServiceServer::<GrpcApi>::NAME, ""] {
+        health.set_service_status(name, status).await;
+    }
 }
 
 /// Binds the address; port 0 takes a free one.
@@ -108,6 +127,8 @@ impl CorrelationService for GrpcApi {
         Ok(Response::new(v1::ListFindingsResponse {
             findings: answer.findings.iter().map(|stored| message(stored)).collect(),
             next_page_token: answer.next_page_token,
+            freshness: answer.freshness.iter().map(v1::ClusterFreshness::from).collect(),
+            gaps: answer.gaps,
         }))
     }
 

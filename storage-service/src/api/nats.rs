@@ -51,7 +51,7 @@ async fn find(answers: &Answers, payload: &[u8], bytes_max: usize) -> Result<Byt
     } else {
         serde_json::from_slice(payload).map_err(|error| ApiError::invalid("payload", error))?
     };
-    Ok(document(&answers.list(&question, bytes_max).await?))
+    document(&answers.list(&question, bytes_max).await?)
 }
 
 async fn explain(answers: &Answers, payload: &[u8]) -> Result<Bytes, ApiError> {
@@ -61,7 +61,8 @@ async fn explain(answers: &Answers, payload: &[u8]) -> Result<Bytes, ApiError> {
 }
 
 /// The documents go in as they were published; the token is hexadecimal.
-fn document(answer: &ListAnswer) -> Bytes {
+fn document(answer: &ListAnswer) -> Result<Bytes, ApiError> {
+    let unwritable = |error: serde_json::Error| ApiError::Unavailable(error.to_string());
     let mut json = b"{\"findings\":[".to_vec();
     for (index, stored) in answer.findings.iter().enumerate() {
         if index > 0 {
@@ -71,8 +72,12 @@ fn document(answer: &ListAnswer) -> Bytes {
     }
     json.extend_from_slice(b"],\"next_page_token\":\"");
     json.extend_from_slice(answer.next_page_token.as_bytes());
-    json.extend_from_slice(b"\"}");
-    json.into()
+    json.extend_from_slice(b"\",\"freshness\":");
+    serde_json::to_writer(&mut json, &answer.freshness).map_err(unwritable)?;
+    json.extend_from_slice(b",\"gaps\":");
+    serde_json::to_writer(&mut json, &answer.gaps).map_err(unwritable)?;
+    json.push(b'}');
+    Ok(json.into())
 }
 
 fn said(error: ApiError) -> QueryError {

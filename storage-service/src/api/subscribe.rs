@@ -1,4 +1,5 @@
-//! A live subscription: the stored findings when wanted, then each one as it becomes durable.
+//! A live subscription: the known findings when wanted, then each one as it becomes durable, or, while
+//! it is open and not sure enough for the disk, as it comes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -59,7 +60,7 @@ impl Subscription {
         if wanted.include_stored {
             let filter = filter.clone();
             let size = PageSize { findings: STORED_FINDINGS_MAX, bytes: STORED_BYTES_MAX };
-            let page = answers.read(move |store| store.list(&filter, None, size)).await?;
+            let page = answers.page(filter, None, size).await?;
             stored.extend(page.findings.into_iter().rev());
         }
         let sent = stored.iter().map(|s| (s.finding.id, s.finding.revision)).collect();

@@ -11,11 +11,6 @@ const ENTITIES_INDEXED_MAX: usize = 64;
 /// Levels of a cause id (`category.name`) under which it can be found.
 const CAUSE_DEPTH_MAX: usize = 4;
 
-/// Place of a finding in the order of answers.
-pub(super) fn position(finding: &Finding) -> Position {
-    Position { updated_at: finding.updated_at, id: finding.id }
-}
-
 /// All index keys of a finding, each once. A function of the finding alone.
 pub(super) fn keys_of(finding: &Finding) -> BTreeSet<Vec<u8>> {
     let mut prefixes = BTreeSet::from([keys::by_time(), keys::by_severity(finding.severity)]);
@@ -29,6 +24,6 @@ pub(super) fn keys_of(finding: &Finding) -> BTreeSet<Vec<u8>> {
     for name in chain.into_iter().take(ENTITIES_INDEXED_MAX) {
         prefixes.extend(keys::terms(name).map(|term| keys::by_entity(Role::Chain, &term)));
     }
-    let position = position(finding).to_bytes();
+    let position = Position::of(finding).to_bytes();
     prefixes.into_iter().map(|prefix| [&prefix[..], &position].concat()).collect()
 }

@@ -1,7 +1,7 @@
 //! Keys. One ordered key space; the first byte names the part. Numbers are big endian and texts end
 //! with a terminator that sorts below every continuation, so that byte order is the order we mean.
 
-use tapio_schemas::{FindingId, Severity, SmolStr, UnixNanos};
+use tapio_schemas::{Finding, FindingId, Severity, SmolStr, UnixNanos};
 
 use super::error::StoreError;
 
@@ -48,6 +48,11 @@ pub struct Position {
 }
 
 impl Position {
+    /// Where a finding stands.
+    pub fn of(finding: &Finding) -> Self {
+        Self { updated_at: finding.updated_at, id: finding.id }
+    }
+
     /// 24 bytes that sort as the position does.
     pub(super) fn to_bytes(self) -> [u8; POSITION_BYTES] {
         let mut bytes = [0; POSITION_BYTES];

@@ -121,7 +121,7 @@ impl Store {
     }
 
     /// Newest revision of a finding.
-    fn latest_revision(&self, id: FindingId) -> Result<Option<u32>, StoreError> {
+    pub(crate) fn latest_revision(&self, id: FindingId) -> Result<Option<u32>, StoreError> {
         let key = keys::latest(id);
         let Some(value) = self.db.get(&key).map_err(StoreError::Read)? else { return Ok(None) };
         let bytes: [u8; 4] = value[..].try_into().map_err(|_| StoreError::Corrupt {

@@ -43,6 +43,8 @@ pub struct PutReport {
     pub conflicting: u64,
     /// Not sure enough to be stored.
     pub low_confidence: u64,
+    /// Those of them that are newer than what is stored of their finding.
+    pub unsure: Vec<Arc<StoredFinding>>,
 }
 
 /// A batch in the making: what it will have changed once it is applied.
@@ -114,6 +116,10 @@ impl Pending<'_> {
         let latest = self.latest(id)?;
         if !is_sure_enough(&incoming.finding, latest) {
             self.report.low_confidence += 1;
+            if latest.is_none_or(|latest| revision > latest) {
+                let Incoming { finding, json } = incoming;
+                self.report.unsure.push(Arc::new(StoredFinding { finding, json, stored_at: now }));
+            }
             return Ok(());
         }
         let bytes = record::encode(now, &incoming.json);
