@@ -11,8 +11,10 @@ use tapio_schemas::{
     Attribute, EntityRef, EventId, Score, ShardKey, SignalKind, SmolStr, TraceId, UnixNanos,
 };
 
+use super::confirm::{Confirm, FAINT, Starts};
 use super::context;
 use super::counters::Counters;
+use super::endings::{ENDS, ends_of};
 use super::groups::Groups;
 use super::record::hash_parts;
 use super::watermark::TICK_NS;
@@ -56,6 +58,8 @@ pub struct Observation {
     pub attributes: Vec<Attribute>,
     /// Silence after which it is over; zero for the configured time.
     pub idle_ns: u64,
+    /// What makes it certain, when one piece of evidence does not.
+    pub confirm: Option<Confirm>,
 }
 
 impl Observation {
@@ -79,6 +83,7 @@ impl Observation {
             forecast: None,
             attributes: Vec::new(),
             idle_ns: 0,
+            confirm: None,
         }
     }
 
@@ -126,6 +131,10 @@ struct Episode {
     /// Time of the last evidence.
     last_evidence: UnixNanos,
     idle_ns: u64,
+    /// What is still needed to be certain.
+    confirm: Option<Confirm>,
+    /// Strength once it is.
+    strength: f64,
     /// Something new is to be said.
     dirty: bool,
     /// Step in which it was last said; zero = never.
@@ -139,12 +148,19 @@ pub struct Episodes {
     cluster: SmolStr,
     open: HashMap<EpisodeKey, Episode>,
     agenda: BTreeSet<(UnixNanos, EpisodeKey)>,
+    starts: Starts,
 }
 
 impl Episodes {
     /// None open.
     pub fn new(cluster: &str, config: SignalConfig) -> Self {
-        Self { config, cluster: SmolStr::new(cluster), open: HashMap::new(), agenda: BTreeSet::new() }
+        Self {
+            config,
+            cluster: SmolStr::new(cluster),
+            open: HashMap::new(),
+            agenda: BTreeSet::new(),
+            starts: Starts::default(),
+        }
     }
 
     /// Takes evidence; what is to be said of it is said by [`Self::say`] at the end of the step.
@@ -156,6 +172,9 @@ impl Episodes {
         counters: &mut Counters,
     ) {
         let key = seen.episode();
+        if ENDS.contains(&seen.kind) && self.starts.runs_since(&seen.entity, seen.at) {
+            seen.confirm = seen.confirm.map(Confirm::resumed);
+        }
         let meaning = context::meaning(seen.kind);
         let group = groups.join(&self.cluster, seen.key, meaning.group_type, seen.at, counters);
         let idle_ns = match seen.idle_ns {
@@ -186,8 +205,7 @@ impl Episodes {
         }
     }
 
-    /// A pod is ready: what had failed in its containers is over once it has stayed so for `calm_ns` after `at`, unless it
-    /// fails again until then.
+    /// What had failed in a pod before `at` is over `calm_ns` after it, unless it fails again until then.
     pub fn calm(
         &mut self,
         step: UnixNanos,
@@ -211,6 +229,16 @@ impl Episodes {
             })
             .collect();
         keys.into_iter().for_each(|key| self.schedule(key, step));
+    }
+
+    /// A container runs since `at`: that it ended before is certain only when it ends again.
+    pub fn resumed(&mut self, step: UnixNanos, container: &EntityRef, at: UnixNanos) {
+        self.starts.note(container, at);
+        for key in ends_of(container) {
+            let Some(episode) = self.open.get_mut(&key).filter(|e| e.last_evidence <= at) else { continue };
+            episode.confirm = episode.confirm.map(Confirm::resumed);
+            self.schedule(key, step);
+        }
     }
 
     /// True when the episode is open.
@@ -239,6 +267,7 @@ impl Episodes {
                 out.extend(episode.and_then(|e| e.last_words(step)));
                 continue;
             }
+            episode.ripen(step);
             if episode.dirty && (episode.said.0 == 0 || step.since(episode.said) >= refresh) {
                 out.push(episode.revision(step));
             }
@@ -263,7 +292,8 @@ impl Episodes {
         let Some(episode) = self.open.get_mut(&key) else { return };
         let over = episode.last_evidence.plus(episode.idle_ns);
         let news = if episode.said.0 == 0 { earliest } else { episode.said.plus(nanos(self.config.refresh)) };
-        let due = if episode.dirty { news.min(over) } else { over }.max(earliest);
+        let ripe = episode.confirm.and_then(|c| c.due(episode.signal.onset)).unwrap_or(over);
+        let due = if episode.dirty { news.min(over) } else { over }.min(ripe).max(earliest);
         self.agenda.remove(&(episode.due, key));
         episode.due = due;
         self.agenda.insert((due, key));
@@ -291,6 +321,8 @@ impl Episode {
             signal,
             last_evidence: seen.at,
             idle_ns,
+            confirm: seen.confirm,
+            strength: seen.strength,
             dirty: true,
             said: UnixNanos(0),
             due: UnixNanos(0),
@@ -304,7 +336,8 @@ impl Episode {
         self.last_evidence = self.last_evidence.max(seen.at);
         self.dirty = true;
         signal.count += seen.count;
-        signal.strength = Score::clamped(seen.strength);
+        self.strength = seen.strength;
+        self.confirm = self.confirm.filter(|_| seen.confirm.is_some());
         signal.baseline = seen.baseline;
         signal.observed = seen.observed;
         signal.unit = SmolStr::new_static(seen.unit);
@@ -320,6 +353,20 @@ impl Episode {
                 Some(known) => known.value = attribute.value,
                 None => signal.attributes.push(attribute),
             }
+        }
+        self.ripen(self.last_evidence);
+        let faint = if self.confirm.is_some() { self.strength.min(FAINT) } else { self.strength };
+        self.signal.strength = Score::clamped(faint);
+    }
+
+    /// What has been repeated or has lasted is certain.
+    fn ripen(&mut self, now: UnixNanos) {
+        let signal = &mut self.signal;
+        let met = |c: Confirm| c.is_met(signal.count, signal.onset, self.last_evidence, now);
+        if self.confirm.is_some_and(met) {
+            self.confirm = None;
+            self.dirty = true;
+            signal.strength = Score::clamped(self.strength);
         }
     }
 

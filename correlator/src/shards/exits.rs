@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use tapio_schemas::payload::KernelData;
 use tapio_schemas::{SignalKind, SmolStr, UnifiedEvent, UnixNanos};
 
+use super::confirm::Confirm;
 use super::counters::Counters;
 use super::episode::Observation;
 use super::record::owner_identity;
@@ -73,6 +74,9 @@ impl Exits {
             SignalKind::ExitNonzero if !is_main(event, exit) => 0.5,
             _ => 0.8,
         };
+        if is_main(event, exit) {
+            seen.confirm = Confirm::needed(kind, &event.entity);
+        }
         Some(
             seen.with("comm", exit.comm.as_str())
                 .with("executable", exit.executable.as_str())

@@ -2,8 +2,10 @@
 
 mod bursts;
 mod calls;
+mod confirm;
 mod context;
 mod counters;
+mod endings;
 mod episode;
 mod exits;
 mod groups;
@@ -26,6 +28,8 @@ pub use set::{BatchError, ShardSet};
 pub use shard::Shard;
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
+#[cfg(test)]
+mod healing_tests;
 #[cfg(test)]
 mod intake_tests;
 #[cfg(test)]

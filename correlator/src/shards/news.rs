@@ -6,8 +6,9 @@ use tapio_schemas::entity::{Entity, kinds};
 use tapio_schemas::payload::{KubernetesData, NetworkData, Payload};
 use tapio_schemas::{EventKind, SignalKind, UnifiedEvent};
 
+use super::confirm::Confirm;
 use super::counters::Counters;
-use super::episode::{EpisodeKey, Observation, episode_key};
+use super::episode::Observation;
 use super::exits::Exits;
 use super::record::{cut, hash_parts};
 
@@ -71,47 +72,10 @@ pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -
     Some(keyed(event, seen))
 }
 
-/// What is over in the containers of a pod that is ready and stays so.
-pub const CALMED_BY_READY: [SignalKind; 2] = [SignalKind::ContainerCrashed, SignalKind::CrashLoop];
-
-/// How long it has to stay so: without a probe a pod counts as ready between any two crashes.
-pub const CALM_NS: u64 = 60_000_000_000;
-
-/// Deviations that an event shows to be over.
-pub fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
-    let kinds: &[SignalKind] = match (event.kind, &event.payload) {
-        (EventKind::K8sPodReady, _) => {
-            &[SignalKind::PodNotReady, SignalKind::ProbeFailed, SignalKind::Unschedulable]
-        }
-        (EventKind::K8sContainerStarted, _) => {
-            &[SignalKind::ImagePullFailed, SignalKind::ConfigMissing, SignalKind::CreateFailed]
-        }
-        (EventKind::K8sNodeCondition, Payload::Kubernetes(data)) => {
-            match (data.reason.as_str(), data.new_value.as_str()) {
-                ("Ready", "True") => &[SignalKind::NodeNotReady],
-                (reason, "False") if reason.ends_with("Pressure") => &[SignalKind::NodePressure],
-                _ => &[],
-            }
-        }
-        (EventKind::SystemdUnitStarted, _) => &[SignalKind::UnitFailed],
-        // With the object goes what was wrong with it.
-        (EventKind::K8sObjectDeleted, _) => &[
-            SignalKind::PodNotReady,
-            SignalKind::ProbeFailed,
-            SignalKind::Unschedulable,
-            SignalKind::MountFailed,
-            SignalKind::SandboxFailed,
-            SignalKind::NodeNotReady,
-            SignalKind::NodePressure,
-        ],
-        _ => &[],
-    };
-    kinds.iter().map(|kind| episode_key(*kind, &event.entity, None, 0)).collect()
-}
-
 fn at(event: &UnifiedEvent, kind: SignalKind) -> Observation {
     let mut seen = Observation::new(kind, &event.entity, event.timestamp, event.id);
     seen.pid = event.pid;
+    seen.confirm = Confirm::needed(kind, &event.entity);
     seen
 }
 
@@ -274,6 +238,8 @@ fn by_reason(data: &KubernetesData) -> Option<SignalKind> {
         "BackOff" if data.message.contains("pull") => SignalKind::ImagePullFailed,
         "BackOff" => SignalKind::CrashLoop,
         "Unhealthy" | "ProbeError" => SignalKind::ProbeFailed,
+        // The kubelet ends a container for nothing else that it tells in these words.
+        "Killing" if probe_of_kill(&data.message).is_some() => SignalKind::ProbeFailed,
         "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => SignalKind::MountFailed,
         "FailedScheduling" => SignalKind::Unschedulable,
         "FailedCreatePodSandBox" => SignalKind::SandboxFailed,
@@ -289,10 +255,8 @@ fn by_reason(data: &KubernetesData) -> Option<SignalKind> {
 }
 
 fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
-    let restarts = ["Liveness", "Startup"].iter().any(|probe| data.message.starts_with(probe));
-    if seen.kind == SignalKind::ProbeFailed && restarts {
-        // It stays with the deviation, whatever probe fails next.
-        seen = seen.with("restarts", tapio_schemas::AttributeValue::Bool(true));
+    if seen.kind == SignalKind::ProbeFailed {
+        seen = probe_facts(seen, data);
     }
     if seen.kind == SignalKind::K8sWarning {
         // Warnings of different reasons are different deviations, and none of them says much alone.
@@ -307,6 +271,35 @@ fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
         .with("generation", i64::try_from(data.generation).unwrap_or(i64::MAX))
         .with("changed_by", data.changed_by.as_str())
         .with("reporter", data.reporter.as_str())
+}
+
+/// `Container app failed liveness probe, will be restarted` → `liveness`.
+fn probe_of_kill(message: &str) -> Option<&'static str> {
+    ["liveness", "startup"].into_iter().find(|probe| message.contains(&format!("failed {probe} probe")))
+}
+
+/// Which probe, and what it was answered. The facts stay with the deviation, whatever probe fails next.
+fn probe_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
+    const PROBES: [(&str, &str); 3] =
+        [("Liveness", "liveness"), ("Readiness", "readiness"), ("Startup", "startup")];
+    let yes = || tapio_schemas::AttributeValue::Bool(true);
+    if let Some(probe) = probe_of_kill(&data.message) {
+        // The probe has failed as often as it may.
+        seen.confirm = None;
+        return seen.with(probe, yes()).with("restarts", yes()).with("killed", yes());
+    }
+    for (first_word, probe) in PROBES {
+        if data.message.starts_with(first_word) {
+            seen = seen.with(probe, yes());
+            let restarts = probe != "readiness";
+            if restarts {
+                seen = seen.with("restarts", yes());
+                let status = data.message.rsplit_once("statuscode: ").and_then(|(_, code)| code.parse().ok());
+                seen = status.map_or(seen.clone(), |code: i64| seen.with("probe_status", code));
+            }
+        }
+    }
+    seen
 }
 
 /// Two changes are two signals, also within a second.

@@ -11,6 +11,7 @@ use super::bursts::{Bursts, needed};
 use super::calls::Calls;
 use super::context::{self, Bounds};
 use super::counters::Counters;
+use super::endings;
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::groups::Groups;
@@ -250,13 +251,7 @@ impl Shard {
         if event.kind == EventKind::OomKill {
             self.series.kill_told(owner_of(&event.entity), event.timestamp);
         }
-        for key in news::over(event) {
-            self.episodes.end(step, key);
-        }
-        if event.kind == EventKind::K8sPodReady && !event.entity.pod.is_empty() {
-            let (kinds, calm_ns) = (&news::CALMED_BY_READY, news::CALM_NS);
-            self.episodes.calm(step, &event.entity, kinds, event.timestamp, calm_ns);
-        }
+        endings::settle(step, event, &mut self.episodes);
         let Some(mut seen) = news::judge(event, &mut self.exits, &mut self.counters) else { return };
         let (key, needed) = (seen.episode(), needed(seen.kind));
         seen.count = self.bursts.admit(key, event.timestamp, needed, self.episodes.is_open(key));

@@ -1,0 +1,94 @@
+//! What events show to be over.
+
+use tapio_schemas::payload::Payload;
+use tapio_schemas::{EntityRef, EventKind, SignalKind, UnifiedEvent, UnixNanos};
+
+use super::episode::{EpisodeKey, Episodes, episode_key};
+
+/// What is over in a pod that is ready and stays so …
+const CALMED_BY_READY: [SignalKind; 3] =
+    [SignalKind::ContainerCrashed, SignalKind::CrashLoop, SignalKind::ProbeFailed];
+/// … for this long: without a probe a pod counts as ready between any two crashes.
+const READY_CALM_NS: u64 = 60_000_000_000;
+
+/// What a pod cannot have any more when one of its containers runs.
+const OVER_BY_START: [SignalKind; 2] = [SignalKind::MountFailed, SignalKind::SandboxFailed];
+
+/// What a pod takes with it when it is deleted.
+const GONE_WITH_POD: [SignalKind; 5] = [
+    SignalKind::PodNotReady,
+    SignalKind::ProbeFailed,
+    SignalKind::Unschedulable,
+    SignalKind::MountFailed,
+    SignalKind::SandboxFailed,
+];
+/// What its successor may have as well …
+const INHERITED: [SignalKind; 6] = [
+    SignalKind::ContainerCrashed,
+    SignalKind::CrashLoop,
+    SignalKind::ContainerOomKilled,
+    SignalKind::ImagePullFailed,
+    SignalKind::ConfigMissing,
+    SignalKind::CreateFailed,
+];
+/// … and shows within this time, so that a deleted pod alone is no recovery.
+const SUCCESSOR_NS: u64 = 30_000_000_000;
+
+/// Ends or shortens the deviations that this event shows to be over, or as good as over.
+pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
+    for key in over(event) {
+        episodes.end(step, key);
+    }
+    let (pod, at) = (&event.entity, event.timestamp);
+    if pod.pod.is_empty() {
+        return;
+    }
+    match event.kind {
+        EventKind::K8sPodReady => episodes.calm(step, pod, &CALMED_BY_READY, at, READY_CALM_NS),
+        EventKind::K8sContainerStarted => {
+            episodes.calm(step, pod, &OVER_BY_START, at, 0);
+            episodes.resumed(step, pod, at);
+        }
+        EventKind::K8sObjectDeleted if is_pod(&event.payload) => {
+            episodes.calm(step, pod, &GONE_WITH_POD, at, 0);
+            episodes.calm(step, pod, &INHERITED, at, SUCCESSOR_NS);
+        }
+        _ => {}
+    }
+}
+
+fn is_pod(payload: &Payload) -> bool {
+    matches!(payload, Payload::Kubernetes(data) if data.object_kind == tapio_schemas::entity::kinds::POD)
+}
+
+/// Deviations of the very thing the event is about.
+fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
+    let kinds: &[SignalKind] = match (event.kind, &event.payload) {
+        (EventKind::K8sPodReady, _) => &[SignalKind::PodNotReady, SignalKind::Unschedulable],
+        (EventKind::K8sContainerStarted, _) => {
+            &[SignalKind::ImagePullFailed, SignalKind::ConfigMissing, SignalKind::CreateFailed]
+        }
+        (EventKind::K8sNodeCondition, Payload::Kubernetes(data)) => {
+            match (data.reason.as_str(), data.new_value.as_str()) {
+                ("Ready", "True") => &[SignalKind::NodeNotReady],
+                (reason, "False") if reason.ends_with("Pressure") => &[SignalKind::NodePressure],
+                _ => &[],
+            }
+        }
+        (EventKind::SystemdUnitStarted, _) => &[SignalKind::UnitFailed],
+        // With the object goes what was wrong with it.
+        (EventKind::K8sObjectDeleted, _) => {
+            &[SignalKind::NodeNotReady, SignalKind::NodePressure, SignalKind::CreateFailed]
+        }
+        _ => &[],
+    };
+    kinds.iter().map(|kind| episode_key(*kind, &event.entity, None, 0)).collect()
+}
+
+/// Deviations that a container's new start does not end, but of which it shows that they did not last.
+pub const ENDS: [SignalKind; 3] = [SignalKind::ContainerCrashed, SignalKind::ExitNonzero, SignalKind::Killed];
+
+/// Keys of [`ENDS`] for a container.
+pub fn ends_of(container: &EntityRef) -> [EpisodeKey; 3] {
+    ENDS.map(|kind| episode_key(kind, container, None, 0))
+}
