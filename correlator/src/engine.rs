@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use tapio_schemas::names::SHARD_COUNT;
-use tapio_schemas::wire::{SignalBatchView, SignalSection, WireError, encode_signals};
-use tapio_schemas::{Finding, ProducerId, UnixNanos};
+use tapio_schemas::wire::{ShardMark, SignalBatchView, SignalSection, WireError, encode_signals};
+use tapio_schemas::{Entity, Finding, ProducerId, Signal, UnixNanos};
 
 use crate::config::{CorrelatorConfig, nanos};
-use crate::incidents::IncidentEngine;
+use crate::fence::{FenceCounters, Fences, Heard};
+use crate::incidents::{IncidentCounters, IncidentEngine};
 use crate::model::Model;
 use crate::shards::{BatchError, Counters, ShardSet, TICK_NS, Watermark};
 use crate::unite::Uniter;
@@ -18,27 +19,58 @@ const HORIZON_NS: u64 = 15 * 60 * 1_000_000_000;
 
 /// Stage two without its transport: unites the parts, then decides.
 pub struct StageTwo {
+    fences: Fences,
     uniter: Uniter,
     incidents: IncidentEngine,
-    /// The run of stage one that is heard.
-    producer: Option<ProducerId>,
-    /// Counts up to here were told by an earlier run; a later one reads the same events again.
-    counted: UnixNanos,
+}
+
+/// What stage two refused or forgot so far, by where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageTwoCounters {
+    /// At the door.
+    pub fences: FenceCounters,
+    /// Deviations closed because too many were united.
+    pub united_evicted: u64,
+    /// In the incidents.
+    pub incidents: IncidentCounters,
+}
+
+impl StageTwoCounters {
+    /// Every count with its name.
+    pub fn by_reason(&self) -> [(&'static str, u64); 11] {
+        let (fences, incidents) = (&self.fences, &self.incidents);
+        [
+            ("fenced", fences.fenced),
+            ("repeated", fences.repeated),
+            ("unfinished_step", fences.unfinished),
+            ("early_step", fences.early),
+            ("united_evicted", self.united_evicted),
+            ("signals_evicted", incidents.signals_evicted),
+            ("pending_early", incidents.pending_early),
+            ("late", incidents.late),
+            ("edges_refused", incidents.edges_refused),
+            ("tallies_refused", incidents.tallies_refused),
+            ("incidents_evicted", incidents.incidents_evicted),
+        ]
+    }
 }
 
 impl StageTwo {
     /// An empty stage two.
     pub fn new(config: &CorrelatorConfig, model: Arc<Model>) -> Self {
         Self {
+            fences: Fences::default(),
             uniter: Uniter::default(),
             incidents: IncidentEngine::new(config.incidents.clone(), model),
-            producer: None,
-            counted: UnixNanos(0),
         }
     }
 
-    /// Takes a section; returns the findings that follow.
-    pub fn apply(&mut self, section: SignalSection) -> Vec<Finding> {
+    /// Takes a section of a run of stage one; returns the findings that follow.
+    pub fn apply(&mut self, producer: ProducerId, section: SignalSection) -> Vec<Finding> {
+        let section = self.fences.admit(producer, section);
+        if section.marks.is_empty() && section.is_heartbeat() {
+            return Vec::new();
+        }
         self.incidents.apply(self.uniter.apply(section));
         self.incidents.advance()
     }
@@ -47,23 +79,40 @@ impl StageTwo {
     pub fn apply_bytes(&mut self, bytes: &[u8]) -> Result<Vec<Finding>, WireError> {
         let mut aligned = crate::aligned::Aligned::default();
         let batch = SignalBatchView::check(aligned.of(bytes))?;
-        let mut section = batch.to_section();
-        self.leave_out_repeated(batch.header().producer, &mut section);
-        Ok(self.apply(section))
+        Ok(self.apply(batch.header().producer, batch.to_section()))
     }
 
-    /// Signals and facts may be heard twice; counts may not. A new run of stage one begins with events whose counts the
-    /// run before has told.
-    fn leave_out_repeated(&mut self, producer: ProducerId, section: &mut SignalSection) {
-        if self.producer != Some(producer) {
-            if self.producer.is_some() {
-                self.counted = self.uniter.watermark();
-            }
-            self.producer = Some(producer);
+    /// Goes on where an earlier process was: how far each shard was heard before the first section that comes now.
+    pub fn resume(&mut self, heard: &[Heard]) {
+        self.fences.restore(heard);
+        let marks =
+            heard.iter().zip(0..).map(|(heard, shard)| ShardMark { shard, epoch: heard.epoch, at: heard.at });
+        let section = SignalSection { marks: marks.collect(), ..SignalSection::default() };
+        self.incidents.apply(self.uniter.apply(section));
+    }
+
+    /// How far each shard was heard; `None` amid a step, where no restart can begin.
+    pub fn heard(&self) -> Option<&[Heard]> {
+        (!self.fences.is_amid_a_step()).then(|| self.fences.heard())
+    }
+
+    /// What a restart needs beside the signals it reads again.
+    pub fn incidents(&self) -> &IncidentEngine {
+        &self.incidents
+    }
+
+    /// Takes what an earlier process remembered, before anything else.
+    pub fn remember(&mut self, changes: Vec<Signal>, machines: Vec<Entity>) {
+        self.incidents.remember(changes, machines);
+    }
+
+    /// What was refused or forgotten so far.
+    pub fn counters(&self) -> StageTwoCounters {
+        StageTwoCounters {
+            fences: self.fences.counters(),
+            united_evicted: self.uniter.evicted,
+            incidents: self.incidents.counters(),
         }
-        let counted = self.counted;
-        section.tallies.retain(|tally| tally.window_start.plus(tally.window_ns) > counted);
-        section.gaps.retain(|gap| gap.to > counted);
     }
 
     /// The input has ended: decides what is open, as of `at`.
@@ -175,7 +224,7 @@ impl Engine {
                 // Too large for one message: in process nothing is lost by going without the encoding.
                 Err(error) => {
                     tracing::warn!(%error, "a section of signals does not fit one message");
-                    self.findings.extend(self.stage_two.apply(section));
+                    self.findings.extend(self.stage_two.apply(ProducerId(1), section));
                 }
             }
         }

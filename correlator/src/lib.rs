@@ -4,9 +4,13 @@
 #![forbid(unsafe_code)]
 
 mod aligned;
+mod checkpoint;
 pub mod config;
 pub mod engine;
+pub mod fence;
+mod incident_worker;
 pub mod incidents;
+mod ledger;
 mod low_water;
 mod metrics;
 pub mod model;

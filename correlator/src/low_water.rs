@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tapio_runtime::bus::{Bus, BusError, Kv, StartAt};
 use tapio_schemas::UnixNanos;
@@ -26,24 +27,34 @@ pub struct LowWater {
     pub from: UnixNanos,
 }
 
-/// For sequences read: the newest event time up to there.
-#[derive(Debug, Default)]
-pub struct Marks {
-    marks: VecDeque<(u64, UnixNanos)>,
+/// For sequences read: the newest event time up to there, and how things stood then.
+#[derive(Debug)]
+pub struct Marks<T = ()> {
+    marks: VecDeque<(u64, UnixNanos, T)>,
 }
 
-impl Marks {
+impl<T> Default for Marks<T> {
+    fn default() -> Self {
+        Self { marks: VecDeque::new() }
+    }
+}
+
+impl Marks<()> {
     /// Everything up to `sequence` is read, and none of it is newer than `newest`.
     pub fn record(&mut self, sequence: u64, newest: UnixNanos) {
-        let newest = self.marks.back().map_or(newest, |(_, before)| newest.max(*before));
-        if self
-            .marks
-            .back()
-            .is_some_and(|(last, before)| *last >= sequence || newest.since(*before) < MARK_EVERY_NS)
-        {
+        self.record_with(sequence, newest, || ());
+    }
+}
+
+impl<T> Marks<T> {
+    /// As `record`, with how things stand after `sequence`.
+    pub fn record_with(&mut self, sequence: u64, newest: UnixNanos, stands: impl FnOnce() -> T) {
+        let last = self.marks.back();
+        let newest = last.map_or(newest, |(_, before, _)| newest.max(*before));
+        if last.is_some_and(|(last, before, _)| *last >= sequence || newest.since(*before) < MARK_EVERY_NS) {
             return;
         }
-        self.marks.push_back((sequence, newest));
+        self.marks.push_back((sequence, newest, stands()));
         if self.marks.len() > MARKS_MAX {
             self.marks.pop_front();
         }
@@ -51,12 +62,17 @@ impl Marks {
 
     /// First sequence that may hold anything of `needed` or later; forgets what lies before. `None` when not known.
     pub fn sequence_for(&mut self, needed: UnixNanos) -> Option<u64> {
-        let covered = self.marks.iter().take_while(|(_, newest)| *newest < needed).count();
+        self.place_for(needed).map(|(sequence, _)| sequence)
+    }
+
+    /// As [`Self::sequence_for`], with how things stood before that sequence.
+    pub fn place_for(&mut self, needed: UnixNanos) -> Option<(u64, &T)> {
+        let covered = self.marks.iter().take_while(|(_, newest, _)| *newest < needed).count();
         if covered == 0 {
             return None;
         }
         self.marks.drain(..covered - 1);
-        self.marks.front().map(|(sequence, _)| sequence + 1)
+        self.marks.front().map(|(sequence, _, stood)| (sequence + 1, stood))
     }
 }
 
@@ -75,12 +91,17 @@ impl LowWaterStore {
 
     /// What was kept last. A value that cannot be read counts as none: reading more is always safe.
     pub async fn load(&self) -> Result<Option<LowWater>, BusError> {
+        self.load_as().await
+    }
+
+    /// What was kept last, in a form that has more than the mark.
+    pub async fn load_as<T: DeserializeOwned>(&self) -> Result<Option<T>, BusError> {
         let entry = self.kv.get(&self.key).await?;
         Ok(entry.and_then(|e| serde_json::from_slice(&e.value).ok()))
     }
 
-    /// Keeps a mark.
-    pub async fn save(&self, low_water: LowWater) -> Result<(), BusError> {
+    /// Keeps a mark, or a form that has more.
+    pub async fn save(&self, low_water: impl Serialize) -> Result<(), BusError> {
         let text = serde_json::to_vec(&low_water).unwrap_or_default();
         self.kv.put(&self.key, Bytes::from(text)).await.map(|_| ())
     }

@@ -24,8 +24,6 @@ pub struct CorrelatorMetrics {
     pub sections: Count,
     /// Findings that stage two published.
     pub findings: Count,
-    /// Findings that were published before a restart and are not published again.
-    pub findings_known: Count,
     /// Milliseconds between the clock and the event time that stage two has passed.
     pub lag_ms: Level,
     events: Count,
@@ -36,6 +34,8 @@ pub struct CorrelatorMetrics {
     groups: Count,
     evicted: ByLabel,
     gap_events: Count,
+    stage_two_dropped: ByLabel,
+    settled: ByLabel,
     open: Family<[(&'static str, String); 2], Level>,
 }
 
@@ -49,10 +49,6 @@ impl CorrelatorMetrics {
             rejected: by_label("correlator_batches_rejected", "Batches refused and dead-lettered, by reason"),
             sections: count("correlator_sections", "Messages published on the signal stream"),
             findings: count("correlator_findings", "Finding revisions published"),
-            findings_known: count(
-                "correlator_findings_known",
-                "Finding revisions made again after a restart and not published twice",
-            ),
             lag_ms: metrics.shared("correlator_watermark_lag_ms", "Event time not yet decided, milliseconds"),
             events: count("correlator_events", "Events read from batches"),
             dropped: by_label("correlator_events_dropped", "Events not used, by reason"),
@@ -65,6 +61,14 @@ impl CorrelatorMetrics {
             groups: count("correlator_groups", "Semantic groups opened"),
             evicted: by_label("correlator_evicted", "Things forgotten because their map was full, by map"),
             gap_events: count("correlator_gap_events", "Events missing from producers' sequences"),
+            stage_two_dropped: by_label(
+                "correlator_stage_two_dropped",
+                "What stage two did not take, or forgot because it had too much, by reason",
+            ),
+            settled: by_label(
+                "correlator_findings_settled",
+                "Finding revisions not published, or published to set right what a restart left, by reason",
+            ),
             open: metrics.shared("correlator_open", "Things held open by stage one, by worker"),
         }
     }
@@ -85,6 +89,16 @@ impl CorrelatorMetrics {
         }
     }
 
+    /// Adds what stage two has dropped since `before`.
+    pub fn add_dropped(&self, now: &[(&'static str, u64)], before: &[(&'static str, u64)]) {
+        add_new(&self.stage_two_dropped, now, before);
+    }
+
+    /// Adds what the ledger has settled since `before`.
+    pub fn add_settled(&self, now: &[(&'static str, u64)], before: &[(&'static str, u64)]) {
+        add_new(&self.settled, now, before);
+    }
+
     /// Counts a refused batch.
     pub fn reject(&self, reason: &str) {
         self.rejected.get_or_create(&[("reason", reason.to_owned())]).inc();
@@ -97,5 +111,11 @@ impl CorrelatorMetrics {
                 self.open.get_or_create(&[("worker", worker.to_string()), ("kind", (*kind).to_owned())]);
             level.set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
+    }
+}
+
+fn add_new(family: &ByLabel, now: &[(&'static str, u64)], before: &[(&'static str, u64)]) {
+    for ((reason, now), (_, before)) in now.iter().zip(before).filter(|(now, before)| now.1 > before.1) {
+        family.get_or_create(&[("reason", (*reason).to_owned())]).inc_by(now - before);
     }
 }

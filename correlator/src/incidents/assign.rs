@@ -25,7 +25,7 @@ impl Assigned {
         let kept = &self.kept;
         let absorbed = std::mem::take(&mut self.absorbed).into_iter();
         absorbed
-            .filter_map(|(incident, into)| {
+            .filter_map(|(mut incident, into)| {
                 let other = &kept[into];
                 incident.merged_into(other.id, &other.title(), now)
             })

@@ -86,6 +86,9 @@ pub struct Candidate<'m> {
 struct Around<'v, 'a> {
     view: &'v View<'a>,
     seat: &'v Entity,
+    /// Of a thing that is mounted: what mounts it. Who calls that suffers from the seat.
+    mounters: BTreeSet<Entity>,
+    mounted: BTreeSet<Entity>,
     callers: Arc<BTreeSet<Entity>>,
     callees: Arc<BTreeSet<Entity>>,
     upstream: BTreeSet<Entity>,
@@ -95,32 +98,44 @@ struct Around<'v, 'a> {
 impl<'v, 'a> Around<'v, 'a> {
     fn new(view: &'v View<'a>, seat: &'v Entity) -> Self {
         let graph = view.graph;
+        let mounters = graph.mounters(seat);
+        let mut callers = graph.callers(seat);
+        let mut upstream = graph.reach(seat, true);
+        for mounter in &mounters {
+            Arc::make_mut(&mut callers).extend(graph.callers(mounter).iter().cloned());
+            upstream.extend(graph.reach(mounter, true));
+        }
         Self {
             view,
             seat,
-            callers: graph.callers(seat),
+            mounters,
+            mounted: graph.mounted(seat),
+            callers,
             callees: graph.callees(seat),
-            upstream: graph.reach(seat, true),
+            upstream,
             machines: graph.machines(seat),
         }
     }
 
     fn holds(&self, relation: Relation, at: usize) -> bool {
         let (home, peer) = (&self.view.homes[at], self.view.peers[at].as_ref());
+        let is_seat = |entity: &Entity| entity == self.seat || self.mounters.contains(entity);
         match relation {
             Relation::Itself => home == self.seat,
             Relation::Caller => {
-                home != self.seat
+                !is_seat(home)
                     && match peer {
-                        Some(peer) => peer == self.seat,
+                        Some(peer) => is_seat(peer),
                         None => self.callers.contains(home),
                     }
             }
             Relation::Upstream => {
-                home != self.seat && peer != Some(self.seat) && self.upstream.contains(home)
+                !is_seat(home) && !peer.is_some_and(is_seat) && self.upstream.contains(home)
             }
             Relation::Callee => self.callees.contains(home),
             Relation::Node => self.machines.contains(home),
+            Relation::Mounter => self.mounters.contains(home),
+            Relation::Mounted => self.mounted.contains(home),
             Relation::Hosted => home != self.seat && self.view.graph.machines(home).contains(self.seat),
         }
     }
@@ -168,7 +183,14 @@ fn seats_of(pattern: &Pattern, view: &View<'_>) -> BTreeSet<Entity> {
                 (Relation::Caller, None) => view.graph.callees(home).as_ref().clone(),
                 (Relation::Hosted, _) => view.graph.machines(home),
                 // What only shows further away does not make a cause a candidate: something nearer must.
-                (Relation::Upstream | Relation::Callee | Relation::Node, _) => continue,
+                (
+                    Relation::Upstream
+                    | Relation::Callee
+                    | Relation::Node
+                    | Relation::Mounter
+                    | Relation::Mounted,
+                    _,
+                ) => continue,
             };
             seats.extend(
                 around.into_iter().filter(|s| sits_on(&pattern.sits_on, s)).take(SEATS_PER_SIGNAL_MAX),
@@ -258,7 +280,7 @@ fn in_time(
         .filter(|(s, first)| {
             let leading = &pattern.symptoms[*s];
             // What needs a leader itself leads nothing, and neither does what came at the wrong time.
-            leading.on == Relation::Itself
+            matches!(leading.on, Relation::Itself | Relation::Mounter)
                 && spec.after.contains(&leading.signal)
                 && leading.after.is_empty()
                 && within(around.view.signals[*first].onset, anchor, leading.lag)

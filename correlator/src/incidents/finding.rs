@@ -24,7 +24,7 @@ const REASONS_MAX: usize = 4;
 /// Holes told.
 const GAPS_MAX: usize = 8;
 /// A hole this long before the first sign still matters.
-const GAP_REACH_NS: u64 = 60_000_000_000;
+pub const GAP_REACH_NS: u64 = 60_000_000_000;
 
 /// What a finding is made from.
 pub struct Material<'a> {
@@ -267,13 +267,14 @@ impl Material<'_> {
     fn gaps_in_words(&self, first_bad: UnixNanos) -> Vec<String> {
         let near =
             self.gaps.iter().filter(|g| g.to >= first_bad.minus(GAP_REACH_NS) && g.from <= self.view.now);
-        near.take(GAPS_MAX)
-            .map(|gap| {
-                let place = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
-                let reason = if gap.reason.is_empty() { String::new() } else { format!(" ({})", gap.reason) };
-                let (from, to) = (clock_time(gap.from), clock_time(gap.to));
-                format!("{}{place} lost {} events {from}–{to}{reason}", gap.source, gap.lost)
-            })
-            .collect()
+        near.take(GAPS_MAX).map(in_words).collect()
     }
+}
+
+/// A hole in words.
+pub fn in_words(gap: &Gap) -> String {
+    let place = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
+    let reason = if gap.reason.is_empty() { String::new() } else { format!(" ({})", gap.reason) };
+    let (from, to) = (clock_time(gap.from), clock_time(gap.to));
+    format!("{}{place} lost {} events {from}–{to}{reason}", gap.source, gap.lost)
 }

@@ -252,6 +252,16 @@ impl Graph {
         machines
     }
 
+    /// Objects (ConfigMaps, Secrets, claims) that anything inside of `home` mounts or reads its variables from.
+    pub fn mounted(&self, home: &Entity) -> BTreeSet<Entity> {
+        self.names_of(home).iter().flat_map(|n| self.targets(n, EdgeKind::Mounts)).cloned().collect()
+    }
+
+    /// Homes that mount `object` or read their variables from it.
+    pub fn mounters(&self, object: &Entity) -> BTreeSet<Entity> {
+        self.sources(object, EdgeKind::Mounts).map(|e| self.home(e)).collect()
+    }
+
     /// Forgets edges gone before `gone_before` and those nobody has mentioned since `silent_before`.
     pub fn prune(&mut self, gone_before: UnixNanos, silent_before: UnixNanos) {
         let into = &mut self.into;
@@ -328,6 +338,21 @@ mod tests {
         assert_eq!(graph.reach(&db, true), BTreeSet::from([service("api"), service("web")]));
         assert_eq!(*graph.callees(&service("api")), BTreeSet::from([db.clone()]));
         assert_eq!(graph.machines(&db), BTreeSet::from([Entity::new(kinds::NODE, "", "n1", "")]));
+    }
+
+    #[test]
+    fn what_a_pod_mounts_is_mounted_by_its_workload() {
+        let mut graph = Graph::new(100);
+        graph.learn(&database(), UnixNanos(10));
+        let settings = Entity::namespaced("ConfigMap", "shop", "db");
+        let pod = Entity::namespaced(kinds::POD, "shop", "db-0");
+        graph.apply(&fact(EdgeKind::Mounts, pod, settings.clone()));
+        let db = Entity::namespaced("StatefulSet", "shop", "db");
+        assert_eq!(graph.mounters(&settings), BTreeSet::from([db.clone()]));
+        assert_eq!(graph.mounted(&db), BTreeSet::from([settings.clone()]));
+        // A name that a workload and its settings share stays the workload's.
+        assert_eq!(graph.home(&Entity::namespaced(kinds::SERVICE, "shop", "db")), db);
+        assert_eq!(graph.home(&settings), settings);
     }
 
     #[test]

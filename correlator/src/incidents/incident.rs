@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tapio_schemas::finding::{Finding, Status};
 use tapio_schemas::{FindingId, Score, Severity, SignalId, SmolStr, UnixNanos};
 
+use super::ending;
 use super::prediction::Foretold;
 
 /// A confidence that moves by less is the same.
@@ -103,15 +104,21 @@ impl Incident {
     }
 
     /// Last revision of an incident that turned out to be part of another one.
-    pub fn merged_into(mut self, other: FindingId, title: &str, now: UnixNanos) -> Option<Finding> {
-        let mut last = self.published.take()?.finding;
-        last.status = Status::Recovered;
-        last.story = format!("This is part of another incident ({other}): {title}.");
-        last.prediction = None;
-        last.updated_at = now;
-        last.freshness.watermark = now;
-        last.revision = self.revision + 1;
-        last.emitted_at = now;
+    pub fn merged_into(&mut self, other: FindingId, title: &str, now: UnixNanos) -> Option<Finding> {
+        let last = self.published.take()?.finding;
+        let last = ending::superseded(last, other, title, now);
+        self.revision = last.revision;
+        Some(last)
+    }
+
+    /// Last revision of an incident that is dropped; `None` when nothing was told, or that it is over.
+    pub fn dropped(&mut self, why: &str, now: UnixNanos) -> Option<Finding> {
+        let last = self.published.take()?.finding;
+        if ending::is_over(last.status) {
+            return None;
+        }
+        let last = ending::lost(last, why, now);
+        self.revision = last.revision;
         Some(last)
     }
 }

@@ -8,6 +8,7 @@ mod assign;
 mod candidates;
 mod components;
 mod config;
+pub(crate) mod ending;
 mod finding;
 mod graph;
 mod impact;
@@ -35,7 +36,7 @@ use candidates::{View, candidates};
 use components::components;
 pub use config::IncidentConfig;
 use config::nanos;
-use finding::Material;
+use finding::{GAP_REACH_NS, Material, in_words};
 use graph::Graph;
 use impact::Tallies;
 use incident::Incident;
@@ -49,8 +50,14 @@ const LOOK_NS: u64 = 1_000_000_000;
 const SWEEP_NS: u64 = 60_000_000_000;
 /// Holes remembered.
 const GAPS_MAX: usize = 256;
+/// Why an incident without signals is dropped.
+const SIGNALS_FORGOTTEN: &str = "its signals were forgotten because too many were known";
+/// Why one of too many incidents is dropped.
+const INCIDENTS_TOO_MANY: &str = "too many incidents were followed at the same time";
 /// Machines remembered as sources of kernel events.
 const KERNEL_NODES_MAX: usize = 4096;
+/// Changes kept for a restart, newest first kept.
+const CHANGES_KEPT_MAX: usize = 1024;
 /// Closed incidents whose last revision is remembered, so that one that opens again counts on.
 const CLOSED_MAX: usize = 4096;
 
@@ -91,6 +98,8 @@ pub struct IncidentEngine {
     tick: UnixNanos,
     swept: UnixNanos,
     counters: IncidentCounters,
+    /// Grows with each change and each machine learnt.
+    remembered: u64,
 }
 
 impl IncidentEngine {
@@ -111,6 +120,7 @@ impl IncidentEngine {
             tick: UnixNanos(0),
             swept: UnixNanos(0),
             counters: IncidentCounters::default(),
+            remembered: 0,
         }
     }
 
@@ -147,10 +157,38 @@ impl IncidentEngine {
         findings
     }
 
-    /// Oldest event time that is still needed: a restart must read again from there.
+    /// Oldest event time that is still needed: a restart must read again from there. What outlives it is in
+    /// [`Self::memory`].
     pub fn low_water(&self) -> UnixNanos {
-        let held = self.incidents.iter().map(|i| i.onset);
+        let held = self.incidents.iter().map(|i| i.onset.minus(GAP_REACH_NS));
         held.chain(self.pending.oldest()).min().unwrap_or(self.tick)
+    }
+
+    /// What is needed for longer than the signals are read again after a restart: the changes that may be the
+    /// reason of what comes, and the machines that tell kernel events.
+    pub fn memory(&self) -> (Vec<Signal>, Vec<Entity>) {
+        (self.known.changes(CHANGES_KEPT_MAX), self.kernel_nodes.iter().cloned().collect())
+    }
+
+    /// Grows when [`Self::memory`] has changed.
+    pub fn memory_version(&self) -> u64 {
+        self.remembered
+    }
+
+    /// Takes what an earlier process remembered, before anything else.
+    pub fn remember(&mut self, changes: Vec<Signal>, machines: Vec<Entity>) {
+        changes.into_iter().filter(|s| is_change(s.kind)).for_each(|change| self.take_signal(change));
+        self.kernel_nodes.extend(machines.into_iter().take(KERNEL_NODES_MAX));
+    }
+
+    /// True while an incident with this finding is followed.
+    pub fn stands_for(&self, id: FindingId) -> bool {
+        self.incidents.iter().any(|i| i.id == id)
+    }
+
+    /// The newest holes, in words.
+    pub fn gaps_in_words(&self, count_max: usize) -> Vec<String> {
+        self.gaps.iter().rev().take(count_max).map(in_words).collect()
     }
 
     /// No more input: decides everything up to `at`.
@@ -220,9 +258,12 @@ impl IncidentEngine {
         self.graph.learn(&signal.entity, signal.last_seen);
         let from_kernel = signal.pid != 0 && !signal.entity.node.is_empty() && is_kernel(signal.kind);
         if from_kernel && self.kernel_nodes.len() < KERNEL_NODES_MAX {
-            self.kernel_nodes.insert(Entity::new(kinds::NODE, "", &signal.entity.node, ""));
+            let machine = Entity::new(kinds::NODE, "", &signal.entity.node, "");
+            self.remembered += u64::from(self.kernel_nodes.insert(machine));
         }
-        self.known.update(signal);
+        let is_change = is_change(signal.kind);
+        let is_new = self.known.update(signal);
+        self.remembered += u64::from(is_change && is_new);
     }
 
     fn sweep(&mut self) {
@@ -244,8 +285,8 @@ impl IncidentEngine {
         let now = self.tick;
         let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now);
         if view.signals.iter().all(|s| is_change(s.kind)) {
-            self.closed.extend(self.incidents.drain(..).map(|i| (i.id, i.revision())));
-            return Vec::new();
+            let gone = std::mem::take(&mut self.incidents);
+            return self.forget(gone, SIGNALS_FORGOTTEN, now);
         }
         let candidates = candidates(&view, &self.model);
         let parts = components(&view, &candidates, self.config.candidates_max);
@@ -272,32 +313,52 @@ impl IncidentEngine {
         }
         let merged = assigned.merged(now);
         self.closed.extend(merged.iter().map(|f| (f.id, f.revision)));
-        self.closed.extend(assigned.gone.iter().map(|i| (i.id, i.revision())));
         findings.extend(merged);
-        self.close(assigned.kept, now);
+        findings.extend(self.forget(assigned.gone, SIGNALS_FORGOTTEN, now));
+        findings.extend(self.close(assigned.kept, now));
         findings
     }
 
-    /// Lets go of what has been over for long enough, with its signals.
-    fn close(&mut self, incidents: Vec<Incident>, now: UnixNanos) {
+    /// Drops incidents; returns the last revisions of those that were told as going on.
+    fn forget(&mut self, incidents: Vec<Incident>, why: &str, now: UnixNanos) -> Vec<Finding> {
+        let mut last = Vec::new();
+        for mut incident in incidents {
+            last.extend(incident.dropped(why, now));
+            self.closed.push_back((incident.id, incident.revision()));
+        }
+        last
+    }
+
+    /// Lets go of what has been over for long enough, with its signals, and of what is too much.
+    fn close(&mut self, incidents: Vec<Incident>, now: UnixNanos) -> Vec<Finding> {
+        let mut findings = Vec::new();
         let reopen = nanos(self.config.reopen);
-        let (mut done, mut open): (Vec<Incident>, Vec<Incident>) =
+        let (done, mut open): (Vec<Incident>, Vec<Incident>) =
             incidents.into_iter().partition(|i| i.over_since.is_some_and(|over| now.since(over) >= reopen));
         if open.len() > self.config.incidents_max {
             open.sort_by_key(|i| (i.over_since.is_none(), i.opened_at, i.id));
             let surplus = open.len() - self.config.incidents_max;
             self.counters.incidents_evicted += surplus as u64;
-            done.extend(open.drain(..surplus));
+            let evicted: Vec<Incident> = open.drain(..surplus).collect();
+            self.forget_signals(&evicted);
+            findings = self.forget(evicted, INCIDENTS_TOO_MANY, now);
         }
-        for incident in &done {
-            self.closed.push_back((incident.id, incident.revision()));
-            self.known.retain(|s| is_change(s.kind) || !incident.members.contains(&s.id));
-        }
+        self.forget_signals(&done);
+        self.closed.extend(done.iter().map(|i| (i.id, i.revision())));
         while self.closed.len() > CLOSED_MAX {
             self.closed.pop_front();
         }
         open.sort_by_key(|i| (i.opened_at, i.id));
         self.incidents = open;
+        findings
+    }
+
+    fn forget_signals(&mut self, of: &[Incident]) {
+        if of.is_empty() {
+            return;
+        }
+        let members: BTreeSet<_> = of.iter().flat_map(|i| &i.members).copied().collect();
+        self.known.retain(|s| is_change(s.kind) || !members.contains(&s.id));
     }
 }
 

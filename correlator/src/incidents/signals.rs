@@ -147,6 +147,14 @@ impl Known {
         all
     }
 
+    /// The newest changes, at most so many, by onset and id.
+    pub fn changes(&self, count_max: usize) -> Vec<Signal> {
+        let mut changes: Vec<&Signal> = self.signals.values().filter(|s| is_change(s.kind)).collect();
+        changes.sort_by_key(|s| (s.onset, s.id));
+        let surplus = changes.len().saturating_sub(count_max);
+        changes.into_iter().skip(surplus).cloned().collect()
+    }
+
     /// Forgets those for which `keep` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(&Signal) -> bool) {
         self.signals.retain(|_, signal| keep(signal));

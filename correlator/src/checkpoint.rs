@@ -1,0 +1,210 @@
+//! What stage two keeps in the key-value bucket: where to read on, what outlives the reading again, how fresh it is.
+//!
+//! | key | value |
+//! |---|---|
+//! | `correlator.<cluster>.signals` | JSON: low water, time decided up to, how far each shard was heard before it |
+//! | `correlator.<cluster>.changes` | a message of signals (`schemas/src/wire`): changes that may be the reason of what comes |
+//! | `correlator.<cluster>.machines` | JSON: machines that tell kernel events |
+//! | `correlator.<cluster>.freshness` | JSON: `{"watermark","gaps","at"}`, each second |
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tapio_runtime::bus::{Bus, BusError, Kv};
+use tapio_schemas::names::token;
+use tapio_schemas::wire::{SignalBatchView, SignalSection, encode_signals};
+use tapio_schemas::{Entity, ProducerId, Signal, UnixNanos};
+
+use crate::aligned::Aligned;
+use crate::fence::Heard;
+use crate::low_water::{LowWater, LowWaterStore};
+
+/// Most bytes of one kept value: below the bucket's limit of 1 MiB. Above it the older half of the changes is left out.
+const VALUE_BYTES_MAX: usize = 900 << 10;
+
+/// Where a restart goes on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Standing {
+    /// Where to read on.
+    #[serde(flatten)]
+    pub mark: LowWater,
+    /// Event time up to which every finding is published and acknowledged.
+    #[serde(default)]
+    pub decided: UnixNanos,
+    /// How far each shard was heard before the mark's sequence.
+    #[serde(default)]
+    pub heard: Vec<Heard>,
+}
+
+/// What outlives the reading again.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// Changes.
+    pub changes: Vec<Signal>,
+    /// Machines that tell kernel events.
+    pub machines: Vec<Entity>,
+}
+
+/// What is kept at a time. The memory is kept before the mark passes what it is about.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// Where a restart goes on.
+    pub standing: Standing,
+    /// The memory, when it has changed.
+    pub memory: Option<Memory>,
+}
+
+impl Checkpoint {
+    /// This one instead of an older one that is not kept yet.
+    pub fn after(self, older: Option<Self>) -> Self {
+        Self { memory: self.memory.or(older.and_then(|older| older.memory)), ..self }
+    }
+}
+
+/// How fresh the verdicts are.
+#[derive(Debug, Clone, Default)]
+pub struct Fresh {
+    /// Event time that all shards have passed.
+    pub watermark: UnixNanos,
+    /// Newest holes, in words.
+    pub gaps: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct FreshJson<'a> {
+    watermark: UnixNanos,
+    gaps: &'a [String],
+    at: UnixNanos,
+}
+
+/// What was kept.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Where to go on; `None` when nothing was kept.
+    pub standing: Option<Standing>,
+    /// Changes.
+    pub changes: Vec<Signal>,
+    /// Machines.
+    pub machines: Vec<Entity>,
+}
+
+/// The keys of one cluster.
+pub struct StageTwoStore {
+    kv: Kv,
+    marks: LowWaterStore,
+    changes: String,
+    machines: String,
+    freshness: String,
+}
+
+impl StageTwoStore {
+    /// Opens the bucket.
+    pub async fn open(bus: &Bus, cluster: &str) -> Result<Self, BusError> {
+        let key = |what: &str| format!("correlator.{}.{what}", token(cluster));
+        Ok(Self {
+            kv: bus.kv().await?,
+            marks: LowWaterStore::open(bus, cluster, "signals").await?,
+            changes: key("changes"),
+            machines: key("machines"),
+            freshness: key("freshness"),
+        })
+    }
+
+    /// What was kept last. What cannot be read counts as not kept: reading more is always safe.
+    pub async fn load(&self) -> Result<Kept, BusError> {
+        let changes = self.kv.get(&self.changes).await?.map(|entry| decoded(&entry.value));
+        let machines = self.kv.get(&self.machines).await?;
+        let machines = machines.and_then(|entry| serde_json::from_slice(&entry.value).ok());
+        Ok(Kept {
+            standing: self.marks.load_as().await?,
+            changes: changes.unwrap_or_default(),
+            machines: machines.unwrap_or_default(),
+        })
+    }
+
+    /// Keeps a checkpoint: the memory first.
+    pub async fn save(&self, checkpoint: Checkpoint) -> Result<(), BusError> {
+        if let Some(memory) = checkpoint.memory {
+            self.kv.put(&self.changes, encoded(memory.changes)).await?;
+            let machines = serde_json::to_vec(&memory.machines).unwrap_or_default();
+            self.kv.put(&self.machines, Bytes::from(machines)).await?;
+        }
+        self.marks.save(checkpoint.standing).await
+    }
+
+    /// Tells how fresh the verdicts are; `at`: now, by the clock.
+    pub async fn tell_fresh(&self, fresh: &Fresh, at: UnixNanos) -> Result<(), BusError> {
+        let json = FreshJson { watermark: fresh.watermark, gaps: &fresh.gaps, at };
+        let text = serde_json::to_vec(&json).unwrap_or_default();
+        self.kv.put(&self.freshness, Bytes::from(text)).await.map(|_| ())
+    }
+}
+
+fn encoded(mut changes: Vec<Signal>) -> Bytes {
+    loop {
+        let section = SignalSection { signals: changes.clone(), ..SignalSection::default() };
+        match encode_signals(ProducerId(0), 0, 0, &section) {
+            Ok(bytes) if bytes.len() <= VALUE_BYTES_MAX => return Bytes::from(bytes),
+            _ if changes.is_empty() => return Bytes::new(),
+            _ => drop(changes.drain(..changes.len().div_ceil(2))),
+        }
+    }
+}
+
+fn decoded(bytes: &[u8]) -> Vec<Signal> {
+    let mut aligned = Aligned::default();
+    let batch = SignalBatchView::check(aligned.of(bytes));
+    batch.map(|batch| batch.to_section().signals).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use tapio_schemas::{Attribute, EntityRef, SignalKind};
+
+    fn change(number: u64, text: &str) -> Signal {
+        let entity = EntityRef { namespace: "shop".into(), service: "api".into(), ..EntityRef::default() };
+        let entity = Arc::new(entity.sealed());
+        let mut change = Signal::new(SignalKind::ImageChanged, entity, None, UnixNanos(number));
+        change.attributes = vec![Attribute::new("image_new", format!("{text}{number}").as_str())];
+        change
+    }
+
+    #[test]
+    fn changes_are_kept_with_all_they_say_and_garbage_is_none() {
+        let changes: Vec<Signal> = (0..3).map(|n| change(n, "api:")).collect();
+        // A baseline that is no number must survive.
+        assert!(changes[0].baseline.is_nan());
+        let read = decoded(&encoded(changes.clone()));
+        assert_eq!(format!("{read:?}"), format!("{changes:?}"));
+        assert!(decoded(b"garbage").is_empty() && decoded(b"").is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_loses_its_older_half() {
+        let long = "x".repeat(2000);
+        let read = decoded(&encoded((0..1000).map(|n| change(n, &long)).collect()));
+        assert!((200..=500).contains(&read.len()), "{}", read.len());
+        assert_eq!(read.last().map(|s| s.onset), Some(UnixNanos(999)));
+    }
+
+    #[test]
+    fn a_checkpoint_takes_over_the_memory_of_one_that_was_not_kept() {
+        let mark = |sequence| LowWater { sequence, from: UnixNanos(1) };
+        let checkpoint = |sequence, memory| Checkpoint {
+            standing: Standing { mark: mark(sequence), decided: UnixNanos(2), heard: Vec::new() },
+            memory,
+        };
+        let memory = Memory { changes: vec![change(1, "a")], machines: Vec::new() };
+        let kept = checkpoint(9, None).after(Some(checkpoint(8, Some(memory))));
+        assert_eq!((kept.standing.mark.sequence, kept.memory.unwrap().changes.len()), (9, 1));
+    }
+
+    #[test]
+    fn a_mark_of_an_earlier_build_is_read() {
+        let text = serde_json::to_string(&LowWater { sequence: 7, from: UnixNanos(3) }).unwrap();
+        let read: Standing = serde_json::from_str(&text).unwrap();
+        assert_eq!((read.mark.sequence, read.decided, read.heard.len()), (7, UnixNanos(0), 0));
+    }
+}
