@@ -1,8 +1,19 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+/// A path that may be empty, which is like not given: `TAPIO_DATA_DIR=` unsets it for one command.
+fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// The path, unless it is empty.
+pub fn given(path: &Option<PathBuf>) -> Option<&Path> {
+    path.as_deref().filter(|path| !path.as_os_str().is_empty())
+}
 
 /// What broke in your cluster, why, what comes next and which command fixes it.
 #[derive(Debug, Parser)]
@@ -10,7 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     name = "tapio",
     version,
     about,
-    after_help = "Examples:\n  tapio up                       run everything on this machine\n  tapio demo memory-leak         watch it predict and explain a real out-of-memory kill\n  tapio check                    what is wrong now\n  tapio why shop/deployment/api  the story of one thing\n  tapio doctor                   what works on this machine and what does not\n\nExit codes: 0 done or healthy, 1 failed, 2 findings or bad usage, 64 bad configuration, 69 no running instance."
+    after_help = "Examples:\n  tapio up                       run everything on this machine\n  tapio demo memory-leak         watch it predict and explain a real out-of-memory kill\n  tapio check                    what is wrong now\n  tapio why shop/deployment/api  the story of one thing\n  tapio doctor                   what works on this machine and what does not\n\nExit codes: 0 done or healthy, 1 failed, 2 findings or bad usage, 3 cannot tell, 64 bad configuration, 69 no running instance."
 )]
 pub struct Cli {
     /// What to do.
@@ -32,8 +43,10 @@ pub enum Command {
     Correlator(RunArgs),
     /// Run the storage service alone.
     Storage(RunArgs),
-    /// Say what is wrong now; exit code 0 when healthy, 2 with findings.
-    #[command(after_help = "Examples:\n  tapio check\n  tapio check deployment/api --output json")]
+    /// Say what is wrong now, and whether anyone would know.
+    #[command(
+        after_help = "Examples:\n  tapio check\n  tapio check deployment/api --output json\n  tapio check --all\n\nExit codes: 0 healthy (or recovered): everything up to less than a minute ago is judged; 2 findings; 3 cannot tell: nothing has been judged lately, or the store lacks findings; 69 no running instance."
+    )]
     Check(CheckArgs),
     /// Tell the story of one thing: name, kind/name, namespace/kind/name, a cgroup path or a finding id.
     #[command(
@@ -43,10 +56,20 @@ pub enum Command {
     /// Print findings as they are published.
     Watch(WatchArgs),
     /// Run recordings through the pipeline in event time and print each finding revision.
-    #[command(after_help = "Examples:\n  tapio replay incident.jsonl.zst --output jsonl")]
+    #[command(
+        after_help = "Examples:\n  tapio replay incident.jsonl.zst --output jsonl\n\nFindings come one a line, as they are made: `--output json` is the same as `jsonl` here."
+    )]
     Replay(ReplayArgs),
     /// Write the events of a running instance to a file that `tapio replay` reads.
     Record(RecordArgs),
+    /// Write all stored findings to a file of JSON lines; the instance must not be running.
+    #[command(
+        after_help = "Examples:\n  tapio export findings.jsonl.zst\n  tapio export - --data-dir /var/lib/tapio | wc -l"
+    )]
+    Export(TransferArgs),
+    /// Store the findings of an export; what is there already stays. The instance must not be running.
+    #[command(after_help = "Examples:\n  tapio import findings.jsonl.zst --data-dir /var/lib/tapio")]
+    Import(TransferArgs),
     /// Say what works on this machine, what does not, and what to do.
     Doctor(DoctorArgs),
     /// See Tapio do its job on a real failure.
@@ -63,6 +86,16 @@ pub enum Command {
     LeakChild(LeakArgs),
 }
 
+/// The command line as people are to see it: without what is only for the program itself.
+pub fn visible() -> clap::Command {
+    let whole = Cli::command();
+    let commands = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("tapio")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments().cloned())
+        .subcommands(commands.collect::<Vec<_>>())
+}
+
 impl Command {
     /// True for what runs until it is told to stop (the demo may start a service of its own).
     pub fn is_service(&self) -> bool {
@@ -71,13 +104,13 @@ impl Command {
 }
 
 /// How to run a service.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct RunArgs {
     /// Configuration file (YAML).
-    #[arg(long, env = "TAPIO_CONFIG")]
+    #[arg(long, env = "TAPIO_CONFIG", value_parser = path_or_empty())]
     pub config: Option<PathBuf>,
     /// Where findings, streams and endpoints.json are kept.
-    #[arg(long, env = "TAPIO_DATA_DIR")]
+    #[arg(long, env = "TAPIO_DATA_DIR", value_parser = path_or_empty())]
     pub data_dir: Option<PathBuf>,
     /// Use this NATS server; without it `tapio up` starts one.
     #[arg(long)]
@@ -97,8 +130,27 @@ pub struct ClientArgs {
     #[arg(long, env = "TAPIO_SERVER")]
     pub server: Option<String>,
     /// Data directory of the instance (its endpoints.json is read).
-    #[arg(long, env = "TAPIO_DATA_DIR")]
+    #[arg(long, env = "TAPIO_DATA_DIR", value_parser = path_or_empty())]
     pub data_dir: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// The data directory, when one is named.
+    pub fn data_dir(&self) -> Option<&Path> {
+        given(&self.data_dir)
+    }
+}
+
+impl ClientArgs {
+    /// The address, when one is named.
+    pub fn server(&self) -> Option<&str> {
+        self.server.as_deref().filter(|server| !server.is_empty())
+    }
+
+    /// The data directory, when one is named.
+    pub fn data_dir(&self) -> Option<&Path> {
+        given(&self.data_dir)
+    }
 }
 
 /// Text or JSON.
@@ -124,6 +176,9 @@ pub struct CheckArgs {
     /// Form of the answer.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
+    /// Print all findings, not just one screen.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Arguments of `why`.
@@ -168,7 +223,7 @@ pub struct ReplayArgs {
     #[arg(long, default_value = "replay")]
     pub cluster: String,
     /// Configuration file (YAML).
-    #[arg(long, env = "TAPIO_CONFIG")]
+    #[arg(long, env = "TAPIO_CONFIG", value_parser = path_or_empty())]
     pub config: Option<PathBuf>,
 }
 
@@ -189,6 +244,19 @@ pub struct RecordArgs {
     /// Stop after this many seconds; else at Ctrl-C.
     #[arg(long)]
     pub seconds: Option<u64>,
+}
+
+/// Arguments of `export` and `import`.
+#[derive(Debug, Clone, Args)]
+pub struct TransferArgs {
+    /// JSON lines; `-` for standard output or input. An export is compressed when it ends in `.zst`.
+    pub file: PathBuf,
+    /// Configuration file (YAML).
+    #[arg(long, env = "TAPIO_CONFIG", value_parser = path_or_empty())]
+    pub config: Option<PathBuf>,
+    /// Data directory of the instance.
+    #[arg(long, env = "TAPIO_DATA_DIR", value_parser = path_or_empty())]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Arguments of `doctor`.

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use tapio_schemas::Finding;
 use tapio_schemas::proto::v1 as api;
 use tapio_schemas::proto::v1::correlation_service_client::CorrelationServiceClient;
+use tapio_schemas::{Finding, FindingId, UnixNanos};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cli::ClientArgs;
@@ -15,6 +15,35 @@ use crate::exit::{ExitWith, UNAVAILABLE};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Findings asked for at a time.
+const PAGE_FINDINGS: u32 = 500;
+/// Most findings of one question; beyond it the question fails rather than tell half.
+const FINDINGS_MAX: usize = 100_000;
+
+/// Which findings.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// Only those that mention this; empty for all.
+    pub entity: &'a str,
+    /// Where they stand; empty for all.
+    pub status: &'a str,
+    /// Updated at or after.
+    pub since: UnixNanos,
+}
+
+/// All findings of a question, and how complete the answer is.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Newest first.
+    pub findings: Vec<Finding>,
+    /// How far the correlators were at the first page.
+    pub clusters: Vec<api::ClusterFreshness>,
+    /// What the store lacked at any page, each once.
+    pub gaps: Vec<String>,
+}
+
+/// How ids of findings begin.
+pub const ID_PREFIX: &str = "fnd-";
 
 /// A connection to an instance.
 pub struct Client {
@@ -26,11 +55,11 @@ pub struct Client {
 
 /// `--server`, `TAPIO_SERVER`, endpoints.json of the data directory, else the default address.
 pub fn locate(args: &ClientArgs) -> anyhow::Result<(String, Option<Endpoints>)> {
-    if let Some(server) = &args.server {
-        return Ok((server.clone(), None));
+    if let Some(server) = args.server() {
+        return Ok((server.to_owned(), None));
     }
-    let dir = args.data_dir.clone().unwrap_or_else(default_data_dir);
-    let endpoints = read_endpoints(&dir, args.data_dir.is_some())?;
+    let dir = args.data_dir().map_or_else(default_data_dir, Path::to_path_buf);
+    let endpoints = read_endpoints(&dir, args.data_dir().is_some())?;
     let address = endpoints.as_ref().map_or_else(|| DEFAULT_API_GRPC.to_owned(), |e| e.api_grpc.clone());
     Ok((address, endpoints))
 }
@@ -75,23 +104,44 @@ impl Client {
         })
     }
 
-    /// Findings that match, newest first.
-    pub async fn list(&mut self, entity: &str, status: &str) -> anyhow::Result<Vec<Finding>> {
-        let mut request = tonic::Request::new(api::ListFindingsRequest {
-            entity: entity.to_owned(),
-            status: status.to_owned(),
-            page_size: 200,
-            ..Default::default()
-        });
-        request.set_timeout(REQUEST_TIMEOUT);
-        let answer = self.correlation.list_findings(request).await.map_err(said)?.into_inner();
-        answer.findings.iter().map(parse).collect()
+    /// All findings that match, page by page.
+    pub async fn list(&mut self, question: Question<'_>) -> anyhow::Result<Listing> {
+        let mut listing = Listing::default();
+        let mut page_token = String::new();
+        for page in 0.. {
+            let mut request = tonic::Request::new(api::ListFindingsRequest {
+                entity: question.entity.to_owned(),
+                status: question.status.to_owned(),
+                since_unix_nano: question.since.0,
+                page_size: PAGE_FINDINGS,
+                page_token,
+                ..Default::default()
+            });
+            request.set_timeout(REQUEST_TIMEOUT);
+            let answer = self.correlation.list_findings(request).await.map_err(said)?.into_inner();
+            for finding in &answer.findings {
+                listing.findings.push(parse(finding)?);
+            }
+            if page == 0 {
+                listing.clusters = answer.freshness;
+            }
+            listing.gaps.extend(answer.gaps);
+            if answer.next_page_token.is_empty() {
+                break;
+            }
+            if listing.findings.len() > FINDINGS_MAX {
+                anyhow::bail!("more than {FINDINGS_MAX} findings match: ask for one thing, by its name");
+            }
+            page_token = answer.next_page_token;
+        }
+        listing.gaps.sort();
+        listing.gaps.dedup();
+        Ok(listing)
     }
 
     /// The story of one thing; `None` when nothing is known about it.
     pub async fn why(&mut self, entity: &str) -> anyhow::Result<Option<Finding>> {
-        let by_id = entity.starts_with("fnd-");
-        let answer = if by_id {
+        let answer = if is_id(entity) {
             let request = api::GetFindingRequest { id: entity.to_owned(), revision: 0 };
             self.correlation.get_finding(request).await.map(|r| r.into_inner().finding)
         } else {
@@ -104,6 +154,11 @@ impl Client {
             Err(status) => Err(said(status)),
         }
     }
+}
+
+/// True for the id of a finding; anything else is a name.
+pub fn is_id(text: &str) -> bool {
+    text.starts_with(ID_PREFIX) && text.parse::<FindingId>().is_ok()
 }
 
 /// The published document of an answer.

@@ -1,6 +1,6 @@
 //! The root configuration: each part lives beside its component.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tapio_agents::config::AgentConfig;
@@ -10,7 +10,7 @@ use tapio_runtime::config::{ConfigError, Sources, load};
 use tapio_runtime::telemetry::TelemetryConfig;
 use tapio_storage::config::StorageConfig;
 
-use crate::cli::RunArgs;
+use crate::cli::{RunArgs, given};
 use crate::endpoints::default_data_dir;
 
 /// Everything that can be configured, by file, `TAPIO_` environment and `--set`.
@@ -67,7 +67,7 @@ impl Default for NatsConfig {
 impl TapioConfig {
     /// Defaults, file, environment, `--set`, then the flags with names of their own.
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
-        let mut sources = Sources::from_process(args.config.clone());
+        let mut sources = Sources::from_process(given(&args.config).map(Path::to_path_buf));
         if args.free_ports {
             for key in Self::default().listeners().iter().map(|(key, _)| *key) {
                 sources = sources.with_override(&format!("{key}=127.0.0.1:0"))?;
@@ -78,8 +78,8 @@ impl TapioConfig {
             sources = sources.with_override(pair)?;
         }
         let mut config: Self = load(&sources)?;
-        if let Some(dir) = &args.data_dir {
-            config.data_dir.clone_from(dir);
+        if let Some(dir) = args.data_dir() {
+            config.data_dir = dir.to_owned();
         }
         if let Some(url) = &args.nats_url {
             config.bus.urls = vec![url.clone()];
@@ -103,6 +103,11 @@ impl TapioConfig {
         }
     }
 
+    /// True when a NATS server is named, by flag, file or environment; else `tapio up` starts one.
+    pub fn names_nats(&self) -> bool {
+        self.bus.urls != BusConfig::default().urls
+    }
+
     /// Keys of all listening addresses, with their values.
     pub fn listeners(&self) -> Vec<(&'static str, String)> {
         vec![
@@ -111,5 +116,17 @@ impl TapioConfig {
             ("storage.listen", self.storage.listen.clone()),
             ("telemetry.listen", self.telemetry.listen.clone()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_directory_is_like_none() {
+        let args =
+            RunArgs { data_dir: Some(PathBuf::new()), config: Some(PathBuf::new()), ..RunArgs::default() };
+        assert_eq!(TapioConfig::load(&args).unwrap().data_dir, default_data_dir());
     }
 }

@@ -50,6 +50,13 @@ impl Endpoints {
         }
     }
 
+    /// True when the instance listens on the port of this address.
+    pub fn holds(&self, address: &str) -> bool {
+        let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let own = [&self.nats, &self.otlp_grpc, &self.otlp_http, &self.api_grpc, &self.metrics];
+        port(address).is_some_and(|wanted| own.iter().any(|own| port(own) == Some(wanted)))
+    }
+
     /// Removes the file at the end of a run.
     pub fn remove(data_dir: &Path) {
         if let Err(error) = std::fs::remove_file(data_dir.join(FILE)) {

@@ -2,6 +2,8 @@
 
 /// Findings are there, or bad usage (clap's own code).
 pub const FINDINGS: i32 = 2;
+/// It cannot be said whether anything is wrong.
+pub const CANNOT_TELL: i32 = 3;
 /// Something failed.
 pub const FAILED: i32 = 1;
 /// No running instance was found.

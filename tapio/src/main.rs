@@ -7,10 +7,12 @@ mod commands;
 mod config;
 mod endpoints;
 mod exit;
+mod input;
 mod recording;
 mod render;
+mod verdict;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use cli::{Cli, Command};
 
@@ -32,8 +34,10 @@ fn dispatch(command: Command) -> anyhow::Result<i32> {
         Command::LeakChild(args) => commands::leak_child::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Replay(args) => commands::replay::run(&args),
+        Command::Export(args) => commands::transfer::export(&args),
+        Command::Import(args) => commands::transfer::import(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tapio", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut cli::visible(), "tapio", &mut std::io::stdout());
             Ok(0)
         }
         command => {
@@ -56,7 +60,12 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         Command::Record(args) => commands::record::run(args).await,
         Command::Demo(args) => commands::demo::run(args).await,
         Command::Loadtest(args) => commands::loadtest::run(args).await,
-        Command::LeakChild(_) | Command::Doctor(_) | Command::Replay(_) | Command::Completions { .. } => {
+        Command::LeakChild(_)
+        | Command::Doctor(_)
+        | Command::Replay(_)
+        | Command::Export(_)
+        | Command::Import(_)
+        | Command::Completions { .. } => {
             unreachable!("handled without a runtime")
         }
     }

@@ -68,10 +68,15 @@ fn help_has_examples_and_completion_scripts_are_printed() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(stdout(&output).contains("tapio why shop/deployment/api"));
+    let output = run(&["check", "--help"]);
+    for code in ["0 healthy", "2 findings", "3 cannot tell"] {
+        assert!(stdout(&output).contains(code), "{}", stdout(&output));
+    }
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains("memory-leak"), "{shell}");
+        assert!(!stdout(&output).contains("leak-child"), "{shell} offers what is not for people");
     }
 }
 
@@ -131,4 +136,75 @@ fn the_doctor_does_not_call_an_unreachable_server_good() {
     let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let nats = checks.as_array().unwrap().iter().find(|c| c["name"] == "nats-server").unwrap();
     assert_eq!(nats["ok"], false, "{nats}");
+}
+
+#[test]
+fn an_empty_variable_is_like_none() {
+    let variables = [("TAPIO_DATA_DIR", ""), ("TAPIO_SERVER", ""), ("TAPIO_CONFIG", "")];
+    let output = tapio(&["why", "api", "--server", "127.0.0.1:1"]).envs(variables).output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+    assert!(stderr(&output).contains("127.0.0.1:1"), "{}", stderr(&output));
+    let dir = data_dir();
+    let file = dir.path().join("no-such-recording");
+    let output = tapio(&["replay", file.to_str().unwrap()]).envs(variables).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "the configuration is good: {}", stderr(&output));
+}
+
+#[test]
+fn the_doctor_looks_at_every_port_and_knows_its_own_instance() {
+    let dir = data_dir();
+    let data = dir.path().to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let nats_port = format!("nats.port={port}");
+    let look = || {
+        let args = ["doctor", "--free-ports", "--data-dir", data, "-o", "json", "--set", &nats_port];
+        let output = run(&args);
+        let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = checks.as_array().unwrap().iter().find(|c| c["name"] == "port of nats.port").cloned();
+        (output.status.code(), found.expect("the port is looked at"))
+    };
+    let (code, check) = look();
+    assert_eq!((code, &check["ok"]), (Some(1), &false.into()), "{check}");
+    assert!(check["todo"].as_str().unwrap().contains("--set nats.port=0"), "{check}");
+
+    let endpoints = serde_json::json!({
+        "nats": format!("nats://127.0.0.1:{port}"), "otlp_grpc": "", "otlp_http": "", "api_grpc": "", "metrics": "",
+    });
+    std::fs::write(dir.path().join("endpoints.json"), endpoints.to_string()).unwrap();
+    let (code, check) = look();
+    assert_eq!((code, &check["ok"]), (Some(0), &true.into()), "{check}");
+    assert!(check["says"].as_str().unwrap().contains("instance that runs"), "{check}");
+}
+
+#[test]
+fn ctrl_c_before_nats_answers_ends_at_once() {
+    // It takes the connection and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("nats://{}", silent.local_addr().unwrap());
+    let dir = data_dir();
+    let data = dir.path().to_str().unwrap();
+    let connecting = ["--nats-url", &url, "--set", "bus.connect_timeout=10m"];
+    let mut child = tapio(&["up", "--free-ports", "--data-dir", data])
+        .args(connecting)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _connection = silent.accept().unwrap();
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let status = common::wait_for("the end", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_replay_prints_one_document_a_line_also_as_json() {
+    let recording = concat!(env!("CARGO_MANIFEST_DIR"), "/recordings/memory-leak.jsonl.zst");
+    let [json, jsonl] = ["json", "jsonl"].map(|form| run(&["replay", recording, "--output", form]));
+    assert_eq!(json.status.code(), Some(0), "{}", stderr(&json));
+    assert_eq!(json.stdout, jsonl.stdout);
+    assert!(stdout(&json).lines().count() > 1);
+    for line in stdout(&json).lines() {
+        serde_json::from_str::<serde_json::Value>(line).expect("a document");
+    }
 }

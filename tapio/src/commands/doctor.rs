@@ -10,6 +10,7 @@ use tapio_runtime::nats_server;
 
 use crate::cli::{DoctorArgs, Output};
 use crate::config::TapioConfig;
+use crate::endpoints::Endpoints;
 use crate::exit::FAILED;
 
 /// How long a named NATS server may take to answer.
@@ -42,7 +43,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<i32> {
     let config = TapioConfig::load(&args.run)?;
     let mut checks = kernel();
     checks.push(cgroups());
-    checks.push(nats(args));
+    checks.push(nats(&config));
     checks.extend(ports(&config));
     checks.push(data_dir(&config.data_dir));
     checks.push(kubernetes());
@@ -123,9 +124,12 @@ fn cgroups() -> Check {
     Check::new("cgroups", false, result)
 }
 
-fn nats(args: &DoctorArgs) -> Check {
-    if let Some(url) = &args.run.nats_url {
-        return Check::new("nats-server", true, reach(url));
+fn nats(config: &TapioConfig) -> Check {
+    if config.names_nats() {
+        let tried: Vec<_> = config.bus.urls.iter().map(|url| reach(url)).collect();
+        let one = tried.iter().find(|reached| reached.is_ok()).or(tried.first()).cloned();
+        let none = || Err(("bus.urls is empty".to_owned(), "name a server with --nats-url".to_owned()));
+        return Check::new("nats-server", true, one.unwrap_or_else(none));
     }
     let result =
         nats_server::find().map(|binary| format!("{} at {}", binary.version, binary.path.display())).map_err(
@@ -148,19 +152,29 @@ fn reach(url: &str) -> Result<String, (String, String)> {
 }
 
 fn ports(config: &TapioConfig) -> Vec<Check> {
-    config
-        .listeners()
-        .into_iter()
-        .map(|(key, address)| {
-            let result = TcpListener::bind(&address).map(|_| format!("{address} is free")).map_err(|error| {
-                (
+    // A file that cannot be read names no instance.
+    let own = Endpoints::read(&config.data_dir).ok().flatten();
+    let mut listeners = config.listeners();
+    if !config.names_nats() {
+        listeners.push(("nats.port", format!("127.0.0.1:{}", config.nats.port)));
+    }
+    let check = |(key, address): (&str, String)| {
+        let result = match TcpListener::bind(&address) {
+            Ok(_) => Ok(format!("{address} is free")),
+            Err(_) if own.as_ref().is_some_and(|own| own.holds(&address)) => {
+                Ok(format!("{address} is held by the instance that runs"))
+            }
+            Err(error) => {
+                let free = if key == "nats.port" { "0" } else { "127.0.0.1:0" };
+                Err((
                     format!("{address}: {error}"),
-                    format!("stop what listens there, or use --set {key}=127.0.0.1:0"),
-                )
-            });
-            Check::new(&format!("port of {key}"), true, result)
-        })
-        .collect()
+                    format!("stop what listens there, or use --set {key}={free}"),
+                ))
+            }
+        };
+        Check::new(&format!("port of {key}"), true, result)
+    };
+    listeners.into_iter().map(check).collect()
 }
 
 fn data_dir(dir: &Path) -> Check {

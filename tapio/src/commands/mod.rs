@@ -8,5 +8,6 @@ pub mod loadtest;
 pub mod record;
 pub mod replay;
 pub mod run;
+pub mod transfer;
 pub mod watch;
 pub mod why;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tapio_agents::collectors::CollectorState;
 use tapio_agents::node::{AgentHandle, AgentParts, NodeAgent};
 use tapio_correlator::pipeline::{Correlator, CorrelatorHandle, CorrelatorParts};
-use tapio_runtime::bus::{Bus, BusConfig};
+use tapio_runtime::bus::{Bus, BusConfig, BusError};
 use tapio_runtime::clock::{SharedClock, SystemClock};
 use tapio_runtime::health::Health;
 use tapio_runtime::nats_server::{Child, ChildConfig};
@@ -53,7 +53,11 @@ pub async fn run(role: Role, args: RunArgs) -> anyhow::Result<i32> {
     let guard = telemetry::init(&config.telemetry, role.name(), &metrics)?;
     let signals = Shutdown::new();
     trigger_on_signals(&signals).context("cannot listen for signals")?;
-    let mut instance = Instance::start_with(role, &config, metrics).await?;
+    let Some(mut instance) = Instance::start_with(role, &config, metrics, &signals).await? else {
+        println!("Stopped before NATS answered.");
+        guard.shutdown();
+        return Ok(0);
+    };
     instance.guard = Some(guard);
     instance.announce(role);
     signals.wait().await;
@@ -81,19 +85,33 @@ impl Instance {
     /// Starts with the configuration the arguments name, without touching logs or signals.
     pub async fn start(role: Role, args: &RunArgs) -> anyhow::Result<Self> {
         let config = TapioConfig::load(args)?;
-        Self::start_with(role, &config, Metrics::new()).await
+        let started = Self::start_with(role, &config, Metrics::new(), &Shutdown::new()).await?;
+        started.context("stopped before NATS answered")
     }
 
-    /// Starts consumers before producers: storage, correlator, agent.
-    async fn start_with(role: Role, config: &TapioConfig, metrics: Metrics) -> anyhow::Result<Self> {
+    /// Starts consumers before producers: storage, correlator, agent. `None` when `stop` came before NATS
+    /// answered.
+    async fn start_with(
+        role: Role,
+        config: &TapioConfig,
+        metrics: Metrics,
+        stop: &Shutdown,
+    ) -> anyhow::Result<Option<Self>> {
         let mut config = config.clone();
         std::fs::create_dir_all(&config.data_dir)
             .with_context(|| format!("cannot make data directory {}", config.data_dir.display()))?;
-        // A server that is named, by flag, file or environment, is used; else `up` starts one.
-        let named = config.bus.urls != BusConfig::default().urls;
-        let nats = if role == Role::All && !named { Some(start_nats(&mut config).await?) } else { None };
-        let bus = Bus::connect(&config.bus, &metrics).await?;
-        bus.ensure_streams().await?;
+        let mut nats = if role == Role::All && !config.names_nats() {
+            Some(start_nats(&mut config).await?)
+        } else {
+            None
+        };
+        let bus = tokio::select! {
+            connected = connect(&config.bus, &metrics) => connected?,
+            () = stop.wait() => {
+                stop_nats(nats.take()).await?;
+                return Ok(None);
+            }
+        };
         let clock = SystemClock::shared();
         let health = Health::new(clock.clone());
         let shutdown = Shutdown::new();
@@ -123,7 +141,7 @@ impl Instance {
         if whole {
             endpoints.write(&config.data_dir)?;
         }
-        Ok(Self {
+        Ok(Some(Self {
             endpoints,
             config,
             whole,
@@ -135,7 +153,7 @@ impl Instance {
             bus,
             nats,
             guard: None,
-        })
+        }))
     }
 
     /// Where it listens.
@@ -186,14 +204,25 @@ impl Instance {
         if self.whole {
             Endpoints::remove(&self.config.data_dir);
         }
-        if let Some(mut nats) = self.nats.take() {
-            tokio::task::spawn_blocking(move || nats.stop()).await?.context("nats-server did not stop")?;
-        }
+        stop_nats(self.nats.take()).await?;
         if let Some(guard) = self.guard.take() {
             guard.shutdown();
         }
         Ok(())
     }
+}
+
+async fn connect(config: &BusConfig, metrics: &Metrics) -> Result<Bus, BusError> {
+    let bus = Bus::connect(config, metrics).await?;
+    bus.ensure_streams().await?;
+    Ok(bus)
+}
+
+async fn stop_nats(nats: Option<Child>) -> anyhow::Result<()> {
+    if let Some(mut nats) = nats {
+        tokio::task::spawn_blocking(move || nats.stop()).await?.context("nats-server did not stop")?;
+    }
+    Ok(())
 }
 
 async fn start_nats(config: &mut TapioConfig) -> anyhow::Result<Child> {

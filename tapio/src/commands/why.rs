@@ -1,7 +1,7 @@
 //! `tapio why`: the story of one thing.
 
 use crate::cli::{Output, WhyArgs};
-use crate::client::Client;
+use crate::client::{Client, ID_PREFIX, is_id};
 use crate::exit::FINDINGS;
 use crate::render;
 
@@ -10,7 +10,7 @@ pub async fn run(args: WhyArgs) -> anyhow::Result<i32> {
     let mut client = Client::connect(&args.client).await?;
     let Some(finding) = client.why(&args.entity).await? else {
         match args.output {
-            Output::Human => println!("nothing is known against {}", args.entity),
+            Output::Human => println!("{}", unknown(&args.entity)),
             Output::Json | Output::Jsonl => println!("null"),
         }
         return Ok(0);
@@ -21,4 +21,14 @@ pub async fn run(args: WhyArgs) -> anyhow::Result<i32> {
         Output::Jsonl => println!("{}", serde_json::to_string(&finding)?),
     }
     Ok(FINDINGS)
+}
+
+/// What looks like an id and is none may also be a name.
+fn unknown(entity: &str) -> String {
+    if entity.starts_with(ID_PREFIX) && !is_id(entity) {
+        return format!(
+            "nothing is known against {entity}; the id of a finding is `{ID_PREFIX}` and 32 hexadecimal digits"
+        );
+    }
+    format!("nothing is known against {entity}")
 }

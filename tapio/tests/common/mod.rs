@@ -96,15 +96,14 @@ impl Instance {
     }
 
     /// Ctrl-C, then waits; gives the exit code.
-    pub fn interrupt(mut self) -> Option<i32> {
+    pub fn interrupt(self) -> Option<i32> {
         self.signal("-INT");
-        wait_for("the end of tapio up", || self.child.try_wait().expect("the child can be asked")).code()
+        self.ended()
     }
 
-    /// Ends it as kill -9 does.
-    pub fn kill(mut self) {
-        self.child.kill().expect("the child can be killed");
-        self.child.wait().expect("the child can be reaped");
+    /// Waits for its end; gives the exit code.
+    pub fn ended(mut self) -> Option<i32> {
+        wait_for("the end of tapio up", || self.child.try_wait().expect("the child can be asked")).code()
     }
 
     /// Log so far.
@@ -112,7 +111,8 @@ impl Instance {
         log_of(&self.dir)
     }
 
-    fn signal(&self, signal: &str) {
+    /// Sends a signal, such as `-INT`.
+    pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
     }

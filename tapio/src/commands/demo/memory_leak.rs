@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use tapio_runtime::shutdown::{Shutdown, trigger_on_signals};
-use tapio_schemas::finding::Prediction;
+use tapio_schemas::finding::{PERSIST_CONFIDENCE_ABOVE, Prediction};
 use tapio_schemas::proto::v1 as api;
 use tapio_schemas::{Finding, SignalKind, UnixNanos};
 use tokio::process::{Child, Command};
@@ -46,7 +46,7 @@ pub async fn run(args: MemoryLeakArgs) -> anyhow::Result<i32> {
             println!("Ask again with: tapio why {name}");
             Ok(code)
         }
-        Err(error) if args.client.server.is_some() || args.client.data_dir.is_some() => Err(error),
+        Err(error) if args.client.server().is_some() || args.client.data_dir().is_some() => Err(error),
         Err(_) => run_alone(&args, &stop).await,
     }
 }
@@ -55,13 +55,7 @@ pub async fn run(args: MemoryLeakArgs) -> anyhow::Result<i32> {
 async fn run_alone(args: &MemoryLeakArgs, stop: &Shutdown) -> anyhow::Result<i32> {
     println!("No instance is running: starting one for the demonstration.");
     let dir = OwnDirectory(std::env::temp_dir().join(format!("tapio-demo-{}", std::process::id())));
-    let run = RunArgs {
-        config: None,
-        data_dir: Some(dir.0.clone()),
-        nats_url: None,
-        overrides: Vec::new(),
-        free_ports: true,
-    };
+    let run = RunArgs { data_dir: Some(dir.0.clone()), free_ports: true, ..RunArgs::default() };
     let instance = Instance::start(Role::All, &run).await?;
     let mut client = Client::connect_to(&instance.endpoints().api_grpc).await?;
     let result = demonstrate(args, &mut client, stop).await;
@@ -141,7 +135,9 @@ async fn follow(
 /// Keeps what counts of a finding and prints its line.
 fn note(seen: &mut Seen, finding: Finding) {
     println!("{}", render::line(&finding));
-    let told_kill = finding.chain.iter().any(|link| link.signal == SignalKind::OomKill.as_str());
+    // What is open and not sure yet is told, too; the story is what is sure.
+    let sure = finding.confidence.get() > PERSIST_CONFIDENCE_ABOVE;
+    let told_kill = sure && finding.chain.iter().any(|link| link.signal == SignalKind::OomKill.as_str());
     if told_kill {
         seen.story = Some(finding);
     } else if seen.killed_at.is_none()
