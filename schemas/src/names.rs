@@ -26,8 +26,11 @@ pub const SUBJECTS_DEADLETTER: &str = "tapio.v1.deadletter.>";
 /// Prefix of request/reply subjects (a NATS micro service).
 pub const SUBJECT_QUERY_PREFIX: &str = "tapio.v1.query";
 
-/// JetStream key-value bucket that holds low-water marks (and, later, leases).
+/// JetStream key-value bucket that holds low-water marks and leases.
 pub const BUCKET_STATE: &str = "tapio_state";
+
+/// Prefix of the keys of leases in [`BUCKET_STATE`].
+const KEY_LEASE_PREFIX: &str = "lease";
 
 /// JetStream de-duplication header.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
@@ -72,6 +75,26 @@ pub fn insight_subject(severity: Severity, cluster: &str, entity: &Entity) -> St
 /// Dead-letter subject of a stage (`events`, `signals`, …).
 pub fn deadletter_subject(stage: &str) -> String {
     format!("tapio.v1.deadletter.{}", token(stage))
+}
+
+/// Group of the replicas of a role in a cluster, which share its leases: `<role>.<cluster>`.
+pub fn lease_group(role: &str, cluster: &str) -> String {
+    format!("{role}.{}", token(cluster))
+}
+
+/// Keys of a group's members and leases begin with this and a dot: `lease.<group>`.
+pub fn lease_prefix(group: &str) -> String {
+    format!("{KEY_LEASE_PREFIX}.{group}")
+}
+
+/// Key of a member: `lease.<group>.member.<replica>`.
+pub fn lease_member_key(group: &str, replica: &str) -> String {
+    format!("{KEY_LEASE_PREFIX}.{group}.member.{replica}")
+}
+
+/// Key of what can be owned: `lease.<group>.resource.<resource>`.
+pub fn lease_resource_key(group: &str, resource: &str) -> String {
+    format!("{KEY_LEASE_PREFIX}.{group}.resource.{resource}")
 }
 
 /// Encodes free text as one NATS subject token: anything but ASCII letters, digits, `-` and `_`

@@ -2,6 +2,8 @@
 
 mod bus;
 mod kv;
+mod lease;
+mod lease_process;
 mod outage;
 mod process;
 mod publisher;

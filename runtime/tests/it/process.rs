@@ -15,12 +15,12 @@ use crate::PATIENCE;
 
 const CHILD_MARK: &str = "RUNTIME_TEST_IS_CHILD";
 
-fn is_child() -> bool {
+pub(crate) fn is_child() -> bool {
     std::env::var_os(CHILD_MARK).is_some()
 }
 
 /// A child that does not outlive its test, whatever the test does.
-struct Player(Child);
+pub(crate) struct Player(pub(crate) Child);
 
 impl Drop for Player {
     fn drop(&mut self) {
@@ -31,17 +31,24 @@ impl Drop for Player {
 }
 
 /// Starts this binary as the child of the test of this name.
-fn start_child(test: &str) -> Player {
+pub(crate) fn start_child(test: &str) -> Player {
+    start_child_with(test, &[])
+}
+
+/// The same, with more variables.
+pub(crate) fn start_child_with(test: &str, variables: &[(&str, &str)]) -> Player {
     let child = Command::new(std::env::current_exe().unwrap())
+        .envs(variables.iter().copied())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CHILD_MARK, "1")
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
     Player(child.unwrap())
 }
 
 /// Reads lines of the child until one starts with `word`; gives the rest of that line.
-fn wait_word(lines: &mut impl BufRead, word: &str) -> String {
+pub(crate) fn wait_word(lines: &mut impl BufRead, word: &str) -> String {
     let mut line = String::new();
     while lines.read_line(&mut line).unwrap() > 0 {
         // The test runner may have written the name of the test before it.
@@ -53,7 +60,7 @@ fn wait_word(lines: &mut impl BufRead, word: &str) -> String {
     panic!("the child ended without saying {word}");
 }
 
-fn pid_of(Player(child): &Player) -> Pid {
+pub(crate) fn pid_of(Player(child): &Player) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
 }
 
