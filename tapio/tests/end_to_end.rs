@@ -2,7 +2,8 @@
 
 mod common;
 
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -239,18 +240,51 @@ impl EventBatchBytes {
 }
 
 #[test]
-fn what_was_accepted_before_a_ctrl_c_is_in_the_stream_after_it() {
+fn a_ctrl_c_during_exports_loses_and_doubles_nothing_that_was_acknowledged() {
+    const THREADS: usize = 3;
+    const SPANS: usize = 100;
+    /// Acknowledged exports before the Ctrl-C.
+    const ACKED_FIRST: usize = 30;
     let dir = data_dir();
     let instance = Instance::start(dir.path());
     let endpoint = format!("http://{}", instance.address("otlp_grpc"));
-    let output = Command::new(python())
-        .arg(script("failing_service.py"))
-        .args([&endpoint, "1", "30"])
-        .output()
-        .expect("python starts");
-    assert!(stdout(&output).contains("exported 60"), "{}{}", stdout(&output), stderr(&output));
-    assert_eq!(instance.interrupt(), Some(0));
+    let mut command = Command::new(python());
+    command.arg(script("steady_exporter.py")).arg(&endpoint);
+    command.args([THREADS.to_string(), SPANS.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut exporter = Helper(command.spawn().expect("python starts"));
+    let mut lines = BufReader::new(exporter.0.stdout.take().expect("piped")).lines();
+    let (mut tried, mut acked) = (BTreeSet::new(), BTreeSet::new());
+    let mut note = |line: String| {
+        let (what, export) = line.split_once(' ').expect("two words");
+        let exports = if what == "acked" { &mut acked } else { &mut tried };
+        assert!(exports.insert(export.replace(' ', "-")), "{line} twice");
+        acked.len()
+    };
+    while note(lines.next().expect("the exports go on").expect("text")) < ACKED_FIRST {}
+    // The threads export without a pause, so this comes in the middle of something.
+    instance.signal("-INT");
+    for line in lines {
+        note(line.expect("text"));
+    }
+    assert_eq!(instance.ended(), Some(0));
+    assert_eq!(tried.len(), acked.len() + THREADS, "each thread was refused once, at the end");
+
     let again = Instance::start(dir.path());
-    let events = events(again.address("nats"));
-    assert_eq!(events.iter().filter(|e| e.kind == EventKind::Span).count(), 60);
+    let mut stored = BTreeMap::new();
+    for event in events(again.address("nats")) {
+        if let Payload::Span(span) = &event.payload {
+            *stored.entry(span.name.to_string()).or_insert(0) += 1;
+        }
+    }
+    for export in &acked {
+        for index in 0..SPANS {
+            let name = format!("{export}-{index}");
+            assert_eq!(stored.remove(&name), Some(1), "{name} of an acknowledged export");
+        }
+    }
+    // What was refused at the end may have come through, but not twice.
+    for (name, count) in stored {
+        let (export, _) = name.rsplit_once('-').expect("a name of ours");
+        assert!(tried.contains(export) && count == 1, "{name}: {count}");
+    }
 }
