@@ -21,6 +21,10 @@ pub const SUBJECTS_EVENTS: &str = "tapio.v1.events.>";
 pub const SUBJECTS_SIGNALS: &str = "tapio.v1.signals.>";
 /// Subject filter of [`STREAM_INSIGHTS`].
 pub const SUBJECTS_INSIGHTS: &str = "tapio.v1.insights.>";
+/// Subjects of the fences of [`STREAM_SIGNALS`], beside the signals so that who reads those does not see them.
+pub const SUBJECTS_SIGNALS_FENCE: &str = "tapio.v1.signals-fence.>";
+/// Subjects of the fences of [`STREAM_INSIGHTS`], beside the findings so that who reads those does not see them.
+pub const SUBJECTS_INSIGHTS_FENCE: &str = "tapio.v1.insights-fence.>";
 /// Subject filter of [`STREAM_DEADLETTER`].
 pub const SUBJECTS_DEADLETTER: &str = "tapio.v1.deadletter.>";
 /// Prefix of request/reply subjects (a NATS micro service).
@@ -38,6 +42,8 @@ pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
 pub const HEADER_REASON: &str = "Tapio-Reason";
 /// Subject a dead-lettered message came from.
 pub const HEADER_ORIGIN: &str = "Tapio-Origin-Subject";
+/// Epoch of the lease under whose fence a message was published.
+pub const HEADER_FENCE_EPOCH: &str = "Tapio-Fence-Epoch";
 /// CloudEvents `type` of a finding.
 pub const CLOUDEVENT_TYPE_FINDING: &str = "dev.tapio.finding.v1";
 
@@ -70,6 +76,16 @@ pub fn insight_subject(severity: Severity, cluster: &str, entity: &Entity) -> St
         token(&entity.kind),
         token(&entity.name)
     )
+}
+
+/// Subject of the fence that the owner of a shard holds while it publishes signals.
+pub fn signals_fence_subject(cluster: &str, shard: u16) -> String {
+    format!("tapio.v1.signals-fence.{}.{shard}", token(cluster))
+}
+
+/// Subject of the fence that the owner of a cluster's incidents holds while it publishes findings.
+pub fn insights_fence_subject(cluster: &str) -> String {
+    format!("tapio.v1.insights-fence.{}", token(cluster))
 }
 
 /// Dead-letter subject of a stage (`events`, `signals`, …).

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 
+use tapio_schemas::names;
+
 use super::feed::{Feed, Promise};
 use super::{Bus, BusError, Message};
 
@@ -53,7 +55,7 @@ pub struct DurableConfig {
     pub stream: String,
     /// Name of the position, unique in the stream.
     pub name: String,
-    /// Subjects wanted; empty means all.
+    /// Subjects wanted; empty means all but the fences.
     pub filters: Vec<String>,
     /// Where it begins when it is new.
     pub start: StartAt,
@@ -85,7 +87,7 @@ impl DurableConfig {
 pub struct OrderedConfig {
     /// Stream to read.
     pub stream: String,
-    /// Subjects wanted; empty means all.
+    /// Subjects wanted; empty means all but the fences.
     pub filters: Vec<String>,
     /// Where it begins.
     pub start: StartAt,
@@ -100,6 +102,16 @@ impl OrderedConfig {
     }
 }
 
+/// The filters given, or those that leave out what is not for readers.
+fn filters(stream: &str, given: Vec<String>) -> Vec<String> {
+    let readable = match stream {
+        names::STREAM_SIGNALS => names::SUBJECTS_SIGNALS,
+        names::STREAM_INSIGHTS => names::SUBJECTS_INSIGHTS,
+        _ => return given,
+    };
+    if given.is_empty() { vec![readable.to_owned()] } else { given }
+}
+
 impl Bus {
     /// Makes the durable consumer, or takes it up where it stands.
     ///
@@ -112,7 +124,7 @@ impl Bus {
             ack_policy: AckPolicy::Explicit,
             ack_wait: config.ack_wait,
             max_ack_pending: i64::try_from(config.max_ack_pending).unwrap_or(i64::MAX),
-            filter_subjects: config.filters,
+            filter_subjects: filters(&config.stream, config.filters),
             ..pull::Config::default()
         };
         let stream = config.stream.clone();
@@ -129,7 +141,7 @@ impl Bus {
         let pull = pull::Config {
             deliver_policy: config.start.policy(),
             ack_policy: AckPolicy::None,
-            filter_subjects: config.filters,
+            filter_subjects: filters(&config.stream, config.filters),
             inactive_threshold: ORDERED_INACTIVE,
             memory_storage: true,
             num_replicas: 1,

@@ -81,6 +81,14 @@ pub enum BusError {
         /// Subject.
         subject: String,
     },
+    /// Another owner has taken the fence since: nothing under the old one is stored any more.
+    #[error("message for {subject} was refused: its fence, epoch {epoch}, was taken by a later owner")]
+    Fenced {
+        /// Subject of the message, or of the fence.
+        subject: String,
+        /// Epoch under which we published.
+        epoch: u64,
+    },
     /// A stream or bucket cannot be made or read.
     #[error("stream {stream}: {message}")]
     Stream {

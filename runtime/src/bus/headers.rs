@@ -22,6 +22,11 @@ impl Headers {
         self
     }
 
+    /// Removes every value of this name.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.0.retain(|(key, _)| key != name);
+    }
+
     /// The first value of this name; names are case-sensitive.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())

@@ -12,10 +12,12 @@ use bytes::Bytes;
 
 use super::message::chain;
 use super::publisher::Outgoing;
-use super::{Bus, BusError, Headers, RETRY_BACKOFF};
+use super::{Bus, BusError, Headers, RETRY_BACKOFF, fence};
 
 /// Acknowledgements the client tracks at a time, over all publishers of a bus.
 pub(super) const ACKS_IN_FLIGHT_MAX: usize = 65_536;
+/// Reason of a refusal because the newest message is not the one expected.
+const WRONG_SEQUENCE: &str = "wrong_sequence";
 /// Every so many failed attempts of one message a warning is logged.
 const WARN_EVERY_ATTEMPTS: u32 = 10;
 
@@ -74,7 +76,7 @@ impl Bus {
         let mut outgoing = Outgoing { subject: subject.to_owned(), msg_id, headers, payload };
         self.prepare(&mut outgoing)?;
         let first = self.send_once(&outgoing).await;
-        self.settle(&outgoing, first, &mut String::new()).await
+        self.settle(outgoing, first, &mut String::new()).await
     }
 
     /// As [`Bus::publish`], and gives up after `deadline`. The message may have been stored.
@@ -95,13 +97,13 @@ impl Bus {
         let mut last = "nats is away".to_owned();
         let publishing = async {
             let first = self.send_once(&outgoing).await;
-            self.settle(&outgoing, first, &mut last).await
+            self.settle(outgoing, first, &mut last).await
         };
         match tokio::time::timeout(deadline, publishing).await {
             Ok(result) => result,
             Err(_) => {
                 self.inner.metrics.failure("deadline");
-                Err(BusError::Deadline { subject: outgoing.subject, deadline, last })
+                Err(BusError::Deadline { subject: subject.to_owned(), deadline, last })
             }
         }
     }
@@ -140,14 +142,14 @@ impl Bus {
     /// Waits for the acknowledgement of the first attempt and repeats until there is one.
     pub(super) async fn settle(
         &self,
-        outgoing: &Outgoing,
+        mut outgoing: Outgoing,
         first: Result<Sent, BusOrRetry>,
         last_reason: &mut String,
     ) -> Result<PublishAck, BusError> {
         let mut attempt = first;
         for failures in 0u32.. {
             let failure = match attempt {
-                Ok(sent) => match self.acknowledged(outgoing, sent).await {
+                Ok(sent) => match self.acknowledged(&outgoing, sent).await {
                     Ok(ack) => {
                         self.inner.metrics.acked(outgoing.payload.len(), ack.duplicate);
                         return Ok(ack);
@@ -169,11 +171,17 @@ impl Bus {
                 tracing::warn!(subject, reason, attempts = failures + 1, "publish is repeated");
             }
             *last_reason = reason;
+            // Under a fence a refusal may mean that another owner has come since.
+            if kind == WRONG_SEQUENCE && !self.restamp(&mut outgoing).await {
+                self.inner.metrics.failure("fenced");
+                let (subject, epoch) = (outgoing.subject, fence::epoch_of(&outgoing.headers));
+                return Err(BusError::Fenced { subject, epoch });
+            }
             // After a reconnect the reason is gone: repeat at once.
             if kind != "reconnected" {
                 tokio::time::sleep(RETRY_BACKOFF.delay(failures)).await;
             }
-            attempt = self.send_once(outgoing).await;
+            attempt = self.send_once(&outgoing).await;
         }
         unreachable!("attempts end with an acknowledgement or an error")
     }
@@ -209,6 +217,7 @@ impl Bus {
             }),
             // No stream takes the subject: not yet made, or JetStream is still starting.
             PublishErrorKind::StreamNotFound => BusOrRetry::Retry("no_stream", reason),
+            _ if is_wrong_sequence(error) => BusOrRetry::Retry(WRONG_SEQUENCE, reason),
             PublishErrorKind::TimedOut => BusOrRetry::Retry("timeout", reason),
             PublishErrorKind::BrokenPipe => BusOrRetry::Retry("connection", reason),
             _ => BusOrRetry::Retry("refused", reason),

@@ -222,7 +222,7 @@ impl Runner {
         let first = self.bus.send_once(&outgoing).await;
         let bus = self.bus.clone();
         self.in_flight
-            .push_back(Box::pin(async move { bus.settle(&outgoing, first, &mut String::new()).await }));
+            .push_back(Box::pin(async move { bus.settle(outgoing, first, &mut String::new()).await }));
     }
 
     async fn settled(&mut self, result: Settled) {

@@ -39,13 +39,21 @@ impl Bus {
     pub async fn ensure_streams(&self) -> Result<(), BusError> {
         let streams = &self.inner.config.streams;
         let wanted = [
-            (names::STREAM_EVENTS, names::SUBJECTS_EVENTS, streams.events),
-            (names::STREAM_SIGNALS, names::SUBJECTS_SIGNALS, streams.signals),
-            (names::STREAM_INSIGHTS, names::SUBJECTS_INSIGHTS, streams.insights),
-            (names::STREAM_DEADLETTER, names::SUBJECTS_DEADLETTER, streams.deadletter),
+            (names::STREAM_EVENTS, vec![names::SUBJECTS_EVENTS], streams.events),
+            (
+                names::STREAM_SIGNALS,
+                vec![names::SUBJECTS_SIGNALS, names::SUBJECTS_SIGNALS_FENCE],
+                streams.signals,
+            ),
+            (
+                names::STREAM_INSIGHTS,
+                vec![names::SUBJECTS_INSIGHTS, names::SUBJECTS_INSIGHTS_FENCE],
+                streams.insights,
+            ),
+            (names::STREAM_DEADLETTER, vec![names::SUBJECTS_DEADLETTER], streams.deadletter),
         ];
         for (name, subjects, limits) in wanted {
-            let config = self.stream_config(name, subjects, limits);
+            let config = self.stream_config(name, &subjects, limits);
             let made = self.inner.jetstream.create_or_update_stream(config).await;
             made.map_err(|error| failed(name, &error))?;
         }
@@ -81,13 +89,13 @@ impl Bus {
         })
     }
 
-    fn stream_config(&self, name: &str, subjects: &str, limits: StreamLimits) -> Config {
+    fn stream_config(&self, name: &str, subjects: &[&str], limits: StreamLimits) -> Config {
         let streams = &self.inner.config.streams;
         let window = streams.duplicate_window.get();
         let max_age = limits.max_age.get();
         Config {
             name: name.to_owned(),
-            subjects: vec![subjects.to_owned()],
+            subjects: subjects.iter().map(|subject| (*subject).to_owned()).collect(),
             max_bytes: i64::try_from(limits.max_bytes.bytes()).unwrap_or(i64::MAX),
             max_age,
             discard: DiscardPolicy::Old,
@@ -96,6 +104,9 @@ impl Bus {
             duplicate_window: if max_age.is_zero() { window } else { window.min(max_age) },
             num_replicas: streams.replicas,
             allow_direct: true,
+            // A fence replaces the one before it and outlives the age limit.
+            allow_rollup: true,
+            allow_message_ttl: true,
             ..Config::default()
         }
     }
