@@ -47,6 +47,8 @@ fn failures(pattern: &Pattern, expect: &Expectation, findings: &[Finding]) -> Ve
             (expect.prediction.is_none() || outcome == expect.prediction, "prediction"),
             (expect.chain.is_none_or(|links| finding.chain.len() == links), "chain"),
             (expect.not.is_none() || below.is_some_and(|h| !h.refuted_by.is_empty()), "refuted alternative"),
+            (expect.says.as_ref().is_none_or(|words| finding.story.contains(words)), "words in the story"),
+            (expect.silent.as_ref().is_none_or(|words| !finding.story.contains(words)), "words too many"),
             (finding.story.contains("Seen: "), "story without evidence"),
             (!finding.story.contains('{') && !finding.title.contains('{'), "a hole in the story"),
         ];

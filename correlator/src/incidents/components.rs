@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tapio_schemas::{Entity, GroupId, SignalKind, TraceId};
+use tapio_schemas::{Entity, GroupId, Signal, SignalKind, TraceId, UnixNanos};
 
 use super::candidates::{Candidate, View};
 use super::inference::{Verdict, infer};
@@ -18,6 +18,26 @@ pub struct Component {
     pub members: BTreeSet<usize>,
     /// What inference says.
     pub verdict: Verdict,
+}
+
+/// Below this a deviation is not certain.
+const CERTAIN: f64 = 0.5;
+
+/// True for what heals by itself as long as it is neither repeated nor lasts: one end, a failed probe, a moment of
+/// unreadiness, a mount that is tried again.
+fn passes(signal: &Signal) -> bool {
+    use SignalKind as K;
+    let heals = matches!(
+        signal.kind,
+        K::ContainerCrashed | K::ExitNonzero | K::Killed | K::PodNotReady | K::ProbeFailed | K::MountFailed
+    );
+    heals && signal.strength.get() < CERTAIN
+}
+
+/// True when nothing is there but what heals by itself. Whatever else it is, it is no incident yet.
+pub fn is_passing(view: &View<'_>, component: &Component) -> bool {
+    let signals = component.members.iter().map(|at| view.signals[*at]);
+    signals.filter(|s| !is_change(s.kind)).all(passes)
 }
 
 struct Union(Vec<usize>);
@@ -119,7 +139,7 @@ fn join_all(union: &mut Union, mut members: impl Iterator<Item = usize>) {
 
 fn join_by_key(union: &mut Union, view: &View<'_>, members: impl Iterator<Item = usize>) {
     let mut traces: BTreeMap<TraceId, usize> = BTreeMap::new();
-    let mut groups: BTreeMap<(GroupId, Option<&Entity>), usize> = BTreeMap::new();
+    let mut groups = Groups::default();
     for at in members {
         let signal = view.signals[at];
         if signal.trace_id != TraceId::default() {
@@ -129,12 +149,33 @@ fn join_by_key(union: &mut Union, view: &View<'_>, members: impl Iterator<Item =
             let peer = view.peers[at].as_ref();
             // Connections are reset all the time: one belongs only to what happens with the same other end.
             if signal.kind != SignalKind::NetReset || peer.is_none() {
-                union.join(*groups.entry((signal.group, None)).or_insert(at), at);
+                union.join(groups.of((signal.group, None), at, signal), at);
             }
             if peer.is_some() {
-                union.join(*groups.entry((signal.group, peer)).or_insert(at), at);
+                union.join(groups.of((signal.group, peer), at, signal), at);
             }
         }
+    }
+}
+
+/// A semantic group, or what of it happens with one other end.
+type GroupKey<'a> = (GroupId, Option<&'a Entity>);
+
+/// Semantic groups as they are read in time order. What has healed belongs to nothing that began after it.
+#[derive(Default)]
+struct Groups<'a>(BTreeMap<GroupKey<'a>, (usize, Option<UnixNanos>)>);
+
+impl<'a> Groups<'a> {
+    /// The member that stands for the group at the onset of `signal`.
+    fn of(&mut self, key: GroupKey<'a>, at: usize, signal: &Signal) -> usize {
+        let healed = (signal.ended && passes(signal)).then_some(signal.last_seen);
+        let (first, healed_at) = self.0.entry(key).or_insert((at, healed));
+        if healed_at.is_some_and(|healed_at| healed_at < signal.onset) {
+            (*first, *healed_at) = (at, healed);
+        } else {
+            *healed_at = healed_at.zip(healed).map(|(a, b)| a.max(b));
+        }
+        *first
     }
 }
 
@@ -173,3 +214,6 @@ fn add_changes(part: &mut Component, candidates: &[Candidate<'_>], view: &View<'
         part.members.extend(candidate.explains.keys().filter(|at| is_change(view.signals[**at].kind)));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use tapio_schemas::finding::{
 use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
 
 use super::candidates::{Candidate, View};
-use super::components::Component;
+use super::components::{Component, is_passing};
 use super::config::{IncidentConfig, nanos};
 use super::impact::{Tallies, impact, severity};
 use super::incident::Incident;
@@ -74,7 +74,7 @@ impl Material<'_> {
     pub fn is_worth_telling(&self, component: &Component) -> bool {
         let failed = component.members.iter().map(|at| self.view.signals[*at]);
         let failed = failed.filter(|s| is_failure(s.kind)).any(|s| s.strength.get() >= 0.5);
-        let proven = self.root(component).is_some();
+        let proven = self.root(component).is_some() && !is_passing(self.view, component);
         failed || (proven && component.verdict.confidence >= self.config.publish_confidence_min)
     }
 

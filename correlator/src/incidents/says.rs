@@ -183,7 +183,11 @@ fn other(signal: &Signal) -> String {
     };
     match signal.kind {
         SignalKind::ImageChanged => format!("the image was changed{}", change("image_old", "image_new")),
-        SignalKind::ConfigChanged => format!("the configuration was changed{}", change("old", "new")),
+        SignalKind::ConfigChanged => match text(signal, "reason") {
+            // Of a ConfigMap or Secret the values are not told, only that they differ.
+            Some(key) => format!("the configuration was changed (key {key})"),
+            None => format!("the configuration was changed{}", change("old", "new")),
+        },
         SignalKind::Scaled => format!("it was scaled{}", change("old", "new")),
         SignalKind::RolloutStarted => "a rollout began".to_owned(),
         SignalKind::CpuThrottled => match number(signal, "throttled_share") {
@@ -193,8 +197,30 @@ fn other(signal: &Signal) -> String {
         SignalKind::CpuPressure => "tasks wait for the processor".to_owned(),
         SignalKind::IoPressure => "tasks wait for input and output".to_owned(),
         SignalKind::PidsNearLimit => "the number of processes is close to its limit".to_owned(),
+        kind if kubernetes(kind).is_some() => {
+            format!("{}{}{}", kubernetes(kind).unwrap_or_default(), because(signal), times(signal))
+        }
         kind => format!("{kind}{}{}", because(signal), times(signal)),
     }
+}
+
+/// What Kubernetes tells, in words.
+fn kubernetes(kind: SignalKind) -> Option<&'static str> {
+    Some(match kind {
+        SignalKind::ImagePullFailed => "the image could not be pulled",
+        SignalKind::ConfigMissing => "configuration that it names is missing",
+        SignalKind::Unschedulable => "no machine takes the pod",
+        SignalKind::ProbeFailed => "a probe failed",
+        SignalKind::PodNotReady => "the pod lost its readiness",
+        SignalKind::MountFailed => "a volume could not be mounted",
+        SignalKind::CreateFailed => "it could not be created",
+        SignalKind::NodeNotReady => "the machine is not ready",
+        SignalKind::NodePressure => "the machine is short of a resource",
+        SignalKind::Evicted => "the pod was evicted",
+        SignalKind::SandboxFailed => "the pod's sandbox could not be made",
+        SignalKind::K8sWarning => "Kubernetes warned",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

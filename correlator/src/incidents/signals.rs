@@ -213,6 +213,7 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::NodeNotReady
             | K::Evicted
             | K::SandboxFailed
+            | K::PodNotReady
     )
 }
 

@@ -41,10 +41,16 @@ impl Teller<'_> {
                 let named = explained.filter(|(_, (_, symptom))| {
                     self.pattern().symptoms[*symptom].name.as_deref() == Some(name)
                 });
-                let at = self.told(named.map(|(at, _)| *at).collect())?;
+                let at = self.told(named.map(|(at, _)| *at).collect()).or_else(|| self.named_change(name))?;
                 signal_field(self.view.signals[at], field)
             }
         }
+    }
+
+    /// The last change that speaks for the cause under this name.
+    fn named_change(&self, name: &str) -> Option<usize> {
+        let spec = self.pattern().changes.iter().find(|c| c.name.as_deref() == Some(name))?;
+        self.cause.changes.iter().copied().rev().find(|at| self.view.signals[*at].kind == spec.signal)
     }
 
     /// Which of several signals of one symptom is spoken of: the last one, for it goes on. Of changes the one after which

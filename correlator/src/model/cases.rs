@@ -106,6 +106,10 @@ pub struct Expectation {
     pub prediction: Option<SmolStr>,
     /// A cause that must be among the refuted or weaker hypotheses.
     pub not: Option<SmolStr>,
+    /// The story has these words.
+    pub says: Option<String>,
+    /// The story does not have these words.
+    pub silent: Option<String>,
     /// Number of links in the chain.
     pub chain: Option<usize>,
 }
@@ -121,6 +125,9 @@ pub struct Case {
     /// Who calls whom (short names).
     #[serde(default)]
     pub calls: Vec<(String, String)>,
+    /// Who mounts what, or reads its variables from it (short names).
+    #[serde(default)]
+    pub mounts: Vec<(String, String)>,
     /// Moment at which the verdict is taken.
     pub at: SignedDuration,
     /// The verdict.
@@ -140,12 +147,13 @@ impl Case {
             shared.get(name).cloned().ok_or_else(|| format!("case `{}`: no entity `{name}`", self.name))
         };
         let signals: Result<Vec<Signal>, String> = self.signals.iter().map(|s| s.to_signal(&find)).collect();
-        let facts: Result<Vec<Fact>, String> = self
-            .calls
-            .iter()
-            .map(|(from, to)| {
+        let calls = self.calls.iter().map(|edge| (EdgeKind::Calls, edge));
+        let mounts = self.mounts.iter().map(|edge| (EdgeKind::Mounts, edge));
+        let facts: Result<Vec<Fact>, String> = calls
+            .chain(mounts)
+            .map(|(edge, (from, to))| {
                 let (from, to) = (find(from)?.owner(), find(to)?.owner());
-                Ok(Fact { at: CASE_START, edge: EdgeKind::Calls, from, to, gone: false })
+                Ok(Fact { at: CASE_START, edge, from, to, gone: false })
             })
             .collect();
         Ok(SignalSection { signals: signals?, facts: facts?, ..SignalSection::default() })

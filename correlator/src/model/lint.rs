@@ -103,12 +103,16 @@ fn templates(pattern: &Pattern) -> Check {
         .chain(&story.next)
         .chain(actions)
         .collect();
-    let named = |root: &str| pattern.symptoms.iter().any(|s| s.name.as_deref() == Some(root));
+    let named = |root: &str| {
+        let mut names =
+            pattern.symptoms.iter().map(|s| &s.name).chain(pattern.changes.iter().map(|c| &c.name));
+        names.any(|name| name.as_deref() == Some(root))
+    };
     for template in all {
         let unknown = template.roots().find(|root| !TEMPLATE_ROOTS.contains(root) && !named(root));
         if let Some(root) = unknown {
             let reason = format!(
-                "`{}` names `{root}`, which no symptom declares with `as:`; known: {}",
+                "`{}` names `{root}`, which no symptom or change declares with `as:`; known: {}",
                 template.source(),
                 TEMPLATE_ROOTS.join(", ")
             );

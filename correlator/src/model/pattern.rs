@@ -66,6 +66,10 @@ pub enum Relation {
     Node,
     /// On something that runs on the seat (a machine).
     Hosted,
+    /// On something that mounts the seat (a ConfigMap, a Secret, a claim) or reads its variables from it.
+    Mounter,
+    /// On something the seat mounts or reads its variables from.
+    Mounted,
 }
 
 /// A signal that the cause makes visible.
@@ -120,6 +124,9 @@ pub struct ChangePrior {
     pub signal: SignalKind,
     /// Where.
     pub on: Relation,
+    /// Name in templates; default is none (`change` is the last one of all).
+    #[serde(rename = "as")]
+    pub name: Option<SmolStr>,
     /// Within this long before the first sign.
     pub within: HumanDuration,
     /// Factor on the odds.
@@ -219,19 +226,39 @@ pub fn sits_on(classes: &[SmolStr], entity: &Entity) -> bool {
     )
 }
 
-/// True for kinds that own pods.
+/// Kinds that own no pods: what Tapio itself names, and the objects of Kubernetes that stand beside workloads.
+const NO_WORKLOADS: [&str; 28] = [
+    kinds::CLUSTER,
+    kinds::NODE,
+    kinds::NAMESPACE,
+    kinds::POD,
+    kinds::CONTAINER,
+    kinds::SERVICE,
+    kinds::SYSTEMD_UNIT,
+    kinds::CGROUP,
+    kinds::EXTERNAL,
+    "ConfigMap",
+    "Secret",
+    "ServiceAccount",
+    "PersistentVolumeClaim",
+    "PersistentVolume",
+    "StorageClass",
+    "VolumeAttachment",
+    "ResourceQuota",
+    "LimitRange",
+    "NetworkPolicy",
+    "Ingress",
+    "Endpoints",
+    "EndpointSlice",
+    "Lease",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+    "PriorityClass",
+    "ValidatingWebhookConfiguration",
+    "MutatingWebhookConfiguration",
+];
+
+/// True for kinds that own pods; a kind nobody knows may (a custom resource with an operator).
 pub fn is_workload(kind: &str) -> bool {
-    !kind.is_empty()
-        && ![
-            kinds::CLUSTER,
-            kinds::NODE,
-            kinds::NAMESPACE,
-            kinds::POD,
-            kinds::CONTAINER,
-            kinds::SERVICE,
-            kinds::SYSTEMD_UNIT,
-            kinds::CGROUP,
-            kinds::EXTERNAL,
-        ]
-        .contains(&kind)
+    !kind.is_empty() && !NO_WORKLOADS.contains(&kind)
 }

@@ -10,7 +10,7 @@ use super::confirm::Confirm;
 use super::counters::Counters;
 use super::episode::Observation;
 use super::exits::Exits;
-use super::record::{cut, hash_parts};
+use super::record::{cut, hash_parts, says_timeout};
 
 /// What an event tells by itself.
 pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -> Option<Observation> {
@@ -293,13 +293,25 @@ fn probe_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
             seen = seen.with(probe, yes());
             let restarts = probe != "readiness";
             if restarts {
-                seen = seen.with("restarts", yes());
-                let status = data.message.rsplit_once("statuscode: ").and_then(|(_, code)| code.parse().ok());
-                seen = status.map_or(seen.clone(), |code: i64| seen.with("probe_status", code));
+                seen = probe_answer(seen.with("restarts", yes()), &data.message);
             }
         }
     }
     seen
+}
+
+/// What the probe was answered tells who is wrong: a refusal of the path comes from a program that works.
+fn probe_answer(seen: Observation, message: &str) -> Observation {
+    let yes = tapio_schemas::AttributeValue::Bool(true);
+    if let Some(status) = message.rsplit_once("statuscode: ").and_then(|(_, code)| code.parse::<i64>().ok()) {
+        seen.with("probe_status", status)
+    } else if says_timeout(message) {
+        seen.with("probe_timeout", yes)
+    } else if message.contains("connection refused") {
+        seen.with("probe_refused", yes)
+    } else {
+        seen
+    }
 }
 
 /// Two changes are two signals, also within a second.
