@@ -1,7 +1,6 @@
 //! The deciding side of stage two: one thread that owns the whole state of the cluster, from sections of signals to
 //! published findings.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,17 +12,12 @@ use tapio_runtime::supervise::WorkerResult;
 use tapio_schemas::names::{
     CLOUDEVENT_TYPE_FINDING, HEADER_ORIGIN, HEADER_REASON, deadletter_subject, signals_subject,
 };
-use tapio_schemas::{Entity, Finding, Signal, UnixNanos};
+use tapio_schemas::{Finding, UnixNanos};
 use tokio::sync::{mpsc, watch};
 
-use crate::checkpoint::{Checkpoint, Fresh, Memory, Standing};
-use crate::config::nanos;
-use crate::engine::{StageTwo, StageTwoCounters};
-use crate::fence::Heard;
-use crate::ledger::{Ledger, LedgerCounters};
-use crate::low_water::{LowWater, Marks};
+use crate::checkpoint::{Checkpoint, Fresh};
+use crate::decider::{Decider, DeciderCounters};
 use crate::metrics::CorrelatorMetrics;
-use crate::shards::grid_floor;
 use crate::stage_two::StageTwoParts;
 
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -31,8 +25,6 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 const PUBLISH_WINDOW: usize = 64;
 /// Time between two checkpoints.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// Holes that are told with the freshness.
-const GAPS_TOLD_MAX: usize = 16;
 
 /// A message of the signal stream.
 pub struct Section {
@@ -53,67 +45,48 @@ struct Waiting {
 /// The thread's state.
 pub struct IncidentWorker {
     cluster: String,
-    stage_two: StageTwo,
-    ledger: Ledger,
+    decider: Decider,
     publisher: Publisher,
     reports: PublishReports,
-    marks: Marks<Vec<Heard>>,
     to_keep: mpsc::Sender<Checkpoint>,
     fresh: watch::Sender<Fresh>,
     clock: SharedClock,
     metrics: CorrelatorMetrics,
-    topology_ns: u64,
     submitted: u64,
     acknowledged: u64,
     waiting: Option<Waiting>,
     checkpoint_due: Duration,
     /// Version of the memory that was handed over last.
     remembered: u64,
-    counted: Counted,
-}
-
-/// What the metrics know of.
-#[derive(Default, Clone, Copy)]
-struct Counted {
-    stage_two: StageTwoCounters,
-    ledger: LedgerCounters,
+    /// What the metrics know of.
+    counted: DeciderCounters,
 }
 
 impl IncidentWorker {
-    /// A worker that knows nothing but what was published.
+    /// A worker that goes on where `decider` stands.
     pub fn new(
         parts: &StageTwoParts,
-        ledger: Ledger,
+        decider: Decider,
         to_keep: mpsc::Sender<Checkpoint>,
         fresh: watch::Sender<Fresh>,
     ) -> Self {
         let (publisher, reports) = parts.bus.publisher(PUBLISH_WINDOW, Shutdown::new());
         Self {
             cluster: parts.config.cluster.clone(),
-            stage_two: StageTwo::new(&parts.config, Arc::clone(&parts.model)),
-            ledger,
+            remembered: decider.memory_version(),
+            decider,
             publisher,
             reports,
-            marks: Marks::default(),
             to_keep,
             fresh,
             clock: parts.clock.clone(),
             metrics: parts.metrics.clone(),
-            topology_ns: nanos(parts.config.signals.topology_refresh),
             submitted: 0,
             acknowledged: 0,
             waiting: None,
             checkpoint_due: Duration::ZERO,
-            remembered: 0,
-            counted: Counted::default(),
+            counted: DeciderCounters::default(),
         }
-    }
-
-    /// Goes on where an earlier process was.
-    pub fn resume(&mut self, heard: &[Heard], changes: Vec<Signal>, machines: Vec<Entity>) {
-        self.stage_two.resume(heard);
-        self.stage_two.remember(changes, machines);
-        self.remembered = self.stage_two.incidents().memory_version();
     }
 
     /// Works until the ring is closed and empty and every finding is acknowledged.
@@ -138,20 +111,8 @@ impl IncidentWorker {
     }
 
     fn section(&mut self, section: &Section) -> WorkerResult {
-        match self.stage_two.apply_bytes(&section.payload) {
-            Ok(findings) => {
-                for finding in findings {
-                    if let Some(finding) = self.ledger.take(finding) {
-                        self.publish(&finding)?;
-                    }
-                }
-                let incidents = self.stage_two.incidents();
-                let now = grid_floor(self.stage_two.watermark());
-                for finding in self.ledger.settle(now, |id| incidents.stands_for(id)) {
-                    tracing::info!(id = %finding.id, status = %finding.status, "a finding is set right");
-                    self.publish(&finding)?;
-                }
-            }
+        match self.decider.apply(section.sequence, &section.payload) {
+            Ok(findings) => findings.iter().try_for_each(|finding| self.publish(finding))?,
             Err(error) => {
                 self.metrics.reject("signals");
                 tracing::warn!(%error, sequence = section.sequence, "a section of signals is refused");
@@ -162,7 +123,7 @@ impl IncidentWorker {
                 self.submit(Outgoing { subject, msg_id: None, headers, payload: section.payload.clone() })?;
             }
         }
-        self.checkpoint(section.sequence);
+        self.checkpoint();
         Ok(())
     }
 
@@ -204,40 +165,24 @@ impl IncidentWorker {
         Ok(())
     }
 
-    fn checkpoint(&mut self, sequence: u64) {
-        let watermark = self.stage_two.watermark();
-        if let Some(heard) = self.stage_two.heard() {
-            self.marks.record_with(sequence, self.stage_two.newest(), || heard.to_vec());
-        }
+    fn checkpoint(&mut self) {
         if self.clock.monotonic() < self.checkpoint_due || self.waiting.is_some() {
             return;
         }
         self.checkpoint_due = self.clock.monotonic() + CHECKPOINT_EVERY;
-        let lag = UnixNanos(self.clock.now_unix_nanos()).since(watermark) / 1_000_000;
-        self.metrics.lag_ms.set(i64::try_from(lag).unwrap_or(i64::MAX));
         self.count();
-        let gaps = self.stage_two.incidents().gaps_in_words(GAPS_TOLD_MAX);
-        self.fresh.send_replace(Fresh { watermark, gaps });
-        // Who owns what is told again once in a while; a restart must hear one telling of it.
-        let needed =
-            self.stage_two.low_water().min(watermark.minus(self.topology_ns + self.topology_ns / 10));
-        let Some((sequence, heard)) = self.marks.place_for(needed) else { return };
-        let standing = Standing {
-            mark: LowWater { sequence, from: needed },
-            decided: grid_floor(watermark),
-            heard: heard.clone(),
-        };
-        let version = self.stage_two.incidents().memory_version();
-        let memory = (version != self.remembered).then(|| {
-            let (changes, machines) = self.stage_two.incidents().memory();
-            Memory { changes, machines }
-        });
+        self.fresh.send_replace(self.decider.fresh());
+        let Some(standing) = self.decider.standing() else { return };
+        let version = self.decider.memory_version();
+        let memory = (version != self.remembered).then(|| self.decider.memory());
         let checkpoint = Checkpoint { standing, memory };
         self.waiting = Some(Waiting { checkpoint, ticket: self.submitted, version });
     }
 
     fn count(&mut self) {
-        let now = Counted { stage_two: self.stage_two.counters(), ledger: self.ledger.counters() };
+        let lag = UnixNanos(self.clock.now_unix_nanos()).since(self.decider.watermark()) / 1_000_000;
+        self.metrics.lag_ms.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        let now = self.decider.counters();
         let before = std::mem::replace(&mut self.counted, now);
         self.metrics.add_dropped(&now.stage_two.by_reason(), &before.stage_two.by_reason());
         self.metrics.add_settled(&now.ledger.by_reason(), &before.ledger.by_reason());

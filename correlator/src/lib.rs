@@ -6,6 +6,7 @@
 mod aligned;
 mod checkpoint;
 pub mod config;
+mod decider;
 pub mod engine;
 pub mod fence;
 mod incident_worker;
@@ -15,6 +16,8 @@ mod low_water;
 mod metrics;
 pub mod model;
 pub mod pipeline;
+#[cfg(test)]
+mod restart_tests;
 pub mod shards;
 mod stage_one;
 mod stage_two;

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::checkpoint::{Checkpoint, Fresh, StageTwoStore};
 use crate::config::{CorrelatorConfig, nanos};
+use crate::decider::Decider;
 use crate::incident_worker::{IncidentWorker, Section};
 use crate::ledger::Ledger;
 use crate::low_water::start_at;
@@ -67,11 +68,11 @@ impl StageTwoParts {
         let mark = kept.standing.as_ref().map(|standing| standing.mark);
         let since = mark.map_or(otherwise, |mark| mark.from).minus(nanos(self.config.age_max));
         let mut ledger = self.published(since, &context).await?;
-        ledger.begin(kept.standing.as_ref().map_or(UnixNanos(0), |s| s.decided), now);
+        let decided = kept.standing.as_ref().map_or(UnixNanos(0), |standing| standing.decided);
+        ledger.begin(mark.map_or(otherwise, |mark| mark.from), decided, now);
         let start = start_at(&self.bus, STREAM_SIGNALS, mark, otherwise).await?;
         // Marks are of the place that is read from; from another place all of it is heard.
         let goes_on = mark.is_some_and(|mark| start == StartAt::Sequence(mark.sequence));
-        let heard = kept.standing.filter(|_| goes_on).map(|s| s.heard).unwrap_or_default();
         let config = OrderedConfig {
             filters: vec![signals_subject(&self.config.cluster)],
             start,
@@ -83,8 +84,8 @@ impl StageTwoParts {
         let (ring, sections) = ring::ring("incidents", RING_SECTIONS, self.clock.clone(), &self.registry);
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
-        let mut worker = IncidentWorker::new(&self, ledger, checkpoints, fresh);
-        worker.resume(&heard, kept.changes, kept.machines);
+        let decider = Decider::new(&self.config, Arc::clone(&self.model), ledger, kept, goes_on);
+        let worker = IncidentWorker::new(&self, decider, checkpoints, fresh);
         let thread =
             std::thread::Builder::new().name("incidents".to_owned()).spawn(move || worker.run(sections))?;
         let mut reader = Reader { parts: self, ring, store, to_keep, told_fresh, fresh_due: Duration::ZERO };

@@ -1,0 +1,279 @@
+//! A correlator that is killed and started again, at any moment and as often as one likes, publishes what one that was
+//! left alone publishes: the same findings, revisions and words.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use proptest::prelude::*;
+use tapio_schemas::payload::{KernelData, KubernetesData, MetricData, SpanData, SpanKind, SpanStatus};
+use tapio_schemas::wire::{EventBatch, SignalSection, encode_signals};
+use tapio_schemas::{
+    EntityRef, EventId, EventKind, EventSeverity, Finding, Payload, ProducerId, Source, SpanId, TraceContext,
+    TraceId, UnifiedEvent, UnixNanos,
+};
+
+use crate::checkpoint::{Kept, Memory, Standing};
+use crate::config::CorrelatorConfig;
+use crate::decider::Decider;
+use crate::ledger::Ledger;
+use crate::model::Model;
+use crate::shards::{ShardSet, Watermark};
+
+const SECOND: u64 = 1_000_000_000;
+const START: u64 = 1_767_225_600 * SECOND;
+const MIB: f64 = 1024.0 * 1024.0;
+
+static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| Arc::new(Model::builtin().expect("the model loads")));
+
+fn config() -> CorrelatorConfig {
+    CorrelatorConfig { cluster: "c".into(), ..CorrelatorConfig::default() }
+}
+
+fn cgroup(path: &str) -> Arc<EntityRef> {
+    let own = EntityRef { cluster: "c".into(), node: "n1".into(), cgroup: path.into(), ..Default::default() };
+    Arc::new(own.sealed())
+}
+
+fn service(name: &str) -> Arc<EntityRef> {
+    let own = EntityRef {
+        cluster: "c".into(),
+        namespace: "shop".into(),
+        service: name.into(),
+        ..Default::default()
+    };
+    Arc::new(own.sealed())
+}
+
+fn pod(name: &str) -> Arc<EntityRef> {
+    let own = EntityRef {
+        cluster: "c".into(),
+        namespace: "shop".into(),
+        workload_kind: "Deployment".into(),
+        workload: name.into(),
+        pod: format!("{name}-1").into(),
+        container: "main".into(),
+        node: "n1".into(),
+        ..Default::default()
+    };
+    Arc::new(own.sealed())
+}
+
+fn event(kind: EventKind, entity: &Arc<EntityRef>, at: u64, payload: Payload) -> UnifiedEvent {
+    UnifiedEvent {
+        id: EventId::derive(UnixNanos(at), format!("{kind} {at} {}", entity.lineage).as_bytes()),
+        timestamp: UnixNanos(at),
+        observed_at: UnixNanos(at),
+        kind,
+        source: Source::Replay,
+        severity: EventSeverity::Warning,
+        entity: Arc::clone(entity),
+        payload,
+        ..UnifiedEvent::default()
+    }
+}
+
+fn process(kind: EventKind, entity: &Arc<EntityRef>, at: u64, signal: u32) -> UnifiedEvent {
+    let data = KernelData { signal, is_init: true, comm: "main".into(), ..KernelData::default() };
+    let mut event = event(kind, entity, at, Payload::Kernel(Box::new(data)));
+    event.pid = 77;
+    event
+}
+
+/// Memory of a container, one MiB a second from 4 MiB to its limit; the kill comes at the end.
+fn leak(entity: &Arc<EntityRef>, from_s: u64, kill: bool) -> Vec<UnifiedEvent> {
+    let mut events: Vec<UnifiedEvent> = (0..60).map(|i| sample(entity, from_s + i, 4.0 + i as f64)).collect();
+    if kill {
+        events.push(process(EventKind::OomKill, entity, START + (from_s + 60) * SECOND + SECOND / 3, 0));
+    }
+    events
+}
+
+fn sample(entity: &Arc<EntityRef>, at_s: u64, mebibytes: f64) -> UnifiedEvent {
+    let data = MetricData {
+        name: "container.memory.usage".into(),
+        unit: "By".into(),
+        value: mebibytes * MIB,
+        limit: 64.0 * MIB,
+        ..MetricData::default()
+    };
+    event(EventKind::CgroupSample, entity, START + at_s * SECOND, Payload::Metric(Box::new(data)))
+}
+
+fn request(number: u64, at_s: u64, fails: bool) -> UnifiedEvent {
+    let end = START + at_s * SECOND + 10_000_000 * (number % 50);
+    let data = SpanData {
+        name: "POST /orders".into(),
+        kind: SpanKind::Server,
+        status: if fails { SpanStatus::Error } else { SpanStatus::Ok },
+        http_status: if fails { 500 } else { 200 },
+        duration_ns: 20_000_000,
+        start: UnixNanos(end - 20_000_000),
+        ..SpanData::default()
+    };
+    let mut event = event(EventKind::Span, &service("api"), end, Payload::Span(Box::new(data)));
+    event.trace = Some(Box::new(TraceContext {
+        trace_id: TraceId(u128::from(number + 1) << 96 | 1),
+        span_id: SpanId(number + 1),
+        parent_span_id: SpanId(0),
+        flags: 1,
+    }));
+    event
+}
+
+fn image_change(entity: &Arc<EntityRef>, at_s: u64) -> UnifiedEvent {
+    let data =
+        KubernetesData { old_value: "pay:1".into(), new_value: "pay:2".into(), ..KubernetesData::default() };
+    event(EventKind::K8sImageChanged, entity, START + at_s * SECOND, Payload::Kubernetes(Box::new(data)))
+}
+
+/// Three quarters of an hour: a change long before the leak that it explains, incidents that end, overlap and
+/// come again, requests of many traces that fail for a while.
+fn events() -> Vec<UnifiedEvent> {
+    let (pay, steady) = (pod("pay"), cgroup("/steady"));
+    let mut events: Vec<UnifiedEvent> = (0..540).map(|i| sample(&steady, i * 5, 20.0)).collect();
+    events.push(image_change(&pay, 120));
+    events.extend(leak(&cgroup("/early"), 200, true));
+    for at_s in [400, 430, 900, 1500] {
+        events.push(process(EventKind::ProcessExit, &cgroup("/brittle"), START + at_s * SECOND + 77, 11));
+    }
+    events.extend((0..800).map(|n| request(n, 500 + n / 2, (200..440).contains(&n) && n % 2 == 0)));
+    events.extend(leak(&cgroup("/stops"), 1000, false));
+    events.extend(leak(&pay, 1800, true));
+    events.push(process(EventKind::ProcessExit, &cgroup("/late"), START + 2300 * SECOND, 6));
+    events.sort_by_key(|e| (e.timestamp, e.id));
+    events
+}
+
+/// What stage one says of them, a message per element; a round of watermarks each second.
+fn sections() -> Vec<(UnixNanos, SignalSection)> {
+    let mut set = ShardSet::new("c", 0..64, &config());
+    let mut watermark = Watermark::new(SECOND / 2);
+    let mut batches: Vec<EventBatch> = (0..64).map(|s| EventBatch::new(ProducerId(7), 1, s)).collect();
+    let mut out = Vec::new();
+    let mut told = UnixNanos(0);
+    let mut say = |set: &mut ShardSet, at: UnixNanos| {
+        for section in set.advance(at) {
+            if section.is_heartbeat() {
+                if at.since(told) < SECOND {
+                    continue;
+                }
+                told = at;
+            }
+            out.push((at, section));
+        }
+    };
+    for event in events() {
+        let batch = &mut batches[usize::from(event.key().shard())];
+        batch.push(event);
+        let bytes = batch.finish(UnixNanos(0)).expect("a batch");
+        let taken = set.take(&bytes, None, UnixNanos::MAX).expect("taken");
+        watermark.observe(taken.newest);
+        say(&mut set, watermark.at());
+    }
+    out
+}
+
+type Encoded = Vec<(UnixNanos, Vec<u8>)>;
+
+static SECTIONS: LazyLock<Encoded> = LazyLock::new(|| {
+    let said = sections().into_iter().zip(1..);
+    said.map(|((at, s), n)| (at, encode_signals(ProducerId(1), 0, n, &s).expect("encoded"))).collect()
+});
+
+/// The key-value bucket and the insight stream: what survives a kill.
+#[derive(Default)]
+struct Durable {
+    published: Vec<Finding>,
+    standing: Option<Standing>,
+    memory: Memory,
+    /// Findings that were published when the standing was taken.
+    acknowledged: usize,
+}
+
+impl Durable {
+    /// A process from its start to its kill, before message `until`. It keeps a checkpoint every `keeps` messages.
+    fn live(&mut self, until: usize, keeps: usize) {
+        let kept = Kept {
+            standing: self.standing.clone(),
+            changes: self.memory.changes.clone(),
+            machines: self.memory.machines.clone(),
+        };
+        let begin = self.standing.as_ref().map_or(1, |s| s.mark.sequence as usize);
+        let mut ledger = Ledger::new(600 * SECOND);
+        self.published.iter().for_each(|finding| ledger.read(finding.clone()));
+        let now = SECTIONS[until.min(SECTIONS.len()) - 1].0;
+        let (from, decided) =
+            self.standing.as_ref().map_or((UnixNanos(0), UnixNanos(0)), |s| (s.mark.from, s.decided));
+        ledger.begin(from, decided, now);
+        let mut decider = Decider::new(&config(), Arc::clone(&MODEL), ledger, kept, true);
+        for sequence in begin..until {
+            let bytes = &SECTIONS[sequence - 1].1;
+            self.published.extend(decider.apply(sequence as u64, bytes).expect("a section"));
+            if sequence % keeps == 0
+                && let Some(standing) = decider.standing()
+            {
+                (self.standing, self.memory) = (Some(standing), decider.memory());
+                self.acknowledged = self.published.len();
+            }
+        }
+    }
+
+    /// What was sent and not acknowledged when it was killed may be lost, from some message on.
+    fn lose(&mut self, share: f64) {
+        let sent = self.published.len() - self.acknowledged;
+        self.published.truncate(self.acknowledged + (sent as f64 * share) as usize);
+    }
+
+    fn as_text(&self) -> BTreeMap<(String, u32), String> {
+        let text = |f: &Finding| serde_json::to_string(f).expect("JSON");
+        let all = self.published.iter().map(|f| ((f.id.to_string(), f.revision), text(f)));
+        let unique: BTreeMap<_, _> = all.collect();
+        assert_eq!(unique.len(), self.published.len(), "a revision was published twice");
+        unique
+    }
+}
+
+static ALONE: LazyLock<BTreeMap<(String, u32), String>> = LazyLock::new(|| {
+    let mut durable = Durable::default();
+    durable.live(SECTIONS.len() + 1, usize::MAX);
+    durable.as_text()
+});
+
+#[test]
+fn the_scene_is_worth_it() {
+    let ids: std::collections::BTreeSet<_> = ALONE.keys().map(|(id, _)| id).collect();
+    assert!(ids.len() >= 5 && ALONE.len() > 30, "{} findings, {} revisions", ids.len(), ALONE.len());
+    let names_the_change = |text: &&String| text.contains("change.image") && text.contains("memory.leak");
+    assert!(ALONE.values().any(|text| names_the_change(&text)), "the change is named");
+    println!("{} findings, {} revisions, {} sections", ids.len(), ALONE.len(), SECTIONS.len());
+}
+
+/// Few, because each lives through three quarters of an hour; `PROPTEST_CASES` asks for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn killed_and_started_again_at_any_moment_it_publishes_what_one_left_alone_does(
+        kills in prop::collection::vec((0.0f64..1.0, 0.0f64..=1.0), 1..4),
+        keeps in 5usize..400,
+    ) {
+        let mut kills: Vec<(usize, f64)> =
+            kills.iter().map(|(at, lost)| (1 + (at * SECTIONS.len() as f64) as usize, *lost)).collect();
+        kills.sort_by_key(|(at, _)| *at);
+        let mut durable = Durable::default();
+        for (at, lost) in kills {
+            durable.live(at, keeps);
+            durable.lose(lost);
+        }
+        durable.live(SECTIONS.len() + 1, keeps);
+        let found = durable.as_text();
+        for (key, text) in &found {
+            prop_assert_eq!(Some(text), ALONE.get(key), "{:?}", key);
+        }
+        prop_assert_eq!(found.len(), ALONE.len());
+    }
+}
