@@ -1,19 +1,26 @@
-//! How far the correlators are, as each tells it in the state bucket once a second.
+//! How far the correlators are, as each tells it in the state bucket once a second, and whether their
+//! agents are heard: a watermark follows the clock while no event comes, also when no agent is left.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use tapio_runtime::bus::{Bus, BusError, Kv};
+use tapio_runtime::bus::{Bus, BusError, Kv, OrderedConfig, StartAt};
 use tapio_runtime::clock::SharedClock;
-use tapio_schemas::UnixNanos;
 use tapio_schemas::proto::v1;
+use tapio_schemas::{UnixNanos, names};
 use tokio::sync::Mutex;
 
 /// Answers of the last second are given again.
 const CACHED_FOR: Duration = Duration::from_secs(1);
 /// Longest wait for the bucket; then the last known state is given, which grows old by itself.
 const READ_TIME_MAX: Duration = Duration::from_secs(2);
+/// A cluster of which no event came for so long is silent. An agent that has nothing to tell still
+/// samples its machine every few seconds.
+pub const SILENT_AFTER: Duration = Duration::from_secs(60);
+/// How long to wait for an event that should be in the stream.
+const EVENT_WAIT: Duration = Duration::from_millis(500);
 /// Clusters told in an answer.
 const CLUSTERS_MAX: usize = 1024;
 /// Gaps told per cluster.
@@ -32,6 +39,8 @@ pub struct ClusterFreshness {
     pub gaps: Vec<String>,
     /// When the correlator said so, by its wall clock.
     pub at: UnixNanos,
+    /// No event came from its agents for [`SILENT_AFTER`].
+    pub silent: bool,
 }
 
 /// The value of `correlator.<cluster>.freshness`.
@@ -54,7 +63,13 @@ pub struct Freshness {
 struct Known {
     kv: Option<Kv>,
     read_at: Option<Duration>,
-    clusters: Vec<(String, Told)>,
+    clusters: Vec<Heard>,
+}
+
+struct Heard {
+    cluster: String,
+    told: Told,
+    silent: bool,
 }
 
 impl Freshness {
@@ -68,7 +83,8 @@ impl Freshness {
         let mut known = self.known.lock().await;
         let now = self.clock.monotonic();
         if known.read_at.is_none_or(|read_at| now.saturating_sub(read_at) >= CACHED_FOR) {
-            let reading = known.read(&self.bus);
+            let since = UnixNanos(self.clock.now_unix_nanos()).minus(SILENT_AFTER.as_nanos() as u64);
+            let reading = known.read(&self.bus, since);
             let outcome = tokio::select! {
                 outcome = reading => outcome.map_err(|error| error.to_string()),
                 () = self.clock.sleep(READ_TIME_MAX) => Err("no answer in time".to_owned()),
@@ -80,12 +96,12 @@ impl Freshness {
             known.read_at = Some(self.clock.monotonic());
         }
         let now = UnixNanos(self.clock.now_unix_nanos());
-        known.clusters.iter().map(|(cluster, told)| told.as_of(cluster, now)).collect()
+        known.clusters.iter().map(|heard| heard.as_of(now)).collect()
     }
 }
 
 impl Known {
-    async fn read(&mut self, bus: &Bus) -> Result<Vec<(String, Told)>, BusError> {
+    async fn read(&mut self, bus: &Bus, since: UnixNanos) -> Result<Vec<Heard>, BusError> {
         let kv = match &self.kv {
             Some(kv) => kv.clone(),
             None => self.kv.insert(bus.kv().await?).clone(),
@@ -103,8 +119,24 @@ impl Known {
                 break;
             }
         }
-        Ok(clusters)
+        let listening = clusters.into_iter().map(async |(cluster, told)| {
+            let silent = !is_heard(bus, &cluster, since).await?;
+            Ok(Heard { cluster, told, silent })
+        });
+        try_join_all(listening).await
     }
+}
+
+/// True when an event of the cluster came since then.
+async fn is_heard(bus: &Bus, cluster: &str, since: UnixNanos) -> Result<bool, BusError> {
+    let config = OrderedConfig {
+        filters: vec![names::events_filter(cluster)],
+        start: StartAt::UnixNanos(since.0),
+        batch: 1,
+        ..OrderedConfig::new(names::STREAM_EVENTS)
+    };
+    let mut events = bus.ordered_consumer(config).await?;
+    Ok(!events.next_batch(1, EVENT_WAIT).await?.is_empty())
 }
 
 fn cluster_of(key: &str) -> Option<&str> {
@@ -112,14 +144,16 @@ fn cluster_of(key: &str) -> Option<&str> {
     (!cluster.is_empty() && !cluster.contains('.')).then_some(cluster)
 }
 
-impl Told {
-    fn as_of(&self, cluster: &str, now: UnixNanos) -> ClusterFreshness {
+impl Heard {
+    fn as_of(&self, now: UnixNanos) -> ClusterFreshness {
+        let Self { cluster, told, silent } = self;
         ClusterFreshness {
-            cluster: cluster.to_owned(),
-            watermark: self.watermark,
-            age_ms: now.since(self.watermark) / 1_000_000,
-            gaps: self.gaps.iter().take(GAPS_MAX).cloned().collect(),
-            at: self.at,
+            cluster: cluster.clone(),
+            watermark: told.watermark,
+            age_ms: now.since(told.watermark) / 1_000_000,
+            gaps: told.gaps.iter().take(GAPS_MAX).cloned().collect(),
+            at: told.at,
+            silent: *silent,
         }
     }
 }
@@ -132,6 +166,7 @@ impl From<&ClusterFreshness> for v1::ClusterFreshness {
             age_ms: freshness.age_ms,
             gaps: freshness.gaps.clone(),
             at_unix_nano: freshness.at.0,
+            silent: freshness.silent,
         }
     }
 }
@@ -152,7 +187,8 @@ mod tests {
     fn the_agreed_document_is_read() {
         let json = r#"{"watermark":"2026-01-01T00:00:00Z","gaps":["a"],"at":"2026-01-01T00:00:01Z"}"#;
         let told: Told = serde_json::from_str(json).unwrap();
-        let fresh = told.as_of("prod", told.at.plus(1_000_000_000));
+        let now = told.at.plus(1_000_000_000);
+        let fresh = Heard { cluster: "prod".into(), told, silent: true }.as_of(now);
         assert_eq!((fresh.age_ms, fresh.gaps.len()), (2000, 1));
         assert!(serde_json::from_str::<Told>("{}").is_err());
     }

@@ -5,6 +5,7 @@ mod common;
 use common::{PATIENCE, Running, SECOND, finding, json, next};
 use tapio_runtime::harness::NatsServer;
 use tapio_schemas::finding::Status;
+use tapio_schemas::names::events_subject;
 use tapio_schemas::proto::v1::{GetFindingRequest, ListFindingsRequest, WhyRequest};
 use tapio_schemas::{Finding, Score, UnixNanos};
 
@@ -159,6 +160,16 @@ async fn the_freshness_of_each_cluster_is_in_the_answers() {
     assert_eq!(prod.watermark_unix_nano, 1_767_225_600 * SECOND);
     assert_eq!(prod.at_unix_nano - prod.watermark_unix_nano, SECOND);
     assert!(prod.age_ms > 1_000, "{}", prod.age_ms);
+    assert!(prod.silent, "no event came");
+
+    // Whether it can be read is not for the store to say.
+    for cluster in ["other", "prod"] {
+        service.publish_raw(&events_subject(cluster, 7), None, "an event".into()).await;
+    }
+    let waiting = async {
+        while service.client.list_findings(all()).await.unwrap().into_inner().freshness[0].silent {}
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the event is heard");
 
     let answer = service.bus.request("tapio.v1.query.findings", "".into(), PATIENCE).await.unwrap();
     let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();

@@ -31,6 +31,9 @@ pub fn story(finding: &Finding) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}: {}", finding.severity.as_str().to_uppercase(), finding.title);
     let _ = writeln!(out, "{}, since {}, {}", finding.status, finding.first_bad_at, finding.id);
+    if let Some(other) = finding.superseded_by {
+        let _ = writeln!(out, "Part of     {other}: tapio why {other}");
+    }
     let _ = writeln!(out, "\n{}", wrap(&finding.story, 100));
     if let Some(root) = &finding.root_cause {
         let _ = writeln!(

@@ -67,6 +67,8 @@ pub struct Cluster {
     pub gaps: Vec<String>,
     /// When its correlator said so.
     pub at: UnixNanos,
+    /// No event came from its agents in the last minute.
+    pub silent: bool,
 }
 
 /// What goes on counts; then whether anyone would know; then what was.
@@ -98,13 +100,16 @@ fn blind(known: &Known) -> Option<String> {
         return Some("no correlator has ever said how far it is: does one run?".to_owned());
     }
     let oldest = known.clusters.iter().min_by_key(|cluster| cluster.watermark_unix_nano)?;
-    if Duration::from_millis(oldest.age_ms) < WATERMARK_AGE_MAX {
-        return None;
-    }
-    let place = match known.clusters.len() {
+    let place = |cluster: &ClusterFreshness| match known.clusters.len() {
         1 => String::new(),
-        _ => format!(" in cluster {}", oldest.cluster),
+        _ => format!(" in cluster {}", cluster.cluster),
     };
+    if Duration::from_millis(oldest.age_ms) < WATERMARK_AGE_MAX {
+        let silent = known.clusters.iter().find(|cluster| cluster.silent)?;
+        let place = place(silent);
+        return Some(format!("no event has come{place} in the last minute: is an agent running?"));
+    }
+    let place = place(oldest);
     Some(match oldest.watermark_unix_nano {
         0 => format!("no event has been judged yet{place}: is an agent running?"),
         since => {
@@ -135,6 +140,7 @@ impl From<&ClusterFreshness> for Cluster {
             age_ms: told.age_ms,
             gaps: told.gaps.clone(),
             at: UnixNanos(told.at_unix_nano),
+            silent: told.silent,
         }
     }
 }
@@ -165,6 +171,10 @@ mod tests {
         let never = ClusterFreshness { watermark_unix_nano: 0, age_ms: u64::MAX, ..cluster("a", 0) };
         assert!(verdict(vec![never]).1.contains("no event has been judged yet"));
         assert!(verdict(vec![]).1.contains("no correlator"));
+        let silent = ClusterFreshness { silent: true, ..cluster("b", 10) };
+        let (status, reason) = verdict(vec![cluster("a", 20), silent]);
+        assert_eq!(status, Status::NotProvable);
+        assert_eq!(reason, "no event has come in cluster b in the last minute: is an agent running?");
     }
 
     #[test]

@@ -68,6 +68,13 @@ impl World {
         (output.status.code(), answer.unwrap_or_else(|error| panic!("{error}: {}", stderr(&output))))
     }
 
+    /// An agent says something.
+    fn tell_event(&self) {
+        let subject = tapio_schemas::names::events_subject("prod", 0);
+        let publish = self.bus.publish(&subject, None, Headers::new(), "an event".into());
+        self.runtime.block_on(publish).unwrap();
+    }
+
     /// As stage two tells it once a second.
     fn tell_watermark(&self, watermark: UnixNanos, gaps: &[&str]) {
         let told = json!({"watermark": watermark, "gaps": gaps, "at": now()}).to_string();
@@ -146,8 +153,21 @@ fn without_a_correlator_or_with_an_old_watermark_it_cannot_tell() {
 }
 
 #[test]
+fn a_watermark_that_follows_the_clock_without_events_is_no_health() {
+    let world = World::start();
+    world.tell_watermark(now(), &[]);
+    let (code, answer) = world.check(&[]);
+    assert_eq!((code, &answer["verdict"]), (Some(3), &"not_provable".into()), "{answer}");
+    let expected = "no event has come in the last minute: is an agent running?";
+    assert_eq!(answer["reason"], expected);
+    world.tell_event();
+    wait_for("health", || (world.check(&[]).1["verdict"] == "healthy").then_some(()));
+}
+
+#[test]
 fn healthy_needs_a_fresh_watermark_and_tells_what_is_lost_and_what_was() {
     let mut world = World::start();
+    world.tell_event();
     world.tell_watermark(now(), &["ebpf on node-3 lost 120 events"]);
     let (code, answer) = world.check(&[]);
     assert_eq!((code, &answer["verdict"]), (Some(0), &"healthy".into()), "{answer}");
@@ -174,6 +194,7 @@ fn healthy_needs_a_fresh_watermark_and_tells_what_is_lost_and_what_was() {
 #[test]
 fn what_goes_on_is_told_proven_or_not() {
     let mut world = World::start();
+    world.tell_event();
     world.tell_watermark(now(), &[]);
     world.publish(&finding(1, "not_provable", 0.2));
     let (code, answer) = world.check(&[]);
@@ -205,6 +226,7 @@ fn what_goes_on_is_told_proven_or_not() {
 fn more_than_a_screen_is_counted_and_nothing_is_left_out_of_the_pages() {
     const COUNT: u64 = 620;
     let mut world = World::start();
+    world.tell_event();
     world.tell_watermark(now(), &[]);
     for number in 1..=COUNT {
         let confidence = if number % 2 == 0 { 0.9 } else { 0.5 };

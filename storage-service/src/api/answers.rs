@@ -89,7 +89,7 @@ impl Answers {
         let mut gaps = self.condition.gaps();
         let left_out = self.open.left_out();
         if left_out > 0 {
-            gaps.push(format!("{left_out} open findings are left out: there are too many to hold"));
+            gaps.push(format!("at least {left_out} open findings are left out: there are too many to hold"));
         }
         gaps
     }
