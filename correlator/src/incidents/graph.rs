@@ -268,7 +268,9 @@ impl Graph {
         let mut removed = 0;
         self.out.retain(|from, edges| {
             edges.retain(|(kind, to), edge| {
-                let keep = edge.gone.is_none_or(|gone| gone >= gone_before) && edge.last >= silent_before;
+                // What a pod mounts is told once, when the pod is made, and holds until it is gone.
+                let silent = *kind != EdgeKind::Mounts && edge.last < silent_before;
+                let keep = edge.gone.is_none_or(|gone| gone >= gone_before) && !silent;
                 if !keep {
                     removed += 1;
                     if let Some(sources) = into.get_mut(to) {
@@ -350,6 +352,9 @@ mod tests {
         let db = Entity::namespaced("StatefulSet", "shop", "db");
         assert_eq!(graph.mounters(&settings), BTreeSet::from([db.clone()]));
         assert_eq!(graph.mounted(&db), BTreeSet::from([settings.clone()]));
+        graph.prune(UnixNanos(0), UnixNanos(1_000));
+        graph.learn(&database(), UnixNanos(1_000));
+        assert_eq!(graph.mounters(&settings), BTreeSet::from([db.clone()]), "told once, however long ago");
         // A name that a workload and its settings share stays the workload's.
         assert_eq!(graph.home(&Entity::namespaced(kinds::SERVICE, "shop", "db")), db);
         assert_eq!(graph.home(&settings), settings);

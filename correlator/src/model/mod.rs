@@ -28,6 +28,7 @@ pub const PATTERNS_MAX: usize = 1024;
 
 /// The patterns that are part of the program.
 const BUILTIN: &[(&str, &str)] = &[
+    ("admission.webhook_unavailable.yaml", include_str!("../../patterns/admission.webhook_unavailable.yaml")),
     ("memory.leak.yaml", include_str!("../../patterns/memory.leak.yaml")),
     ("memory.limit_exceeded.yaml", include_str!("../../patterns/memory.limit_exceeded.yaml")),
     ("memory.child_killed.yaml", include_str!("../../patterns/memory.child_killed.yaml")),
@@ -44,8 +45,10 @@ const BUILTIN: &[(&str, &str)] = &[
     ("config.missing_reference.yaml", include_str!("../../patterns/config.missing_reference.yaml")),
     ("image.pull_failed.yaml", include_str!("../../patterns/image.pull_failed.yaml")),
     ("node.not_ready.yaml", include_str!("../../patterns/node.not_ready.yaml")),
+    ("storage.claim_pending.yaml", include_str!("../../patterns/storage.claim_pending.yaml")),
     ("scheduling.unschedulable.yaml", include_str!("../../patterns/scheduling.unschedulable.yaml")),
     ("probe.kills_healthy.yaml", include_str!("../../patterns/probe.kills_healthy.yaml")),
+    ("quota.exceeded.yaml", include_str!("../../patterns/quota.exceeded.yaml")),
     ("rollout.bad_image.yaml", include_str!("../../patterns/rollout.bad_image.yaml")),
 ];
 

@@ -40,6 +40,13 @@ pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
         episodes.end(step, key);
     }
     let (pod, at) = (&event.entity, event.timestamp);
+    if let Payload::Kubernetes(data) = &event.payload
+        && (event.kind == EventKind::K8sEvent && data.reason == "SuccessfulCreate"
+            || event.kind == EventKind::K8sObjectDeleted)
+    {
+        // Whoever refused its pods before does so no longer.
+        episodes.end_all(step, &event.entity, SignalKind::CreateFailed, at);
+    }
     if pod.pod.is_empty() {
         return;
     }
@@ -77,9 +84,7 @@ fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
         }
         (EventKind::SystemdUnitStarted, _) => &[SignalKind::UnitFailed],
         // With the object goes what was wrong with it.
-        (EventKind::K8sObjectDeleted, _) => {
-            &[SignalKind::NodeNotReady, SignalKind::NodePressure, SignalKind::CreateFailed]
-        }
+        (EventKind::K8sObjectDeleted, _) => &[SignalKind::NodeNotReady, SignalKind::NodePressure],
         _ => &[],
     };
     kinds.iter().map(|kind| episode_key(*kind, &event.entity, None, 0)).collect()

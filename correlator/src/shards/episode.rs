@@ -231,6 +231,21 @@ impl Episodes {
         keys.into_iter().for_each(|key| self.schedule(key, step));
     }
 
+    /// The deviations of this kind on the very thing that were seen until `at` are over, whoever the other end was.
+    pub fn end_all(&mut self, step: UnixNanos, entity: &EntityRef, kind: SignalKind, at: UnixNanos) {
+        let subject = entity.subject();
+        let keys: Vec<EpisodeKey> = self
+            .open
+            .iter()
+            .filter(|(_, e)| e.signal.kind == kind && e.last_evidence <= at)
+            .filter(|(_, e)| {
+                e.signal.entity.cluster == entity.cluster && e.signal.entity.subject() == subject
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        keys.into_iter().for_each(|key| self.end(step, key));
+    }
+
     /// A container runs since `at`: that it ended before is certain only when it ends again.
     pub fn resumed(&mut self, step: UnixNanos, container: &EntityRef, at: UnixNanos) {
         self.starts.note(container, at);

@@ -178,6 +178,39 @@ fn with_a_pod_goes_what_was_wrong_in_it_unless_its_successor_has_it_too() {
     assert_eq!(over, [("api-1", SignalKind::PodNotReady, 60), ("api-1", SignalKind::ContainerCrashed, 90)]);
 }
 
+#[test]
+fn who_refused_a_pod_is_the_other_end_until_one_is_made() {
+    let set = EntityRef {
+        cluster: "c".into(),
+        namespace: "shop".into(),
+        workload_kind: kinds::DEPLOYMENT.into(),
+        workload: "api".into(),
+        object_kind: kinds::REPLICA_SET.into(),
+        object: "api-7f".into(),
+        ..EntityRef::default()
+    };
+    let set = Arc::new(set.sealed());
+    let quota =
+        "Error creating: pods \"api-7f-x\" is forbidden: exceeded quota: team, requested: cpu=1, used: cpu=4";
+    let webhook = "Error creating: Internal error occurred: failed calling webhook \"admit.guard\": failed to call \
+                   webhook: Post \"https://guard.policy.svc:443/admit?timeout=5s\": connection refused";
+    let events = [
+        warned(&set, "FailedCreate", quota, 10, 1),
+        warned(&set, "FailedCreate", webhook, 11, 2),
+        warned(&set, "FailedCreate", "Error creating: must specify limits", 12, 3),
+        warned(&set, "SuccessfulCreate", "Created pod: api-7f-y", 60, 4),
+    ];
+    let last: Vec<Signal> =
+        said(SignalKind::CreateFailed, &events, 90).into_iter().filter(|s| s.ended).collect();
+    let mut peers: Vec<String> = last.iter().filter_map(|s| s.peer.as_ref()).map(|p| p.to_string()).collect();
+    peers.sort();
+    assert_eq!(peers, ["policy/Service guard", "shop/ResourceQuota team"]);
+    assert_eq!(last.len(), 3);
+    assert!(last.iter().all(|s| s.last_seen < at(61)));
+    let named = last.iter().filter_map(|s| s.attribute("webhook")).filter_map(|v| v.as_text());
+    assert_eq!(named.collect::<Vec<_>>(), ["admit.guard"]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

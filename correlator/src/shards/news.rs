@@ -258,6 +258,9 @@ fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
     if seen.kind == SignalKind::ProbeFailed {
         seen = probe_facts(seen, data);
     }
+    if seen.kind == SignalKind::CreateFailed {
+        seen = refused_by(seen, &data.message);
+    }
     if seen.kind == SignalKind::K8sWarning {
         // Warnings of different reasons are different deviations, and none of them says much alone.
         seen.topic = hash_parts(&[&data.reason]) as u64;
@@ -296,6 +299,28 @@ fn probe_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
                 seen = probe_answer(seen.with("restarts", yes()), &data.message);
             }
         }
+    }
+    seen
+}
+
+/// Who refused to let a pod be made, in the words of the API server: a quota of the namespace (`exceeded quota: team,
+/// requested: …`), or a webhook behind a service that could not be asked (`failed calling webhook "w": … Post
+/// "https://service.namespace.svc:443/…"`).
+fn refused_by(mut seen: Observation, message: &str) -> Observation {
+    if let Some((_, rest)) = message.split_once("exceeded quota: ") {
+        let name = rest.split([',', ' ']).next().unwrap_or_default();
+        if !name.is_empty() {
+            seen.peer = Some(Entity::namespaced("ResourceQuota", &seen.entity.namespace, name));
+        }
+    } else if let Some((_, rest)) = message.split_once("failed calling webhook \"") {
+        let webhook = rest.split('"').next().unwrap_or_default();
+        let host =
+            rest.split_once("https://").map(|(_, url)| url.split([':', '/', '?']).next().unwrap_or(""));
+        let mut labels = host.unwrap_or_default().split('.');
+        if let (Some(service), Some(namespace), Some("svc")) = (labels.next(), labels.next(), labels.next()) {
+            seen.peer = Some(Entity::namespaced(kinds::SERVICE, namespace, service));
+        }
+        seen = seen.with("webhook", webhook);
     }
     seen
 }
