@@ -8,7 +8,7 @@ use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::{ProducerId, UnixNanos};
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::payload::Payload;
-use tapio_schemas::wire::{BATCH_EVENTS_MAX, EventBatch};
+use tapio_schemas::wire::{BATCH_EVENTS_MAX, EventBatch, Packer};
 
 use crate::config::BatchConfig;
 use crate::ledger::{DropReason, Ledger, Place};
@@ -23,6 +23,7 @@ pub struct Batcher {
     events_max: usize,
     age_max: Duration,
     message_bytes_max: usize,
+    packer: Packer,
     pending_bytes: u64,
     ledger: Ledger,
 }
@@ -58,6 +59,7 @@ impl Batcher {
             events_max: config.events.clamp(1, BATCH_EVENTS_MAX),
             age_max: config.age.get(),
             message_bytes_max,
+            packer: Packer::default(),
             pending_bytes: 0,
             ledger,
         }
@@ -106,7 +108,7 @@ impl Batcher {
         self.pending_bytes -= std::mem::take(&mut slot.estimated_bytes);
         // No promise of a watermark: telemetry of applications may come late by any time up to `age_max`.
         let payload = match slot.batch.finish(UnixNanos(0)) {
-            Ok(payload) => payload,
+            Ok(payload) => self.packer.pack(payload),
             Err(error) => {
                 tracing::error!(%error, shard, events, "a batch cannot be encoded");
                 self.lose(events);

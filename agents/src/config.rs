@@ -71,7 +71,7 @@ impl AgentConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchConfig {
-    /// Estimated size. Default 64 KiB: large enough to share strings, small enough for any server.
+    /// Estimated size before packing. Default 256 KiB: large enough to share strings, and some 64 KiB when packed.
     pub bytes: ByteSize,
     /// Number of events, at most 65536. Default 1024.
     pub events: usize,
@@ -81,7 +81,7 @@ pub struct BatchConfig {
 
 impl Default for BatchConfig {
     fn default() -> Self {
-        Self { bytes: ByteSize(64 << 10), events: 1024, age: HumanDuration::from_millis(100) }
+        Self { bytes: ByteSize(256 << 10), events: 4096, age: HumanDuration::from_millis(100) }
     }
 }
 

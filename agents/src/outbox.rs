@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tapio_schemas::ids::ProducerId;
 use tapio_schemas::kind::EventSeverity;
-use tapio_schemas::wire::EventBatchView;
+use tapio_schemas::wire::{EventBatchView, Unpacker};
 use tokio::sync::Notify;
 
 use crate::ledger::{DropReason, Ledger, Place};
@@ -43,8 +43,8 @@ impl Frame {
 
     /// A batch read back from disk; `None` when the bytes are not a batch.
     pub fn from_payload(payload: Bytes, spool_file: Option<u64>) -> Option<Self> {
-        let view = EventBatchView::check(&payload).ok()?;
-        let header = *view.header();
+        let mut unpacker = Unpacker::default();
+        let header = *EventBatchView::check(unpacker.unpack(&payload).ok()?).ok()?.header();
         let msg_id = Self::id(header.producer, header.epoch, header.shard, header.first_sequence);
         Some(Self { shard: header.shard, events: u64::from(header.count), msg_id, spool_file, payload })
     }

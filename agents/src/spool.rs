@@ -12,7 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use tapio_schemas::wire::{EventBatchView, MESSAGE_BYTES_MAX};
+use tapio_schemas::wire::{EventBatchView, MESSAGE_BYTES_MAX, Unpacker};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::outbox::Frame;
@@ -362,9 +362,10 @@ fn fail(path: &Path, action: &'static str, source: io::Error) -> SpoolError {
 /// Events that [`Spool::next`] will find in a file.
 fn count_events(path: &Path) -> u64 {
     let Ok(mut file) = open_to_read(path) else { return 0 };
-    let mut events = 0;
+    let (mut events, mut unpacker) = (0, Unpacker::default());
     while let Ok(Some(payload)) = read_record(&mut file) {
-        let Ok(view) = EventBatchView::check(&payload) else { break };
+        let Ok(plain) = unpacker.unpack(&payload) else { break };
+        let Ok(view) = EventBatchView::check(plain) else { break };
         events += view.len() as u64;
     }
     events

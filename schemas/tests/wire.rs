@@ -270,3 +270,63 @@ proptest! {
         if let Ok(view) = SignalBatchView::check(&bytes) { let _ = view.to_section(); }
     }
 }
+
+#[test]
+fn a_packed_batch_is_a_fraction_and_opens_to_the_very_same() {
+    let entities: Vec<_> = (0..20).map(common::entity).collect();
+    let events: Vec<_> = (0..1000).map(|n| common::kernel(n, &entities[(n % 20) as usize])).collect();
+    let plain = encode(&events);
+    let packed = Packer::default().pack(plain.clone());
+    assert!(packed.len() * 3 < plain.len(), "{} of {}", packed.len(), plain.len());
+    assert!(EventBatchView::check(&packed).is_err(), "a packed message is not read by accident");
+    let mut unpacker = Unpacker::default();
+    assert_eq!(unpacker.unpack(&packed).unwrap(), plain);
+    assert_eq!(unpacker.unpack(&plain).unwrap(), plain, "a plain message is left as it is");
+    let small = encode(&events[..1]);
+    assert_eq!(Packer::default().pack(small.clone()), small, "a small message is left as it is");
+}
+
+#[test]
+fn golden_packed_batch_v2_is_still_read() {
+    let events: Vec<_> = (0..20).map(|n| common::kernel(n, &common::entity(1))).collect();
+    let plain = encode(&events);
+    let stored = golden("events-v2-packed.bin", &Packer::default().pack(plain.clone()));
+    assert_eq!(Unpacker::default().unpack(&stored).unwrap(), plain);
+}
+
+#[test]
+fn a_packed_message_that_promises_too_much_or_too_little_is_refused() {
+    let events: Vec<_> = (0..100).map(|n| common::kernel(n, &common::entity(1))).collect();
+    let packed = Packer::default().pack(encode(&events));
+    let mut unpacker = Unpacker::default();
+    for (size, named) in [(u32::MAX, "too large"), (100, "too small")] {
+        let mut hurt = packed.clone();
+        hurt[44..48].copy_from_slice(&size.to_le_bytes());
+        assert!(unpacker.unpack(&hurt).is_err(), "{named}");
+    }
+    for end in 80..packed.len() {
+        assert!(unpacker.unpack(&packed[..end]).is_err(), "truncated at {end}");
+    }
+    assert!(unpacker.unpack(&packed).is_ok(), "what failed before leaves nothing behind");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn arbitrary_bytes_behind_a_packed_header_never_panic(
+        body in prop::collection::vec(any::<u8>(), 0..2048), at in 40usize..4000,
+    ) {
+        let events: Vec<_> = (0..100).map(|n| common::kernel(n, &common::entity(1))).collect();
+        let mut bytes = Packer::default().pack(encode(&events));
+        let at = at.min(bytes.len());
+        let end = (at + body.len()).min(bytes.len());
+        bytes[at..end].copy_from_slice(&body[..end - at]);
+        let mut unpacker = Unpacker::default();
+        if let Ok(plain) = unpacker.unpack(&bytes)
+            && let Ok(view) = EventBatchView::check(plain)
+        {
+            let _ = view.to_events();
+        }
+    }
+}

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tapio_runtime::bus::{Bus, BusConfig, Headers, OrderedConfig, StartAt};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::names::{HEADER_REASON, STREAM_DEADLETTER, STREAM_EVENTS, events_subject};
-use tapio_schemas::wire::EventBatchView;
+use tapio_schemas::wire::{EventBatchView, Unpacker};
 use tapio_schemas::{EventKind, Payload, UnifiedEvent};
 
 /// Ends a helper process with the test.
@@ -76,11 +76,12 @@ fn events(url: &str) -> Vec<UnifiedEvent> {
         let mut config = OrderedConfig::new(STREAM_EVENTS);
         config.start = StartAt::Beginning;
         let mut consumer = bus.ordered_consumer(config).await.expect("a consumer");
-        let (mut events, mut at) = (Vec::new(), 0);
+        let (mut events, mut at, mut unpacker) = (Vec::new(), 0, Unpacker::default());
         while at < last {
             for message in consumer.next_batch(256, Duration::from_secs(5)).await.expect("messages") {
                 at = message.sequence;
-                events.extend(EventBatchView::check(&message.payload).expect("a batch").to_events());
+                let plain = unpacker.unpack(&message.payload).expect("a message");
+                events.extend(EventBatchView::check(plain).expect("a batch").to_events());
             }
         }
         events

@@ -21,7 +21,7 @@ use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::names::{STREAM_EVENTS, events_filter};
 use tapio_schemas::payload::Payload;
-use tapio_schemas::wire::{EventBatchView, Header};
+use tapio_schemas::wire::{EventBatchView, Header, Unpacker};
 
 /// Nothing takes longer than this, even on a machine that builds at the same time.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -112,7 +112,9 @@ impl Stream {
         messages
             .into_iter()
             .map(|message| {
-                let view = EventBatchView::check(&message.payload).expect("a valid batch");
+                let mut unpacker = Unpacker::default();
+                let plain = unpacker.unpack(&message.payload).expect("a valid message");
+                let view = EventBatchView::check(plain).expect("a valid batch");
                 let (header, events) = (*view.header(), view.to_events());
                 Received { header, subject: message.subject, events }
             })

@@ -86,6 +86,12 @@ impl Header {
         out
     }
 
+    /// Size of the plain message.
+    pub(super) fn message_bytes(&self) -> usize {
+        let entities_start = (HEADER_BYTES + self.body_bytes as usize).next_multiple_of(16);
+        entities_start + self.entities_bytes as usize + self.strings_bytes as usize
+    }
+
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         if bytes.len() < HEADER_BYTES {
             return Err(WireError::Truncated { have: bytes.len(), need: HEADER_BYTES });

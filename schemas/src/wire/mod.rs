@@ -15,6 +15,7 @@ mod events;
 mod frame;
 mod header;
 mod intern;
+mod packed;
 mod signals;
 mod strings;
 
@@ -24,6 +25,7 @@ pub use header::{FrameKind, HEADER_BYTES, Header, MAGIC, SCHEMA_VERSION, SIGNALS
 pub use intern::{
     ArchivedEntityIndex, ArchivedStringIndex, EntityIndex, Interned, InternedEntity, StringIndex,
 };
+pub use packed::{PACKED_VERSION, Packer, Unpacker};
 pub use signals::{ShardMark, SignalBatchView, SignalSection, encode_signals};
 pub use strings::Strings;
 
@@ -43,6 +45,9 @@ pub enum WireError {
         /// Bytes needed.
         need: usize,
     },
+    /// The packed part is not what it should be.
+    #[error("packed message cannot be unpacked: {0}")]
+    Packed(String),
     /// Larger than [`MESSAGE_BYTES_MAX`].
     #[error("message of {0} bytes is larger than the limit of {MESSAGE_BYTES_MAX}")]
     TooLarge(usize),

@@ -9,7 +9,7 @@ use tapio_runtime::bus::{Bus, BusConfig, OrderedConfig, OrderedConsumer, StartAt
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::UnifiedEvent;
 use tapio_schemas::names::{STREAM_EVENTS, SUBJECTS_EVENTS};
-use tapio_schemas::wire::EventBatchView;
+use tapio_schemas::wire::{EventBatchView, Unpacker};
 
 use crate::cli::RecordArgs;
 use crate::client::locate;
@@ -66,13 +66,13 @@ async fn record(
 ) -> anyhow::Result<u64> {
     let end = args.seconds.map(|s| tokio::time::Instant::now() + Duration::from_secs(s));
     let mut waiting: Vec<UnifiedEvent> = Vec::new();
-    let mut lines = 0;
+    let (mut lines, mut unpacker) = (0, Unpacker::default());
     loop {
         let done = end.is_some_and(|end| tokio::time::Instant::now() >= end);
         tokio::select! {
             messages = consumer.next_batch(BATCH_MESSAGES, WAIT), if !done => {
                 for message in messages? {
-                    let view = EventBatchView::check(&message.payload)?;
+                    let view = EventBatchView::check(unpacker.unpack(&message.payload)?)?;
                     waiting.extend(view.to_events().into_iter().filter(|event| wanted(args, event)));
                 }
                 let newest = waiting.iter().map(|e| e.timestamp).max().unwrap_or_default();
