@@ -5,12 +5,18 @@ use tapio_runtime::config::HumanDuration;
 
 use crate::incidents::IncidentConfig;
 
+/// Letters of the host's name in the name of a replica.
+const REPLICA_HOST_CHARS_MAX: usize = 64;
+
 /// Both stages of the correlator.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CorrelatorConfig {
     /// Cluster whose events are read. Default `local`.
     pub cluster: String,
+    /// Name of this replica among those of the cluster: letters, digits, `-` and `_`. Default empty: the host's name with a
+    /// number of its own for each start. Two that run at once must not share it.
+    pub replica: String,
     /// How long after its event time an event may arrive and still be put in order. Default 500 ms. More delays
     /// every verdict by as much; less makes verdicts depend on the order of arrival.
     pub lateness: HumanDuration,
@@ -45,6 +51,7 @@ impl Default for CorrelatorConfig {
     fn default() -> Self {
         Self {
             cluster: "local".to_owned(),
+            replica: String::new(),
             lateness: HumanDuration::from_millis(500),
             workers: 0,
             ring_batches: 64,
@@ -65,6 +72,17 @@ impl Default for CorrelatorConfig {
 impl CorrelatorConfig {
     /// Most shard workers.
     pub const WORKERS_MAX: usize = 8;
+
+    /// The name of this replica: as set, or made of the host's name and the moment of the start.
+    pub fn replica_name(&self, started_unix_nanos: u64) -> String {
+        if !self.replica.is_empty() {
+            return self.replica.clone();
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let key = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
+        let host: String = host.trim().chars().take(REPLICA_HOST_CHARS_MAX).map(key).collect();
+        format!("{}-{:x}", if host.is_empty() { "replica" } else { &host }, started_unix_nanos)
+    }
 
     /// Number of shard workers on this machine.
     pub fn worker_count(&self) -> usize {

@@ -15,6 +15,7 @@ mod ledger;
 mod low_water;
 mod metrics;
 pub mod model;
+mod partition;
 pub mod pipeline;
 #[cfg(test)]
 mod restart_tests;
@@ -22,6 +23,5 @@ pub mod shards;
 mod stage_one;
 mod stage_two;
 pub mod unite;
-mod worker;
 
 pub use pipeline::{Correlator, CorrelatorError, CorrelatorHandle, CorrelatorParts, DrainError};

@@ -1,10 +1,12 @@
 //! The correlator live: the path from events to findings, in flow order.
 //!
 //! ```text
-//! tapio.v1.events.<cluster>.<shard>     ordered consumer, from the low water (stage_one.rs)
-//!     │  route by the subject's shard; SPSC ring per worker
-//! shard worker thread                   check the batch, or dead-letter it (worker.rs, shards/set.rs)
+//! lease of a shard                      one owner among the replicas (stage_one/mod.rs)
+//! tapio.v1.events.<cluster>.<shard>     ordered consumer, from the low water kept with the lease (stage_one/intake.rs)
+//!     │  SPSC ring per worker
+//! shard worker thread                   check the batch, or dead-letter it (stage_one/worker.rs, shards/set.rs)
 //!     │  shard state in event time      shards/shard.rs → SignalSection
+//! lease of the incidents                one owner among the replicas (partition.rs)
 //! tapio.v1.signals.<cluster>            ordered consumer, from the low water (stage_two.rs)
 //!     │  SPSC ring
 //! incident worker thread                unite the parts (unite.rs), decide (incidents/)
@@ -13,7 +15,8 @@
 //! ```
 //!
 //! The supervisor (an actor) owns both stages. A stage that fails is built anew as a whole and makes its state again from
-//! its stream; so does a restart of the process. Stage one stops first, so that what it said is still decided.
+//! its stream; so does a restart of the process, and so does another replica that takes over. Stage one stops first, so that
+//! what it said is still decided.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +30,7 @@ use tapio_runtime::telemetry::Metrics;
 use crate::config::CorrelatorConfig;
 use crate::metrics::CorrelatorMetrics;
 use crate::model::Model;
+use crate::partition::Partition;
 use crate::stage_one::StageOne;
 use crate::stage_two::StageTwoParts;
 
@@ -109,7 +113,10 @@ impl Correlator {
             registry: parts.metrics.clone(),
             metrics: metrics.clone(),
         };
-        supervision.add_task("correlator.incidents", policy, move |context| two.clone().run(context)).await?;
+        let partition = Partition { parts: two };
+        supervision
+            .add_task("correlator.incidents", policy, move |context| partition.clone().run(context))
+            .await?;
 
         let one = StageOne { config, bus: parts.bus, clock: parts.clock, registry: parts.metrics, metrics };
         supervision.add_task("correlator.shards", policy, move |context| one.clone().run(context)).await?;

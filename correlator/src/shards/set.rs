@@ -1,11 +1,10 @@
 //! The shards of one worker: checks a batch, routes it, and collects what the shards say into one section.
 
 use tapio_schemas::UnixNanos;
-use tapio_schemas::wire::{EventBatchView, SignalSection, WireError};
+use tapio_schemas::wire::{EventBatchView, SignalSection, Unpacker, WireError};
 
 use super::counters::Counters;
 use super::shard::Shard;
-use crate::aligned::Aligned;
 use crate::config::CorrelatorConfig;
 
 /// Why a batch was refused.
@@ -40,6 +39,7 @@ impl BatchError {
             Self::Wire(WireError::Strings(_)) => "strings",
             Self::Wire(WireError::Archive(_)) => "archive",
             Self::Wire(WireError::TooMany(_)) => "too_many",
+            Self::Wire(WireError::Packed(_)) => "packed",
             Self::Shard { .. } => "shard",
             Self::NotOurs(_) => "not_ours",
         }
@@ -49,7 +49,7 @@ impl BatchError {
 /// Shards that one thread owns.
 pub struct ShardSet {
     shards: Vec<Shard>,
-    aligned: Aligned,
+    unpacker: Unpacker,
 }
 
 /// What a batch held.
@@ -63,7 +63,7 @@ impl ShardSet {
     /// The given shards of a cluster.
     pub fn new(cluster: &str, ids: impl IntoIterator<Item = u16>, config: &CorrelatorConfig) -> Self {
         let shards = ids.into_iter().map(|id| Shard::new(cluster, id, 0, config)).collect();
-        Self { shards, aligned: Aligned::default() }
+        Self { shards, unpacker: Unpacker::default() }
     }
 
     /// Checks a message and gives it to its shard. `subject_shard`: the shard that the subject names, when there is one.
@@ -73,7 +73,7 @@ impl ShardSet {
         subject_shard: Option<u16>,
         newest_allowed: UnixNanos,
     ) -> Result<Taken, BatchError> {
-        let batch = EventBatchView::check(self.aligned.of(bytes))?;
+        let batch = EventBatchView::check(self.unpacker.unpack(bytes)?)?;
         let header = batch.header().shard;
         if let Some(subject) = subject_shard
             && subject != header
@@ -92,6 +92,30 @@ impl ShardSet {
         let marks = self.shards.iter_mut().map(|shard| shard.advance(watermark, &mut sections)).collect();
         sections.push(SignalSection { marks, ..SignalSection::default() });
         sections
+    }
+
+    /// Takes a shard on, under the epoch of its lease; a shard of this number that was there is forgotten.
+    pub fn own(&mut self, id: u16, epoch: u64, config: &CorrelatorConfig) {
+        self.disown(id);
+        self.shards.push(Shard::new(&config.cluster, id, epoch, config));
+    }
+
+    /// Gives a shard up; its last counts.
+    pub fn disown(&mut self, id: u16) -> Option<Counters> {
+        let at = self.shards.iter().position(|s| s.id() == id)?;
+        Some(self.shards.swap_remove(at).counters)
+    }
+
+    /// Moves one shard to the watermark; appends a section for each step with something to say.
+    pub fn advance_one(&mut self, id: u16, watermark: UnixNanos, out: &mut Vec<SignalSection>) {
+        if let Some(shard) = self.shards.iter_mut().find(|s| s.id() == id) {
+            shard.advance(watermark, out);
+        }
+    }
+
+    /// Oldest event time that a shard still needs.
+    pub fn low_water_of(&self, id: u16) -> Option<UnixNanos> {
+        self.shards.iter().find(|s| s.id() == id).map(Shard::low_water)
     }
 
     /// Oldest event time that any shard still needs.

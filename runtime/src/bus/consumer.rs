@@ -207,6 +207,14 @@ impl OrderedConsumer {
         self.feed.next().await
     }
 
+    /// The next message; `None` once, when all that was there at first has been given. Cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// As [`OrderedConsumer::next`].
+    pub async fn next_or_current(&mut self) -> Result<Option<Message>, BusError> {
+        self.feed.next_or_current().await
+    }
+
     /// Waits up to `wait` for a message, then takes what is there, at most `max`; empty after `wait`.
     ///
     /// # Errors

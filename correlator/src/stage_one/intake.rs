@@ -1,0 +1,218 @@
+//! The reading side of a lane: one task that reads the streams of its shards into the ring of one worker.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
+use tapio_runtime::bus::{Bus, BusError, ConnectionState, Message, OrderedConfig, OrderedConsumer};
+use tapio_runtime::clock::SharedClock;
+use tapio_runtime::ring::Sender;
+use tapio_runtime::supervise::WorkerResult;
+use tapio_schemas::UnixNanos;
+use tapio_schemas::names::{SHARD_COUNT, events_subject};
+use tokio::sync::mpsc;
+use tokio_stream::StreamMap;
+
+use super::worker::Work;
+use crate::low_water::{LowWater, start_at};
+
+/// Messages asked for at a time, per shard: with 64 KiB each, a replica with all shards holds at most 64 MiB unread.
+const READ_BATCH: usize = 16;
+/// A shard of which nothing has come for this long is caught up, when nothing is pending either.
+const QUIET: Duration = Duration::from_millis(50);
+/// After a lost connection the clock is not followed for this long: events from before may still come.
+const RECONNECT_GRACE: Duration = Duration::from_secs(2);
+
+/// What the control side tells a lane.
+pub enum Command {
+    /// A shard is owned from now on.
+    Own {
+        /// Shard.
+        shard: u16,
+        /// Epoch of its lease.
+        epoch: u64,
+        /// Where the owner before says that reading has to begin.
+        from: Option<LowWater>,
+    },
+    /// The shard goes to another owner: say the rest, then answer.
+    Release(u16),
+    /// The shard is another's already: say nothing more.
+    Lost(u16),
+}
+
+type Feed = BoxStream<'static, Result<Option<Message>, BusError>>;
+type Opening = Pin<Box<dyn Future<Output = (u16, u64, Result<OrderedConsumer, BusError>)> + Send>>;
+
+/// Reads for one worker.
+pub struct Intake {
+    bus: Bus,
+    clock: SharedClock,
+    cluster: String,
+    /// How far back an owner without a predecessor reads.
+    replay_max_ns: u64,
+    ring: Sender<Work>,
+    commands: mpsc::Receiver<Command>,
+    feeds: StreamMap<u16, Feed>,
+    opening: FuturesUnordered<Opening>,
+    shards: Vec<Reading>,
+    away_until: Duration,
+}
+
+/// How far reading one shard is.
+#[derive(Clone, Copy, Default)]
+struct Reading {
+    /// Epoch of its lease; zero when it is not ours.
+    epoch: u64,
+    /// Everything that was there is read.
+    current: bool,
+    read_at: Duration,
+}
+
+impl Intake {
+    /// A lane without shards.
+    pub fn new(
+        bus: Bus,
+        clock: SharedClock,
+        cluster: String,
+        replay_max_ns: u64,
+        ring: Sender<Work>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        Self {
+            bus,
+            clock,
+            cluster,
+            replay_max_ns,
+            ring,
+            commands,
+            feeds: StreamMap::new(),
+            opening: FuturesUnordered::new(),
+            shards: vec![Reading::default(); usize::from(SHARD_COUNT)],
+            away_until: Duration::ZERO,
+        }
+    }
+
+    /// Reads until the control side is gone. The ring closes with the end.
+    ///
+    /// # Errors
+    /// When the bus refuses a consumer for good, or the worker is gone.
+    pub async fn run(mut self) -> WorkerResult {
+        let mut quiet = tokio::time::interval(QUIET);
+        quiet.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await?,
+                    None => return Ok(()),
+                },
+                Some((shard, epoch, opened)) = self.opening.next(), if !self.opening.is_empty() => {
+                    self.opened(shard, epoch, opened)?;
+                }
+                _ = quiet.tick() => self.follow_clock().await?,
+                Some((shard, item)) = self.feeds.next(), if !self.feeds.is_empty() => {
+                    self.take(shard, item?).await?;
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> WorkerResult {
+        match command {
+            Command::Own { shard, epoch, from } => {
+                self.shards[usize::from(shard)] = Reading { epoch, ..Reading::default() };
+                self.feeds.remove(&shard);
+                self.give(Work::Own { shard, epoch, from }).await?;
+                self.opening.push(self.open(shard, epoch, from));
+                Ok(())
+            }
+            Command::Release(shard) => {
+                self.stop_reading(shard);
+                self.give(Work::Release(shard)).await
+            }
+            Command::Lost(shard) => {
+                self.stop_reading(shard);
+                self.give(Work::Lost(shard)).await
+            }
+        }
+    }
+
+    fn stop_reading(&mut self, shard: u16) {
+        self.shards[usize::from(shard)] = Reading::default();
+        self.feeds.remove(&shard);
+    }
+
+    fn open(&self, shard: u16, epoch: u64, from: Option<LowWater>) -> Opening {
+        let bus = self.bus.clone();
+        let subject = events_subject(&self.cluster, shard);
+        let stream = tapio_schemas::names::STREAM_EVENTS.to_owned();
+        let otherwise = UnixNanos(self.clock.now_unix_nanos()).minus(self.replay_max_ns);
+        Box::pin(async move {
+            let opened = async {
+                let start = start_at(&bus, &stream, from, otherwise).await?;
+                tracing::debug!(shard, epoch, ?start, "reading a shard");
+                let config = OrderedConfig {
+                    filters: vec![subject],
+                    start,
+                    batch: READ_BATCH,
+                    ..OrderedConfig::new(stream)
+                };
+                bus.ordered_consumer(config).await
+            };
+            (shard, epoch, opened.await)
+        })
+    }
+
+    fn opened(&mut self, shard: u16, epoch: u64, opened: Result<OrderedConsumer, BusError>) -> WorkerResult {
+        let consumer = opened?;
+        // Released or lost while it was opened.
+        if self.shards[usize::from(shard)].epoch != epoch {
+            return Ok(());
+        }
+        let feed = futures::stream::unfold(consumer, |mut consumer| async move {
+            let item = consumer.next_or_current().await;
+            Some((item, consumer))
+        });
+        self.feeds.insert(shard, feed.boxed());
+        Ok(())
+    }
+
+    async fn take(&mut self, shard: u16, item: Option<Message>) -> WorkerResult {
+        let reading = &mut self.shards[usize::from(shard)];
+        let Some(message) = item else {
+            reading.current = true;
+            return Ok(());
+        };
+        reading.current = message.pending == 0;
+        reading.read_at = self.clock.monotonic();
+        self.give(Work::Batch { shard, sequence: message.sequence, payload: message.payload }).await
+    }
+
+    /// Shards with nothing left to read follow the clock. What was read before is before this in the ring.
+    async fn follow_clock(&mut self) -> WorkerResult {
+        let now = self.clock.monotonic();
+        if self.bus.state() != ConnectionState::Connected {
+            self.away_until = now + RECONNECT_GRACE;
+        }
+        if now < self.away_until {
+            return Ok(());
+        }
+        let quiet = |reading: &Reading| {
+            reading.epoch > 0 && reading.current && now.saturating_sub(reading.read_at) >= QUIET
+        };
+        let mut shards = 0u64;
+        for (shard, reading) in self.shards.iter().enumerate() {
+            shards |= u64::from(quiet(reading)) << shard;
+        }
+        if shards == 0 {
+            return Ok(());
+        }
+        self.give(Work::CaughtUp { shards, now: UnixNanos(self.clock.now_unix_nanos()) }).await
+    }
+
+    /// A full ring is waited for: the stream keeps the rest.
+    async fn give(&mut self, work: Work) -> WorkerResult {
+        self.ring.send_async(work).await.map_err(|_| "the shard worker stopped".into())
+    }
+}

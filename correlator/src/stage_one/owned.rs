@@ -1,0 +1,83 @@
+//! What a worker knows of a shard that it owns: how far it is in the stream and in event time, and what it has told.
+
+use tapio_schemas::UnixNanos;
+
+use crate::low_water::{LowWater, Marks};
+use crate::shards::{TICK_NS, Watermark, grid_floor};
+
+/// A shard's place in stream and time.
+pub struct OwnedShard {
+    /// Shard, 0..64.
+    pub shard: u16,
+    /// Epoch of its lease.
+    pub epoch: u64,
+    /// Event time up to which stage two has been told.
+    pub said: UnixNanos,
+    watermark: Watermark,
+    advanced: UnixNanos,
+    newest: UnixNanos,
+    read_up_to: u64,
+    marks: Marks,
+    /// What is kept with the lease.
+    kept: Option<LowWater>,
+    replay_max_ns: u64,
+}
+
+impl OwnedShard {
+    /// Nothing read yet; `kept`: what the owner before left with the lease.
+    pub fn new(shard: u16, epoch: u64, kept: Option<LowWater>, lateness_ns: u64, replay_max_ns: u64) -> Self {
+        Self {
+            shard,
+            epoch,
+            said: UnixNanos(0),
+            watermark: Watermark::new(lateness_ns),
+            advanced: UnixNanos(0),
+            newest: UnixNanos(0),
+            read_up_to: 0,
+            marks: Marks::default(),
+            kept,
+            replay_max_ns,
+        }
+    }
+
+    /// A message was taken, whose newest event is of `newest`.
+    pub fn read(&mut self, sequence: u64, newest: UnixNanos) {
+        self.read_up_to = sequence;
+        self.newest = self.newest.max(newest);
+        self.watermark.observe(newest);
+        self.marks.record(sequence, self.newest);
+    }
+
+    /// Everything that was published is read, and it is `now`.
+    pub fn caught_up(&mut self, now: UnixNanos) {
+        self.watermark.caught_up(now);
+    }
+
+    /// The watermark, when it has passed another step.
+    pub fn due(&mut self) -> Option<UnixNanos> {
+        let at = self.watermark.at();
+        (at.since(self.advanced) >= TICK_NS).then(|| {
+            self.advanced = grid_floor(at);
+            at
+        })
+    }
+
+    /// Event time, on the grid, up to which its steps are run.
+    pub fn advanced(&self) -> UnixNanos {
+        self.advanced
+    }
+
+    /// Where a new owner has to begin to read when events from `needed` on count; `None` when that is kept already.
+    pub fn low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
+        let from = needed.max(self.advanced.minus(self.replay_max_ns));
+        let kept = self.kept.map_or(0, |kept| kept.sequence);
+        let sequence = self.marks.sequence_for(from).filter(|sequence| *sequence > kept)?;
+        self.kept = Some(LowWater { sequence, from });
+        self.kept
+    }
+
+    /// What is to be left to the next owner: the newest mark.
+    pub fn last_low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
+        self.low_water(needed).or(self.kept)
+    }
+}

@@ -1,0 +1,461 @@
+//! A shard worker: one thread that owns shards, from the ring to the signal stream.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tapio_runtime::bus::{BusError, Headers, Outgoing, PublishReports, Publisher, TrySubmitError};
+use tapio_runtime::clock::SharedClock;
+use tapio_runtime::ring::{Receiver, RecvTimeoutError};
+use tapio_schemas::names::{
+    HEADER_ORIGIN, HEADER_REASON, SHARD_COUNT, deadletter_subject, events_subject, signals_subject,
+};
+use tapio_schemas::wire::{ShardMark, SignalSection, WireError, encode_signals};
+use tapio_schemas::{ProducerId, UnixNanos};
+use tokio::sync::mpsc;
+
+use super::owned::OwnedShard;
+use crate::config::{CorrelatorConfig, nanos};
+use crate::low_water::LowWater;
+use crate::metrics::CorrelatorMetrics;
+use crate::shards::{ShardSet, TICK_NS};
+
+/// Longest wait for work: how late acknowledgements are noticed.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// Time between two looks at which marks are to be told.
+const MARKS_EVERY: Duration = Duration::from_millis(50);
+/// Event time after the last news in which marks are told at each step, so that verdicts come at once.
+const NEWS_NS: u64 = 5_000_000_000;
+/// Event time between two marks when nothing happens.
+const HEARTBEAT_NS: u64 = 1_000_000_000;
+/// Signals, facts, tallies and gaps in one message.
+const SECTION_ITEMS_MAX: usize = 1000;
+/// Time between two looks at what the shards need.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// Answers that wait for acknowledgements: one checkpoint of all shards, and their releases.
+const ANSWERS_WAITING_MAX: usize = 4 * SHARD_COUNT as usize;
+
+/// What a worker is given.
+pub enum Work {
+    /// A shard is ours from now on.
+    Own {
+        /// Shard.
+        shard: u16,
+        /// Epoch of its lease.
+        epoch: u64,
+        /// Where the owner before says that reading has to begin.
+        from: Option<LowWater>,
+    },
+    /// The shard goes to another owner: everything said, and acknowledged, it is answered.
+    Release(u16),
+    /// The shard is another's: nothing more is said of it.
+    Lost(u16),
+    /// A message of the event stream.
+    Batch {
+        /// Shard in its subject.
+        shard: u16,
+        /// Its place in the stream.
+        sequence: u64,
+        /// Its bytes.
+        payload: Bytes,
+    },
+    /// All of these shards' messages have been given, and it is `now`.
+    CaughtUp {
+        /// A bit per shard.
+        shards: u64,
+        /// Wall time.
+        now: UnixNanos,
+    },
+}
+
+/// What a worker tells the control side.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    /// Shard.
+    pub shard: u16,
+    /// Epoch of the lease under which it was said.
+    pub epoch: u64,
+    /// Where a new owner has to begin; `None`: as said before.
+    pub low_water: Option<LowWater>,
+    /// The shard is given back.
+    pub released: bool,
+}
+
+/// What all workers of a replica share: no lock.
+#[derive(Default)]
+pub struct Shared {
+    /// Event time at which any worker last had news.
+    pub news: AtomicU64,
+    /// Shards that this replica owns.
+    pub owned: AtomicU64,
+    /// Turns of each worker's loop: no turn means no progress.
+    pub turns: Vec<AtomicU64>,
+}
+
+impl Shared {
+    /// Of so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self { turns: (0..workers).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    }
+}
+
+/// Why a worker stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerStop {
+    /// A message can never be stored.
+    #[error("cannot publish signals: {0}")]
+    Publish(#[from] BusError),
+    /// A section cannot be encoded.
+    #[error("cannot encode signals: {0}")]
+    Encode(#[from] WireError),
+}
+
+/// What a worker gets.
+pub struct WorkerParts {
+    /// Its number.
+    pub index: usize,
+    /// Its name in section headers.
+    pub producer: ProducerId,
+    /// Settings.
+    pub config: CorrelatorConfig,
+    /// Window of outstanding acknowledgements.
+    pub publisher: Publisher,
+    /// Their outcome.
+    pub reports: PublishReports,
+    /// Shared with the other workers.
+    pub shared: Arc<Shared>,
+    /// Where answers go.
+    pub answers: mpsc::Sender<Answer>,
+    /// Clock.
+    pub clock: SharedClock,
+    /// Metrics.
+    pub metrics: CorrelatorMetrics,
+}
+
+/// One worker.
+pub struct Worker {
+    parts: WorkerParts,
+    shards: ShardSet,
+    owned: Vec<Option<OwnedShard>>,
+    sections: Vec<SignalSection>,
+    sequence: u64,
+    /// Messages submitted and acknowledged.
+    submitted: u64,
+    acknowledged: u64,
+    /// Answers, and how many messages must be acknowledged before they are true.
+    waiting: VecDeque<(Answer, u64)>,
+    marks_due: Duration,
+    checkpoint_due: Duration,
+}
+
+impl Worker {
+    /// A worker without shards.
+    pub fn new(parts: WorkerParts) -> Self {
+        Self {
+            shards: ShardSet::new(&parts.config.cluster, [], &parts.config),
+            owned: (0..SHARD_COUNT).map(|_| None).collect(),
+            sections: Vec::new(),
+            sequence: 0,
+            submitted: 0,
+            acknowledged: 0,
+            waiting: VecDeque::new(),
+            marks_due: Duration::ZERO,
+            checkpoint_due: Duration::ZERO,
+            parts,
+        }
+    }
+
+    /// Works until the ring is closed and empty and everything said is acknowledged.
+    pub fn run(mut self, mut ring: Receiver<Work>) -> Result<(), WorkerStop> {
+        loop {
+            if let Some(turns) = self.parts.shared.turns.get(self.parts.index) {
+                turns.fetch_add(1, Ordering::Relaxed);
+            }
+            match ring.recv_timeout(IDLE_WAIT) {
+                Ok(item) => self.work(item.value)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Closed) => break,
+            }
+            while let Some(report) = self.parts.reports.try_next() {
+                self.acknowledge(report.result.map(|_| ()))?;
+            }
+            let now = self.parts.clock.monotonic();
+            if now >= self.marks_due {
+                self.marks_due = now + MARKS_EVERY;
+                self.tell_marks()?;
+                self.count();
+            }
+            if now >= self.checkpoint_due {
+                self.checkpoint_due = now + CHECKPOINT_EVERY;
+                self.checkpoint();
+            }
+            self.answer();
+        }
+        while self.acknowledged < self.submitted {
+            let Some(report) = self.parts.reports.next_blocking() else { break };
+            self.acknowledge(report.result.map(|_| ()))?;
+        }
+        self.answer();
+        self.count();
+        Ok(())
+    }
+
+    fn work(&mut self, work: Work) -> Result<(), WorkerStop> {
+        match work {
+            Work::Batch { shard, sequence, payload } => self.batch(shard, sequence, &payload),
+            Work::CaughtUp { shards, now } => {
+                for shard in (0..SHARD_COUNT).filter(|shard| shards & (1 << shard) != 0) {
+                    if let Some(owned) = self.of(shard) {
+                        owned.caught_up(now);
+                        self.advance(shard)?;
+                    }
+                }
+                Ok(())
+            }
+            Work::Own { shard, epoch, from } => {
+                self.disown(shard);
+                let config = &self.parts.config;
+                let (lateness, replay_max) = (nanos(config.lateness), nanos(config.replay_max));
+                let owned = OwnedShard::new(shard, epoch, from, lateness, replay_max);
+                self.shards.own(shard, epoch, config);
+                if let Some(slot) = self.owned.get_mut(usize::from(shard)) {
+                    *slot = Some(owned);
+                    self.parts.shared.owned.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            Work::Release(shard) => {
+                self.tell_marks()?;
+                self.release(shard);
+                Ok(())
+            }
+            Work::Lost(shard) => {
+                self.disown(shard);
+                Ok(())
+            }
+        }
+    }
+
+    fn of(&mut self, shard: u16) -> Option<&mut OwnedShard> {
+        self.owned.get_mut(usize::from(shard))?.as_mut()
+    }
+
+    fn disown(&mut self, shard: u16) -> Option<OwnedShard> {
+        let owned = self.owned.get_mut(usize::from(shard))?.take()?;
+        self.parts.shared.owned.fetch_sub(1, Ordering::Relaxed);
+        if let Some(counters) = self.shards.disown(shard) {
+            self.parts.metrics.add(&counters);
+        }
+        Some(owned)
+    }
+
+    fn release(&mut self, shard: u16) {
+        let needed = self.shards.low_water_of(shard);
+        let Some(mut owned) = self.disown(shard) else { return };
+        let low_water = needed.and_then(|needed| owned.last_low_water(needed));
+        let answer = Answer { shard, epoch: owned.epoch, low_water, released: true };
+        self.waiting.push_back((answer, self.submitted));
+    }
+
+    fn batch(&mut self, shard: u16, sequence: u64, payload: &Bytes) -> Result<(), WorkerStop> {
+        // Lost while it waited in the ring.
+        if self.of(shard).is_none() {
+            return Ok(());
+        }
+        self.parts.metrics.batches.inc();
+        let now = UnixNanos(self.parts.clock.now_unix_nanos());
+        let newest_allowed = now.plus(nanos(self.parts.config.future_max));
+        match self.shards.take(payload, Some(shard), newest_allowed) {
+            Ok(taken) => {
+                if let Some(owned) = self.of(shard) {
+                    owned.read(sequence, taken.newest.min(now));
+                }
+                self.advance(shard)
+            }
+            Err(error) => {
+                self.parts.metrics.reject(error.reason());
+                let subject = events_subject(&self.parts.config.cluster, shard);
+                tracing::warn!(%subject, %error, "a batch of events is refused");
+                let headers =
+                    Headers::new().with(HEADER_REASON, error.to_string()).with(HEADER_ORIGIN, subject);
+                // The same batch may be refused again by another owner: one letter.
+                let id = format!("dead-{shard}-{sequence}");
+                self.submit(deadletter_subject("events"), Some(id), headers, payload.clone())
+            }
+        }
+    }
+
+    /// Runs the shard's steps up to its watermark, and says what they say.
+    fn advance(&mut self, shard: u16) -> Result<(), WorkerStop> {
+        let Some(watermark) = self.of(shard).and_then(OwnedShard::due) else { return Ok(()) };
+        let mut sections = std::mem::take(&mut self.sections);
+        self.shards.advance_one(shard, watermark, &mut sections);
+        for section in sections.drain(..) {
+            let Some(mark) = section.marks.first().copied() else { continue };
+            if !section.signals.is_empty() {
+                self.parts.shared.news.fetch_max(mark.at.0, Ordering::AcqRel);
+            }
+            self.say(section)?;
+            if let Some(owned) = self.of(shard) {
+                owned.said = mark.at;
+            }
+        }
+        self.sections = sections;
+        Ok(())
+    }
+
+    /// Tells how far the shards are that had nothing to say. Stage two decides when all are past a step, so after news each
+    /// step is told. Who does not own all shards cannot know what the others heard.
+    fn tell_marks(&mut self) -> Result<(), WorkerStop> {
+        let news = UnixNanos(self.parts.shared.news.load(Ordering::Acquire));
+        let alone = self.parts.shared.owned.load(Ordering::Relaxed) == u64::from(SHARD_COUNT);
+        let mut marks = Vec::new();
+        for owned in self.owned.iter_mut().flatten() {
+            let at = owned.advanced();
+            let calm = alone && (news.0 == 0 || at.since(news) > NEWS_NS);
+            if at > owned.said && at.since(owned.said) >= if calm { HEARTBEAT_NS } else { TICK_NS } {
+                owned.said = at;
+                marks.push(ShardMark { shard: owned.shard, epoch: owned.epoch, at });
+            }
+        }
+        if marks.is_empty() {
+            return Ok(());
+        }
+        self.say(SignalSection { marks, ..SignalSection::default() })
+    }
+
+    fn say(&mut self, section: SignalSection) -> Result<(), WorkerStop> {
+        for part in parts(section) {
+            self.sequence += 1;
+            let bytes = encode_signals(self.parts.producer, 0, self.sequence, &part)?;
+            let id = format!("sig-{}-{}-{}", self.parts.producer, self.parts.index, self.sequence);
+            self.parts.metrics.sections.inc();
+            let subject = signals_subject(&self.parts.config.cluster);
+            self.submit(subject, Some(id), Headers::new(), Bytes::from(bytes))?;
+        }
+        Ok(())
+    }
+
+    fn submit(
+        &mut self,
+        subject: String,
+        msg_id: Option<String>,
+        headers: Headers,
+        payload: Bytes,
+    ) -> Result<(), WorkerStop> {
+        // Reports must be read while we wait for room, or the window never opens.
+        let mut outgoing = Outgoing { subject, msg_id, headers, payload };
+        loop {
+            match self.parts.publisher.try_submit(outgoing) {
+                Ok(_) => {
+                    self.submitted += 1;
+                    return Ok(());
+                }
+                Err(TrySubmitError::Full(back)) => outgoing = back,
+                Err(TrySubmitError::Closed(_)) => return Err(BusError::Closed.into()),
+            }
+            match self.parts.reports.next_blocking() {
+                Some(report) => self.acknowledge(report.result.map(|_| ()))?,
+                None => return Err(BusError::Closed.into()),
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, result: Result<(), BusError>) -> Result<(), WorkerStop> {
+        result?;
+        self.acknowledged += 1;
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        for counters in self.shards.take_counters() {
+            self.parts.metrics.add(&counters);
+        }
+    }
+
+    /// What the shards need, to be kept with their leases once everything said so far is acknowledged.
+    fn checkpoint(&mut self) {
+        self.parts.metrics.set_open(self.parts.index, &self.shards.open());
+        if self.waiting.len() >= ANSWERS_WAITING_MAX {
+            return;
+        }
+        for owned in self.owned.iter_mut().flatten() {
+            let low_water = self.shards.low_water_of(owned.shard).and_then(|needed| owned.low_water(needed));
+            if low_water.is_some() {
+                let answer = Answer { shard: owned.shard, epoch: owned.epoch, low_water, released: false };
+                self.waiting.push_back((answer, self.submitted));
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        while let Some((answer, ticket)) = self.waiting.front().copied() {
+            if ticket > self.acknowledged {
+                return;
+            }
+            match self.parts.answers.try_send(answer) {
+                Ok(()) => {
+                    self.waiting.pop_front();
+                }
+                // Read later; a release must not be lost.
+                Err(mpsc::error::TrySendError::Full(_)) => return,
+                Err(mpsc::error::TrySendError::Closed(_)) => self.waiting.clear(),
+            }
+        }
+    }
+}
+
+/// Cuts a section into messages of bounded size. All but the last say that more of the step follows.
+fn parts(section: SignalSection) -> Vec<SignalSection> {
+    let items = section.signals.len() + section.facts.len() + section.tallies.len() + section.gaps.len();
+    if items <= SECTION_ITEMS_MAX {
+        return vec![section];
+    }
+    let mut parts = Vec::new();
+    let SignalSection { marks, mut facts, mut signals, mut tallies, mut gaps, .. } = section;
+    let take = |room: &mut usize, len: usize| {
+        let n = len.min(*room);
+        *room -= n;
+        n
+    };
+    while !(facts.is_empty() && signals.is_empty() && tallies.is_empty() && gaps.is_empty()) {
+        let mut room = SECTION_ITEMS_MAX;
+        parts.push(SignalSection {
+            marks: marks.clone(),
+            partial: true,
+            facts: facts.drain(..take(&mut room, facts.len())).collect(),
+            signals: signals.drain(..take(&mut room, signals.len())).collect(),
+            tallies: tallies.drain(..take(&mut room, tallies.len())).collect(),
+            gaps: gaps.drain(..take(&mut room, gaps.len())).collect(),
+        });
+    }
+    if let Some(last) = parts.last_mut() {
+        last.partial = false;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_schemas::{EntityRef, Signal, SignalKind};
+
+    #[test]
+    fn large_sections_are_cut_and_promise_only_at_the_end() {
+        let signals: Vec<Signal> = (0..2500u64)
+            .map(|i| Signal::new(SignalKind::OomKill, Arc::new(EntityRef::default()), None, UnixNanos(i)))
+            .collect();
+        let section = SignalSection {
+            marks: vec![ShardMark { shard: 3, epoch: 1, at: UnixNanos(9) }],
+            signals: signals.clone(),
+            ..SignalSection::default()
+        };
+        let cut = parts(section);
+        assert_eq!(cut.iter().map(|p| p.partial).collect::<Vec<_>>(), [true, true, false]);
+        assert!(cut.iter().all(|p| p.marks.len() == 1));
+        let ids = |all: Vec<Signal>| all.into_iter().map(|s| s.id).collect::<Vec<_>>();
+        assert_eq!(ids(cut.into_iter().flat_map(|p| p.signals).collect()), ids(signals));
+    }
+}
