@@ -51,6 +51,22 @@ pub const CLOUDEVENT_TYPE_FINDING: &str = "dev.tapio.finding.v1";
 /// `gap.from` and `gap.to` (unix nanoseconds).
 pub const EVENT_GAP: &str = "tapio.gap";
 
+/// Name of one of the `count` streams that hold the events together; with one it is [`STREAM_EVENTS`].
+pub fn events_stream(count: u16, index: u16) -> String {
+    if count <= 1 { STREAM_EVENTS.to_owned() } else { format!("{STREAM_EVENTS}_{index}") }
+}
+
+/// Which of `count` streams holds a shard: each holds a range of shards, as many as the others or one more.
+pub fn events_stream_index(count: u16, shard: u16) -> u16 {
+    // In 0..count for every shard below SHARD_COUNT.
+    (u32::from(shard % SHARD_COUNT) * u32::from(count) / u32::from(SHARD_COUNT)) as u16
+}
+
+/// Subject filter of one shard's events of every cluster: `tapio.v1.events.*.<shard>`.
+pub fn events_shard_filter(shard: u16) -> String {
+    format!("tapio.v1.events.*.{shard}")
+}
+
 /// Subject of one shard's events: `tapio.v1.events.<cluster>.<shard>`.
 pub fn events_subject(cluster: &str, shard: u16) -> String {
     format!("tapio.v1.events.{}.{shard}", token(cluster))
@@ -135,6 +151,22 @@ mod tests {
         assert_eq!(token("a.b *>c/d"), "a_b___c_d");
         assert_eq!(token(""), "_");
         assert_eq!(token(&"ä".repeat(500)).len(), 128);
+    }
+
+    #[test]
+    fn every_shard_is_in_one_stream_and_streams_are_even() {
+        for count in 1..=SHARD_COUNT {
+            let mut shards = vec![0; usize::from(count)];
+            for shard in 0..SHARD_COUNT {
+                shards[usize::from(events_stream_index(count, shard))] += 1;
+            }
+            let (least, most) = (shards.iter().min().unwrap(), shards.iter().max().unwrap());
+            assert!(*least > 0 && most - least <= 1, "{count}: {shards:?}");
+        }
+        assert_eq!(
+            (events_stream(1, 0), events_stream(4, 3)),
+            ("TAPIO_EVENTS".into(), "TAPIO_EVENTS_3".into())
+        );
     }
 
     #[test]

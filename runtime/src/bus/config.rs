@@ -71,15 +71,15 @@ impl BusConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StreamsConfig {
-    /// Raw events. Default 2 GiB, 2h.
-    pub events: StreamLimits,
+    /// Raw events. Default 2 GiB, 2h, one stream.
+    pub events: EventsStreamsConfig,
     /// Signals. Default 256 MiB, 1d.
     pub signals: StreamLimits,
     /// Findings. Default 512 MiB, 7d.
     pub insights: StreamLimits,
     /// What could not be decoded. Default 128 MiB, 7d.
     pub deadletter: StreamLimits,
-    /// Copies in a cluster, 1 to 5. Default 1.
+    /// Copies in a cluster: 1, 3 or 5. Default 1.
     pub replicas: usize,
     /// How long the server remembers message ids. Default 2m.
     pub duplicate_window: HumanDuration,
@@ -93,13 +93,32 @@ impl Default for StreamsConfig {
             max_age: HumanDuration::from_secs(hours * HOUR_SECS),
         };
         Self {
-            events: limits(ByteSize::gib(2), 2),
+            events: EventsStreamsConfig::default(),
             signals: limits(ByteSize::mib(256), 24),
             insights: limits(ByteSize::mib(512), 7 * 24),
             deadletter: limits(ByteSize::mib(128), 7 * 24),
             replicas: 1,
             duplicate_window: HumanDuration::from_secs(120),
         }
+    }
+}
+
+/// How much of the events is kept, and in how many streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventsStreamsConfig {
+    /// Bytes on disk, over all streams of events. Default 2 GiB.
+    pub max_bytes: ByteSize,
+    /// Age of the oldest message. Default 2h.
+    pub max_age: HumanDuration,
+    /// Streams that share the 64 shards, 1 to 64. Each has a leader of its own, so that several servers of a cluster
+    /// take events. Producers and readers must agree on it; it is changed with the streams empty. Default 1.
+    pub streams: u16,
+}
+
+impl Default for EventsStreamsConfig {
+    fn default() -> Self {
+        Self { max_bytes: ByteSize::gib(2), max_age: HumanDuration::from_secs(7_200), streams: 1 }
     }
 }
 

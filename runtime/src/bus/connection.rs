@@ -136,10 +136,11 @@ pub(super) async fn connect(
     let link = Link { state: state_seen, epoch: epoch_seen };
     let deadline = Instant::now() + config.connect_timeout.get();
     let backoff = Backoff::new(RECONNECT_DELAY_MIN, Duration::from_millis(500));
+    let mut message = "no answer".to_owned();
     for attempt in 0.. {
         let options = address::log_in(options(config, Arc::clone(&writer)).await?, &servers);
         let left = deadline.saturating_duration_since(Instant::now());
-        let message = match tokio::time::timeout(left, options.connect(servers.as_slice())).await {
+        match tokio::time::timeout(left, options.connect(servers.as_slice())).await {
             Ok(Ok(client)) => {
                 // The event may still be on its way; the callers need the state now.
                 link.wait_connected().await?;
@@ -149,9 +150,10 @@ pub(super) async fn connect(
                 let (urls, message) = (address::shown(&config.urls), super::message::chain(&error));
                 return Err(BusError::Refused { urls, message });
             }
-            Ok(Err(error)) => super::message::chain(&error),
-            Err(_) => "no answer".to_owned(),
-        };
+            Ok(Err(error)) => message = super::message::chain(&error),
+            // The deadline cut the last attempt: the reason of the one before says more.
+            Err(_) => {}
+        }
         let delay = backoff.delay(attempt);
         if Instant::now() + delay >= deadline {
             let (urls, timeout) = (address::shown(&config.urls), config.connect_timeout.get());

@@ -16,6 +16,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use serde::{Deserialize, Serialize};
 use tapio_schemas::names::HEADER_FENCE_EPOCH;
+use tokio::sync::Semaphore;
 
 use super::message::chain;
 use super::publisher::Outgoing;
@@ -152,6 +153,19 @@ impl Bus {
         let jetstream = &self.inner.jetstream;
         let name = jetstream.stream_by_subject(subject).await.map_err(|error| failed(subject, &error))?;
         jetstream.get_stream_no_info(name).await.map_err(|error| failed(subject, &error))
+    }
+
+    /// Where a message has to wait for its turn. Servers of a cluster refuse a second message that expects something
+    /// of a subject while the first is still being copied, so messages under one fence go one after the other there:
+    /// 1 ms each, instead of 12 ms with refusals (measured with three servers on one machine).
+    pub(super) fn lane(&self, headers: &Headers) -> Option<Arc<Semaphore>> {
+        let subject = headers.get(HEADER_EXPECTED_SUBJECT)?;
+        if self.inner.config.streams.replicas <= 1 {
+            return None;
+        }
+        let mut lanes = self.inner.lanes.lock().expect("lanes lock");
+        // One for each fence of this process: as many as there are shards.
+        Some(Arc::clone(lanes.entry(subject.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1)))))
     }
 
     /// After a refusal for its sequence: whether the message may be tried again, and under which sequence. A fence

@@ -23,12 +23,14 @@ mod service;
 mod streams;
 mod watch;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::sync::watch::Receiver;
 
 use crate::backoff::Backoff;
@@ -37,7 +39,7 @@ use crate::health::Health;
 use crate::telemetry::Metrics;
 
 pub use self::core::{CoreMessage, Subscription};
-pub use config::{BusConfig, StreamLimits, StreamsConfig};
+pub use config::{BusConfig, EventsStreamsConfig, StreamLimits, StreamsConfig};
 pub use connection::ConnectionState;
 pub use consumer::{DurableConfig, DurableConsumer, OrderedConfig, OrderedConsumer, StartAt};
 pub use error::BusError;
@@ -48,7 +50,7 @@ pub use message::Message;
 pub use publish::PublishAck;
 pub use publisher::{Outgoing, PublishReport, PublishReports, Publisher, TrySubmitError};
 pub use service::{Query, QueryError, QueryService};
-pub use streams::StreamState;
+pub use streams::{EventsStream, StreamPeer, StreamPlacement, StreamState};
 pub use watch::{KvEvent, KvWatch};
 
 use connection::Link;
@@ -77,6 +79,8 @@ struct Inner {
     config: BusConfig,
     metrics: BusMetrics,
     ids: publish::MessageIds,
+    /// Turns of fenced messages in a cluster, by the fence's subject.
+    lanes: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -99,7 +103,8 @@ impl Bus {
             .max_ack_inflight(publish::ACKS_IN_FLIGHT_MAX)
             .build(client.clone());
         let ids = publish::MessageIds::new();
-        let inner = Arc::new(Inner { client, jetstream, link, config: config.clone(), metrics, ids });
+        let (config, lanes) = (config.clone(), Mutex::default());
+        let inner = Arc::new(Inner { client, jetstream, link, config, metrics, ids, lanes });
         let weak = Arc::downgrade(&inner);
         let client = move || weak.upgrade().map(|inner| inner.client.clone());
         tokio::spawn(inner.link.clone().reconcile(writer, client));

@@ -75,8 +75,7 @@ impl Bus {
         let msg_id = msg_id.map(str::to_owned);
         let mut outgoing = Outgoing { subject: subject.to_owned(), msg_id, headers, payload };
         self.prepare(&mut outgoing)?;
-        let first = self.send_once(&outgoing).await;
-        self.settle(outgoing, first, &mut String::new()).await
+        self.deliver(outgoing, &mut String::new()).await
     }
 
     /// As [`Bus::publish`], and gives up after `deadline`. The message may have been stored.
@@ -95,11 +94,7 @@ impl Bus {
         let mut outgoing = Outgoing { subject: subject.to_owned(), msg_id, headers, payload };
         self.prepare(&mut outgoing)?;
         let mut last = "nats is away".to_owned();
-        let publishing = async {
-            let first = self.send_once(&outgoing).await;
-            self.settle(outgoing, first, &mut last).await
-        };
-        match tokio::time::timeout(deadline, publishing).await {
+        match tokio::time::timeout(deadline, self.deliver(outgoing, &mut last)).await {
             Ok(result) => result,
             Err(_) => {
                 self.inner.metrics.failure("deadline");
@@ -122,6 +117,21 @@ impl Bus {
         }
         outgoing.msg_id.get_or_insert_with(|| self.inner.ids.next());
         Ok(())
+    }
+
+    /// Sends a prepared message until it is stored; in its turn when it has a lane.
+    pub(super) async fn deliver(
+        &self,
+        outgoing: Outgoing,
+        last: &mut String,
+    ) -> Result<PublishAck, BusError> {
+        let lane = self.lane(&outgoing.headers);
+        let _turn = match &lane {
+            Some(lane) => Some(lane.acquire().await.map_err(|_| BusError::Closed)?),
+            None => None,
+        };
+        let first = self.send_once(&outgoing).await;
+        self.settle(outgoing, first, last).await
     }
 
     /// Sends once, waiting for a connection first: what is queued while NATS is away would be sent

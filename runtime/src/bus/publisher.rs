@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Bus, BusError, Headers, PublishAck};
 use crate::shutdown::Shutdown;
@@ -219,8 +221,12 @@ impl Runner {
             self.in_flight.push_back(Box::pin(std::future::ready(Err(error))));
             return;
         }
-        let first = self.bus.send_once(&outgoing).await;
         let bus = self.bus.clone();
+        if let Some(lane) = self.bus.lane(&outgoing.headers) {
+            self.in_flight.push_back(take_turns(bus, lane, outgoing).await);
+            return;
+        }
+        let first = self.bus.send_once(&outgoing).await;
         self.in_flight
             .push_back(Box::pin(async move { bus.settle(outgoing, first, &mut String::new()).await }));
     }
@@ -260,4 +266,23 @@ impl Runner {
             let _ = self.report.send(PublishReport { ticket, result }).await;
         }
     }
+}
+
+/// Queues the message on its lane now, so that the order of submission is kept, and sends it in a task of its own: it
+/// must not keep the lane from others while no one reads our reports.
+async fn take_turns(bus: Bus, lane: Arc<Semaphore>, outgoing: Outgoing) -> BoxFuture<'static, Settled> {
+    let subject = outgoing.subject.clone();
+    let mut turn = Box::pin(lane.acquire_owned());
+    let at_once = futures::poll!(turn.as_mut());
+    let task = tokio::spawn(async move {
+        let turn = match at_once {
+            Poll::Ready(turn) => turn,
+            Poll::Pending => turn.await,
+        };
+        let _turn = turn.map_err(|_| BusError::Closed)?;
+        let first = bus.send_once(&outgoing).await;
+        bus.settle(outgoing, first, &mut String::new()).await
+    });
+    let task = AbortOnDropHandle::new(task);
+    Box::pin(async move { task.await.unwrap_or_else(|_| Err(BusError::Cancelled { subject })) })
 }

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::keeper::Keeper;
 use super::ready::{self, Readiness};
-use super::{Binary, ChildConfig, NatsServerError, find, url_of};
+use super::{Binary, ChildConfig, ClusterConfig, NatsServerError, find, url_of};
 
 /// How much of the log an error shows.
 const LOG_TAIL_BYTES: usize = 600;
@@ -211,6 +211,9 @@ impl Files {
             text.push_str(&format!("  max_file_store: {}\n", config.max_store.bytes()));
         }
         text.push_str("}\n");
+        if let Some(cluster) = &config.cluster {
+            text.push_str(&cluster_text(cluster, &config.host));
+        }
         fs::write(&self.config, text)
     }
 
@@ -222,6 +225,18 @@ impl Files {
         let start = bytes.len().saturating_sub(LOG_TAIL_BYTES);
         String::from_utf8_lossy(&bytes[start..]).lines().collect::<Vec<_>>().join(" | ")
     }
+}
+
+fn cluster_text(cluster: &ClusterConfig, host: &str) -> String {
+    let routes: Vec<_> = cluster.peers.iter().map(|port| format!("\"nats-route://{host}:{port}\"")).collect();
+    format!(
+        "server_name: {server}\ncluster {{\n  name: {name}\n  host: {host}\n  port: {port}\n  routes: [{routes}]\n}}\n",
+        server = quoted(&cluster.server_name),
+        name = quoted(&cluster.name),
+        host = quoted(host),
+        port = cluster.port,
+        routes = routes.join(", "),
+    )
 }
 
 fn quoted(text: &str) -> String {

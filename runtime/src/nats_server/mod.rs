@@ -44,6 +44,21 @@ pub struct ChildConfig {
     pub ready_timeout: Duration,
     /// Time to stop after SIGTERM, then SIGKILL. Default 10 s.
     pub stop_timeout: Duration,
+    /// The cluster it belongs to. Default: none.
+    pub cluster: Option<ClusterConfig>,
+}
+
+/// A server's place in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Name of the cluster, the same for all its servers.
+    pub name: String,
+    /// Name of this server, unique in the cluster and the same after a restart.
+    pub server_name: String,
+    /// Port for the other servers.
+    pub port: u16,
+    /// Ports of the other servers, on the same host.
+    pub peers: Vec<u16>,
 }
 
 impl ChildConfig {
@@ -57,6 +72,7 @@ impl ChildConfig {
             max_store: ByteSize(0),
             ready_timeout: Duration::from_secs(20),
             stop_timeout: Duration::from_secs(10),
+            cluster: None,
         }
     }
 }

@@ -55,6 +55,42 @@ async fn streams_are_made_once_and_their_limits_follow_the_configuration() {
 }
 
 #[tokio::test]
+async fn events_are_split_over_streams_by_shard() {
+    let server = tapio_runtime::harness::NatsServer::start().unwrap_or_else(|error| panic!("{error}"));
+    let mut config = server.bus_config();
+    config.streams.events.streams = 5;
+    let bus = Bus::connect(&config, &Metrics::new()).await.unwrap();
+    bus.ensure_streams().await.unwrap();
+    let streams = bus.events_streams();
+    assert_eq!(streams.len(), 5);
+    for shard in 0..names::SHARD_COUNT {
+        let subject = names::events_subject("c", shard);
+        let ack = bus.publish(&subject, None, Headers::new(), Bytes::new());
+        let stream = bus.events_stream_of(shard);
+        assert_eq!(in_time(ack).await.unwrap().stream, stream.name);
+        assert!(stream.shards.contains(&shard) && streams.contains(&stream));
+    }
+    put(&bus, &names::events_subject("other", 0), "of another cluster").await;
+    let mut read = 0;
+    for stream in &streams {
+        let filters = stream.filters("c");
+        let config = OrderedConfig { filters, ..OrderedConfig::new(&stream.name) };
+        let mut reader = bus.ordered_consumer(config).await.unwrap();
+        for shard in stream.shards.clone() {
+            let message = in_time(reader.next()).await.unwrap();
+            assert_eq!(message.subject, names::events_subject("c", shard));
+            read += 1;
+        }
+    }
+    assert_eq!(read, 64);
+    // Another number of streams would take the same subjects: told, with what to do.
+    let other = Bus::connect(&server.bus_config(), &Metrics::new()).await.unwrap();
+    let error = other.ensure_streams().await.unwrap_err().to_string();
+    assert!(error.contains("bus.streams.events.streams"), "{error}");
+    assert_eq!(other.events_streams()[0].filters("c"), [names::events_filter("c")]);
+}
+
+#[tokio::test]
 async fn what_can_never_be_stored_is_refused_at_once() {
     let (_server, bus) = server_and_bus().await;
     let huge = Bytes::from(vec![0; bus.max_payload() + 1]);

@@ -53,7 +53,7 @@ impl Book {
         self.0.lock().unwrap().get(resource).cloned().unwrap_or_default()
     }
 
-    fn acquisitions(&self) -> usize {
+    pub(crate) fn acquisitions(&self) -> usize {
         *self.1.borrow()
     }
 

@@ -1,6 +1,7 @@
 //! Tests against the real nats-server and real sockets.
 
 mod bus;
+mod cluster;
 mod fence;
 mod kv;
 mod lease;

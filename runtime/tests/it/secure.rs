@@ -75,7 +75,7 @@ async fn tls_certificates_and_passwords_are_used() {
     assert_eq!(in_time(publish).await.unwrap().sequence, 1);
 
     let fails = async |config: BusConfig| {
-        let config = BusConfig { connect_timeout: HumanDuration::from_millis(300), ..config };
+        let config = BusConfig { connect_timeout: HumanDuration::from_millis(1_000), ..config };
         let error = Bus::connect(&config, &Metrics::new()).await.unwrap_err();
         assert!(!error.to_string().contains("secret"), "no password in errors: {error}");
         error
