@@ -1,10 +1,19 @@
-//! Load through the real path: event batches into JetStream and out again, counted on both ends.
+//! Load through the real path, with faults whose truth is known, measured on both ends.
 //!
-//! [`generator`] makes batches in the shape the node agent makes them; [`throughput`] publishes them with a
-//! window of outstanding acknowledgements, reads them back through checked views and, in the same run,
-//! measures what NATS alone does with the same bytes.
+//! [`load`] makes a cluster's ordinary events at any rate and faults among them; [`drive`] publishes them as node agents
+//! do; [`rig`] runs nats-server, correlators and storage as processes and listens to what comes out; [`ceiling`] measures
+//! what NATS does alone with the same bytes; [`balance`] and [`verdict`] say whether nothing was lost and every finding is
+//! there once.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-pub mod generator;
-pub mod throughput;
+pub mod balance;
+pub mod ceiling;
+pub mod drive;
+pub mod error;
+pub mod latency;
+pub mod load;
+pub mod measure;
+pub mod report;
+pub mod rig;
+pub mod verdict;

@@ -75,7 +75,7 @@ pub enum Command {
     /// See Tapio do its job on a real failure.
     Demo(DemoArgs),
     /// Generate load and check that nothing is lost.
-    Loadtest(LoadtestArgs),
+    Loadtest(crate::commands::loadtest::LoadtestArgs),
     /// Print a completion script for a shell.
     Completions {
         /// bash, zsh, fish, elvish or powershell.
@@ -314,18 +314,4 @@ pub struct LeakArgs {
     /// Stop by itself at this many MiB, should nobody kill it.
     #[arg(long)]
     pub stop_mib: u64,
-}
-
-/// Arguments of `loadtest`.
-#[derive(Debug, Clone, Args)]
-pub struct LoadtestArgs {
-    /// Events to publish.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub events: u64,
-    /// NATS server of the instance; a server of its own is started without it.
-    #[arg(long)]
-    pub nats_url: Option<String>,
-    /// Form of the report.
-    #[arg(long, short, value_enum, default_value_t)]
-    pub output: Output,
 }

@@ -1,0 +1,245 @@
+//! An endless source of batches of a healthy cluster; the same seed gives the same events.
+
+use std::collections::HashMap;
+
+use tapio_schemas::names::SHARD_COUNT;
+use tapio_schemas::wire::WireError;
+use tapio_schemas::{ProducerId, UnixNanos};
+
+use super::random::Random;
+use super::shapes::Shaper;
+use super::template::{Stamp, Template};
+use super::traces::{LIVE, Traces};
+use super::world::World;
+
+/// Templates per shard, each about two or three of its pods: few enough to be made in a second.
+const TEMPLATES: usize = 12;
+/// Events in the batches from which the size of an event is learned.
+const PROBE_EVENTS: usize = 400;
+/// Most events in a batch, as the node agent's `batch.events`.
+pub const BATCH_EVENTS_MAX: usize = 1024;
+/// Size of a full batch, as the node agent's `batch.bytes`.
+pub const BATCH_BYTES: usize = 64 << 10;
+
+/// A batch ready to publish.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Shard it belongs to.
+    pub shard: u16,
+    /// Events inside.
+    pub events: u64,
+    /// De-duplication id, as the node agent names its batches.
+    pub msg_id: String,
+    /// Message.
+    pub bytes: Vec<u8>,
+}
+
+/// How the load is cut into batches.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// Node agents that publish.
+    pub producers: usize,
+    /// Events per batch; `None`: as many as fit into [`BATCH_BYTES`].
+    pub events: Option<usize>,
+}
+
+/// Stamps templates.
+pub struct Generator {
+    templates: Vec<Vec<Template>>,
+    traces: Traces,
+    random: Random,
+    producers: usize,
+    first_producer: u64,
+    epoch: u32,
+    /// Next event number of each producer in each shard.
+    lanes: HashMap<(u64, u16), u64>,
+    /// Batches made of each shard.
+    turns: Vec<u64>,
+    /// Time of the newest event of each shard.
+    newest: Vec<UnixNanos>,
+}
+
+impl Generator {
+    /// A generator whose first events come after `start`. Its producers are `first_producer`, `first_producer` + 1, …
+    ///
+    /// # Errors
+    /// [`WireError`] when a template cannot be encoded.
+    pub fn new(
+        world: &World,
+        seed: u64,
+        cut: Cut,
+        first_producer: u64,
+        start: UnixNanos,
+    ) -> Result<Self, WireError> {
+        let random = Random::new(seed).fork(3);
+        let events = match cut.events {
+            Some(events) => events.clamp(1, BATCH_EVENTS_MAX),
+            None => full_batch(world, &random)?,
+        };
+        let mut templates = Vec::with_capacity(usize::from(SHARD_COUNT));
+        for shard in 0..SHARD_COUNT {
+            // Small batches are more templates, so that together they still have the whole mix.
+            let count = TEMPLATES * (PROBE_EVENTS / 2 / (TEMPLATES * events)).max(1);
+            templates.push(of_shard(world, shard, events, count, &random)?);
+        }
+        Ok(Self {
+            templates,
+            traces: Traces::new(LIVE, &random),
+            random: random.fork(4),
+            producers: cut.producers.max(1),
+            first_producer,
+            epoch: 1,
+            lanes: HashMap::new(),
+            turns: vec![0; usize::from(SHARD_COUNT)],
+            newest: vec![start; usize::from(SHARD_COUNT)],
+        })
+    }
+
+    /// The same load of a producer that was started again.
+    #[must_use]
+    pub fn with_epoch(mut self, epoch: u32) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// The first events come after this.
+    #[must_use]
+    pub fn starting(mut self, start: UnixNanos) -> Self {
+        self.newest.fill(start);
+        self
+    }
+
+    /// The next batch of a shard: its events lie between the shard's last batch and `until`.
+    pub fn batch(&mut self, shard: u16, until: UnixNanos) -> Encoded {
+        let at = usize::from(shard);
+        let turn = self.turns[at];
+        self.turns[at] += 1;
+        let templates = &self.templates[at];
+        let template = &templates[turn as usize % templates.len()];
+        let producer = self.first_producer + turn % self.producers as u64;
+        let events = template.events() as u64;
+        let lane = self.lanes.entry((producer, shard)).or_default();
+        let first_sequence = *lane;
+        *lane += events;
+        let from = self.newest[at];
+        let to = until.max(from.plus(events));
+        self.newest[at] = to;
+        let producer = ProducerId(producer);
+        let stamp = Stamp { producer, epoch: self.epoch, shard, first_sequence, from, to };
+        Encoded {
+            shard,
+            events,
+            msg_id: format!("{producer}-{}-{shard}-{first_sequence}", self.epoch),
+            bytes: template.stamp(&stamp, &mut self.traces, &mut self.random),
+        }
+    }
+}
+
+fn of_shard(
+    world: &World,
+    shard: u16,
+    events: usize,
+    count: usize,
+    random: &Random,
+) -> Result<Vec<Template>, WireError> {
+    let mut shaper = Shaper::new(world, usize::from(shard), random);
+    let mut shapes = Vec::new();
+    (0..count)
+        .map(|number| {
+            shaper.group(number % TEMPLATES, TEMPLATES);
+            while shapes.len() < events {
+                shaper.next(&mut shapes);
+            }
+            Template::new(shard, &std::mem::take(&mut shapes))
+        })
+        .collect()
+}
+
+fn full_batch(world: &World, random: &Random) -> Result<usize, WireError> {
+    let probe = of_shard(world, 0, PROBE_EVENTS, 1, random)?;
+    let bytes: usize = probe.iter().map(Template::bytes).sum();
+    let events: usize = probe.iter().map(Template::events).sum();
+    Ok((BATCH_BYTES * events / bytes.max(1)).clamp(1, BATCH_EVENTS_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{HashMap as Map, HashSet};
+    use tapio_schemas::payload::{Payload, SpanKind};
+    use tapio_schemas::wire::EventBatchView;
+    use tapio_schemas::{EventId, Source, UnifiedEvent};
+
+    const START: UnixNanos = UnixNanos(1_700_000_000_000_000_000);
+
+    fn events(cut: Cut, rounds: usize) -> Vec<UnifiedEvent> {
+        let world = World::new("load", 1);
+        let mut generator = Generator::new(&world, 1, cut, 100, START).unwrap();
+        let mut next: Map<(u64, u16), u64> = Map::new();
+        let mut all = Vec::new();
+        for round in 1..=rounds as u64 {
+            for shard in 0..SHARD_COUNT {
+                let until = START.plus(round * 10_000_000);
+                let batch = generator.batch(shard, until);
+                let view = EventBatchView::check(&batch.bytes).unwrap();
+                let header = view.header();
+                assert_eq!((view.len() as u64, header.shard, header.epoch), (batch.events, shard, 1));
+                let expected = next.entry((header.producer.0, shard)).or_default();
+                assert_eq!(header.first_sequence, *expected);
+                *expected += batch.events;
+                assert!(view.iter().all(|e| e.key().shard() == shard && e.timestamp() <= until));
+                all.extend(view.to_events());
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_event_is_in_its_shard_once_and_the_mix_is_kept() {
+        let all = events(Cut { producers: 3, events: Some(200) }, 2);
+        let ids: HashSet<EventId> = all.iter().map(|e| e.id).collect();
+        assert_eq!(ids.len(), all.len(), "ids are unique");
+        let share = |of: &dyn Fn(&UnifiedEvent) -> bool| {
+            all.iter().filter(|e| of(e)).count() as f64 / all.len() as f64
+        };
+        let near = |share: f64, wanted: f64| assert!((share - wanted).abs() < 0.005, "{share} for {wanted}");
+        near(share(&|e| e.source == Source::Ebpf), 0.70);
+        near(share(&|e| matches!(e.payload, Payload::Span(_))), 0.15);
+        near(share(&|e| matches!(e.payload, Payload::Log(_) | Payload::Metric(_))), 0.10);
+        near(share(&|e| e.source == Source::Kubernetes), 0.05);
+    }
+
+    #[test]
+    fn small_batches_keep_the_mix_too() {
+        let all = events(Cut { producers: 2, events: Some(10) }, 40);
+        let spans = all.iter().filter(|e| matches!(e.payload, Payload::Span(_))).count();
+        assert!((spans as f64 / all.len() as f64 - 0.15).abs() < 0.01);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_events() {
+        let cut = Cut { producers: 3, events: Some(50) };
+        assert_eq!(events(cut, 2), events(cut, 2));
+    }
+
+    #[test]
+    fn both_ends_of_a_call_are_in_one_trace_and_name_each_other() {
+        let all = events(Cut { producers: 3, events: Some(200) }, 4);
+        let spans: Vec<&UnifiedEvent> =
+            all.iter().filter(|e| matches!(e.payload, Payload::Span(_))).collect();
+        let by_id: Map<u64, &UnifiedEvent> =
+            spans.iter().map(|e| (e.trace.as_ref().unwrap().span_id.0, *e)).collect();
+        let mut traces: Map<u128, usize> = Map::new();
+        for event in &spans {
+            let trace = event.trace.as_ref().unwrap();
+            *traces.entry(trace.trace_id.0).or_default() += 1;
+            let Payload::Span(span) = &event.payload else { unreachable!() };
+            assert_eq!(span.start.plus(span.duration_ns), event.timestamp);
+            if span.kind == SpanKind::Server {
+                let caller = by_id[&trace.parent_span_id.0];
+                assert_eq!(caller.trace.as_ref().unwrap().trace_id, trace.trace_id);
+            }
+        }
+        assert!(traces.len() > 200, "{} traces", traces.len());
+    }
+}

@@ -1,0 +1,7 @@
+//! The services under test as processes of their own, and what is seen of them from outside.
+
+pub mod observe;
+pub mod process;
+pub mod scrape;
+pub mod stack;
+pub mod store;

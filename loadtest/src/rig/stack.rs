@@ -1,0 +1,199 @@
+//! A nats-server, a storage service and correlators, each a process, over one directory that goes with them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tapio_runtime::bus::{Bus, BusConfig, StreamLimits};
+use tapio_runtime::config::{ByteSize, HumanDuration};
+use tapio_runtime::nats_server::{Child, ChildConfig};
+use tapio_runtime::telemetry::Metrics;
+
+use super::process::{Launch, Process, Usage};
+use super::scrape::{self, Sample};
+use crate::error::LoadError;
+
+/// Cluster of the load.
+pub const CLUSTER: &str = "loadtest";
+/// What the stream of events keeps: far more than the backlog that the load allows itself.
+const EVENTS_BYTES_MAX: u64 = 4 << 30;
+
+/// How to build it.
+#[derive(Debug, Clone)]
+pub struct StackConfig {
+    /// The `tapio` binary.
+    pub program: PathBuf,
+    /// Directory for everything; made, and removed at the end.
+    pub dir: PathBuf,
+    /// Correlator processes.
+    pub replicas: usize,
+    /// Further `key=value` settings of all services.
+    pub settings: Vec<String>,
+    /// Leave directory and logs behind.
+    pub keep: bool,
+}
+
+/// All of it, running.
+pub struct Stack {
+    config: StackConfig,
+    /// The server.
+    pub nats: Child,
+    /// The storage service.
+    pub storage: Process,
+    /// The correlators.
+    pub correlators: Vec<Process>,
+    // The last field: the directory goes after the processes.
+    _dir: Dir,
+}
+
+struct Dir {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        {
+            eprintln!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Settings of a bus to the server.
+fn bus_config(url: &str, name: &str) -> BusConfig {
+    let mut config = BusConfig { client_name: name.to_owned(), ..BusConfig::with_url(url) };
+    config.streams.events =
+        StreamLimits { max_bytes: ByteSize(EVENTS_BYTES_MAX), max_age: HumanDuration::from_secs(2 * 3600) };
+    config
+}
+
+/// A connection of the load generator's own.
+///
+/// # Errors
+/// When the server refuses it.
+pub async fn connect(url: &str, name: &str) -> Result<Bus, LoadError> {
+    Ok(Bus::connect(&bus_config(url, name), &Metrics::new()).await?)
+}
+
+/// A nats-server alone, with the streams made.
+///
+/// # Errors
+/// When it does not start.
+pub async fn server(dir: &Path) -> Result<Child, LoadError> {
+    let config = ChildConfig::new(dir.join("nats"));
+    let started = tokio::task::spawn_blocking(move || Child::start(config)).await;
+    let child = started.map_err(|error| LoadError::Generator(error.to_string()))??;
+    connect(&child.url(), "loadtest-setup").await?.ensure_streams().await?;
+    Ok(child)
+}
+
+impl Stack {
+    /// Starts everything on a server that runs; the store first, then the correlators.
+    ///
+    /// # Errors
+    /// When a service does not get ready.
+    pub async fn start(config: StackConfig, nats: Child) -> Result<Self, LoadError> {
+        let dir = Dir { path: config.dir.clone(), keep: config.keep };
+        let launch = |role: &str, name: String| launch(&config, &nats.url(), role, name);
+        let mut storage = Process::start(launch("storage", "storage".to_owned()))?;
+        storage.ready().await?;
+        let mut correlators = Vec::new();
+        for number in 0..config.replicas.max(1) {
+            let mut correlator = Process::start(launch("correlator", format!("correlator-{number}")))?;
+            correlator.ready().await?;
+            correlators.push(correlator);
+        }
+        Ok(Self { config, nats, storage, correlators, _dir: dir })
+    }
+
+    /// URL of the server.
+    pub fn url(&self) -> String {
+        self.nats.url()
+    }
+
+    /// Directory of logs and data.
+    pub fn dir(&self) -> &Path {
+        &self.config.dir
+    }
+
+    /// Metrics of all correlators, one after the other.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub async fn correlator_metrics(&self) -> Result<Vec<Sample>, LoadError> {
+        let mut all = Vec::new();
+        for correlator in &self.correlators {
+            all.extend(correlator.scrape().await?);
+        }
+        Ok(all)
+    }
+
+    /// Waits until a counter of the correlators, summed, has reached `wanted`; gives what it reached.
+    ///
+    /// # Errors
+    /// When a correlator does not answer.
+    pub async fn wait_counter(&self, name: &str, wanted: u64, patience: Duration) -> Result<u64, LoadError> {
+        let mut last = (0, tokio::time::Instant::now());
+        loop {
+            let reached = scrape::sum(&self.correlator_metrics().await?, name);
+            if reached > last.0 {
+                last = (reached, tokio::time::Instant::now());
+            }
+            // Patience is for standing still.
+            if reached >= wanted || last.1.elapsed() >= patience {
+                return Ok(reached);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What each process has used, by name; correlators are summed, and so is what the load generator itself used.
+    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
+        let correlators: Vec<Usage> = self.correlators.iter().filter_map(Process::usage).collect();
+        let peak = correlators.iter().map(|u| u.peak_rss_bytes).max().unwrap_or(0);
+        let rss = correlators.iter().map(|u| u.rss_bytes).max().unwrap_or(0);
+        let correlator =
+            Usage { cpu: correlators.iter().map(|u| u.cpu).sum(), peak_rss_bytes: peak, rss_bytes: rss };
+        vec![
+            ("nats-server", Usage::of(self.nats.pid()).unwrap_or_default()),
+            ("correlator", correlator),
+            ("storage", self.storage.usage().unwrap_or_default()),
+            ("loadtest", Usage::of(std::process::id()).unwrap_or_default()),
+        ]
+    }
+
+    /// Stops correlators and storage as a user does, and says whether each ended well.
+    ///
+    /// # Errors
+    /// When one does not stop in time.
+    pub async fn stop_services(&mut self) -> Result<Vec<(String, Option<i32>)>, LoadError> {
+        let mut ended = Vec::new();
+        for process in self.correlators.iter_mut().chain([&mut self.storage]) {
+            let code = process.stop().await?;
+            ended.push((process.name().to_owned(), code));
+        }
+        Ok(ended)
+    }
+}
+
+fn launch(config: &StackConfig, url: &str, role: &str, name: String) -> Launch {
+    let data = config.dir.join(&name);
+    let mut arguments = vec![
+        role.to_owned(),
+        "--free-ports".to_owned(),
+        "--nats-url".to_owned(),
+        url.to_owned(),
+        "--data-dir".to_owned(),
+        data.to_string_lossy().into_owned(),
+    ];
+    let own = [
+        format!("cluster={CLUSTER}"),
+        format!("bus.client_name={name}"),
+        format!("bus.streams.events.max_bytes={EVENTS_BYTES_MAX}"),
+    ];
+    for setting in own.iter().chain(&config.settings) {
+        arguments.extend(["--set".to_owned(), setting.clone()]);
+    }
+    Launch { name, program: config.program.clone(), arguments, dir: config.dir.clone() }
+}

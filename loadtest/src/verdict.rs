@@ -1,0 +1,146 @@
+//! Whether what came out is what had to come out.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use tapio_schemas::finding::Status;
+use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
+
+use crate::latency::Latencies;
+use crate::load::faults::{Fault, Kind};
+use crate::rig::observe::Seen;
+
+/// Something that is wrong with the findings.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wrong {
+    /// A fault of which no finding tells.
+    Missing {
+        /// Cause.
+        cause: String,
+        /// Entity.
+        seat: String,
+    },
+    /// A fault of which several findings tell.
+    Doubled {
+        /// Cause.
+        cause: String,
+        /// Entity.
+        seat: String,
+        /// How many.
+        findings: usize,
+    },
+    /// A finding about a thing in which nothing was injected, or with another cause.
+    Unexpected {
+        /// Cause, or `no cause`.
+        cause: String,
+        /// Entity.
+        seat: String,
+        /// Finding.
+        id: String,
+    },
+    /// The same revision of a finding twice in the stream.
+    Repeated {
+        /// Finding.
+        id: String,
+        /// Revision.
+        revision: u32,
+        /// How often.
+        times: u32,
+    },
+    /// What the store holds differs from the stream.
+    Store {
+        /// Finding.
+        id: String,
+        /// What is wrong.
+        says: String,
+    },
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { cause, seat } => write!(f, "missing: no finding of {cause} in {seat}"),
+            Self::Doubled { cause, seat, findings } => {
+                write!(f, "doubled: {findings} findings of {cause} in {seat}")
+            }
+            Self::Unexpected { cause, seat, id } => {
+                write!(f, "unexpected: {id} tells of {cause} in {seat}")
+            }
+            Self::Repeated { id, revision, times } => {
+                write!(f, "repeated: revision {revision} of {id} is in the stream {times} times")
+            }
+            Self::Store { id, says } => write!(f, "store: {id} {says}"),
+        }
+    }
+}
+
+/// The findings, judged.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Faults injected.
+    pub faults: usize,
+    /// Faults with exactly one finding of the right cause in the right place.
+    pub right: usize,
+    /// What is wrong.
+    pub wrong: Vec<Wrong>,
+    /// From the fault's first event to the first finding that names it. A leak is left out: there it is the sample that
+    /// makes the climb a trend, not the first one.
+    pub to_insight: Latencies,
+}
+
+/// Compares the final state of the stream of findings with the truth.
+pub fn judge(faults: &[Fault], findings: &HashMap<FindingId, Seen>, start: UnixNanos) -> Verdict {
+    let mut verdict = Verdict { faults: faults.len(), ..Verdict::default() };
+    let mut by_fault: HashMap<u64, usize> = HashMap::new();
+    for seen in findings.values() {
+        for (revision, times) in seen.revisions.iter().filter(|(_, times)| **times > 1) {
+            let id = seen.last.id.to_string();
+            verdict.wrong.push(Wrong::Repeated { id, revision: *revision, times: *times });
+        }
+        // Turned out to be part of another one.
+        if seen.last.status == Status::Superseded {
+            continue;
+        }
+        match fault_of(faults, &seen.last) {
+            Some(fault) => {
+                *by_fault.entry(fault.number).or_default() += 1;
+                let named = seen.named.get(&(fault.seat.clone(), fault.kind.cause().to_owned()));
+                if let (Some(at), true) = (named, fault.kind != Kind::Leak) {
+                    let onset = start.plus(fault.at.as_nanos() as u64);
+                    verdict.to_insight.add(at.saturating_sub(onset.0));
+                }
+            }
+            None => verdict.wrong.push(unexpected(&seen.last)),
+        }
+    }
+    for fault in faults {
+        let (cause, seat) = (fault.kind.cause().to_owned(), fault.seat.to_string());
+        match by_fault.get(&fault.number).copied().unwrap_or(0) {
+            0 => verdict.wrong.push(Wrong::Missing { cause, seat }),
+            1 => verdict.right += 1,
+            findings => verdict.wrong.push(Wrong::Doubled { cause, seat, findings }),
+        }
+    }
+    verdict.wrong.sort();
+    verdict
+}
+
+/// True when every fault has its finding.
+pub fn all_told(faults: &[Fault], findings: &HashMap<FindingId, Seen>) -> bool {
+    faults.iter().all(|fault| findings.values().any(|seen| tells(fault, &seen.last)))
+}
+
+fn fault_of<'a>(faults: &'a [Fault], finding: &Finding) -> Option<&'a Fault> {
+    faults.iter().find(|fault| tells(fault, finding))
+}
+
+fn tells(fault: &Fault, finding: &Finding) -> bool {
+    let root = finding.root_cause.as_ref();
+    root.is_some_and(|root| root.cause == fault.kind.cause() && root.entity == fault.seat)
+}
+
+fn unexpected(finding: &Finding) -> Wrong {
+    let cause = finding.root_cause.as_ref().map_or("no cause".to_owned(), |root| root.cause.to_string());
+    let seat = finding.entity().map_or_else(|| "nothing".to_owned(), Entity::to_string);
+    Wrong::Unexpected { cause, seat, id: finding.id.to_string() }
+}
