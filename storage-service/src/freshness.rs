@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tapio_runtime::bus::{Bus, BusError, Kv, OrderedConfig, StartAt};
 use tapio_runtime::clock::SharedClock;
+use tapio_schemas::UnixNanos;
 use tapio_schemas::proto::v1;
-use tapio_schemas::{UnixNanos, names};
 use tokio::sync::Mutex;
 
 /// Answers of the last second are given again.
@@ -127,16 +129,26 @@ impl Known {
     }
 }
 
-/// True when an event of the cluster came since then.
+/// True when an event of the cluster came since then, in any of the streams that hold events.
 async fn is_heard(bus: &Bus, cluster: &str, since: UnixNanos) -> Result<bool, BusError> {
-    let config = OrderedConfig {
-        filters: vec![names::events_filter(cluster)],
-        start: StartAt::UnixNanos(since.0),
-        batch: 1,
-        ..OrderedConfig::new(names::STREAM_EVENTS)
-    };
-    let mut events = bus.ordered_consumer(config).await?;
-    Ok(!events.next_batch(1, EVENT_WAIT).await?.is_empty())
+    let streams = bus.events_streams();
+    let listening = streams.iter().map(async |stream| {
+        let config = OrderedConfig {
+            filters: stream.filters(cluster),
+            start: StartAt::UnixNanos(since.0),
+            batch: 1,
+            ..OrderedConfig::new(&stream.name)
+        };
+        let mut events = bus.ordered_consumer(config).await?;
+        Ok(!events.next_batch(1, EVENT_WAIT).await?.is_empty())
+    });
+    let mut listening: FuturesUnordered<_> = listening.collect();
+    while let Some(heard) = listening.next().await {
+        if heard? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn cluster_of(key: &str) -> Option<&str> {
