@@ -151,7 +151,7 @@ fn errors_name_file_line_and_reason() {
     assert!(cel.contains("does not compile"), "{cel}");
     let variable = fault("seat.kind == 'SystemdUnit'", "event.kind == 'SystemdUnit'");
     assert!(variable.contains("`event`"), "{variable}");
-    let template = fault("{slow.onset|time}", "{fast.onset|time}");
+    let template = fault("{slow.since|time}", "{fast.since|time}");
     assert!(template.contains("`fast`"), "{template}");
     let category = fault("id: cpu.throttling", "id: throttling");
     assert!(category.contains("<category>.<name>") && category.starts_with("own.yaml:2:"), "{category}");

@@ -41,7 +41,12 @@ impl Teller<'_> {
                 let named = explained.filter(|(_, (_, symptom))| {
                     self.pattern().symptoms[*symptom].name.as_deref() == Some(name)
                 });
-                let at = self.told(named.map(|(at, _)| *at).collect()).or_else(|| self.named_change(name))?;
+                let several: Vec<usize> = named.map(|(at, _)| *at).collect();
+                if field == "since" {
+                    let onset = several.iter().map(|at| self.view.signals[*at].onset).min()?;
+                    return Some(TemplateValue::Time(onset));
+                }
+                let at = self.told(several).or_else(|| self.named_change(name))?;
                 signal_field(self.view.signals[at], field)
             }
         }
