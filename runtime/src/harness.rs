@@ -38,6 +38,11 @@ impl NatsServer {
         self.child.url()
     }
 
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
     /// Stops it well.
     ///
     /// # Errors

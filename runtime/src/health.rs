@@ -36,6 +36,8 @@ pub struct ComponentHealth {
     pub progress_age: Duration,
     /// Reason of a failure.
     pub detail: Option<String>,
+    /// What it says of itself, whatever its state.
+    pub note: Option<String>,
 }
 
 /// Registry of the components of a process. Clones share it.
@@ -50,6 +52,7 @@ struct Component {
     registered_nanos: u64,
     ticked_nanos: AtomicU64,
     failure: Mutex<Option<String>>,
+    note: Mutex<Option<String>>,
 }
 
 /// A component's way to say that it moves. Cheap to clone and to tick.
@@ -85,6 +88,7 @@ impl Health {
             registered_nanos: nanos(self.clock.monotonic()),
             ticked_nanos: AtomicU64::new(NEVER),
             failure: Mutex::new(None),
+            note: Mutex::new(None),
         });
         self.lock().insert(name.to_owned(), Arc::clone(&component));
         Progress { clock: self.clock.clone(), component }
@@ -136,7 +140,8 @@ impl Component {
         } else {
             HealthState::Ok
         };
-        ComponentHealth { name: name.to_owned(), state, progress_age, detail }
+        let note = self.note.lock().expect("component note lock").clone();
+        ComponentHealth { name: name.to_owned(), state, progress_age, detail, note }
     }
 }
 
@@ -149,6 +154,11 @@ impl Progress {
     /// The component cannot do its work.
     pub fn fail(&self, reason: impl Into<String>) {
         *self.component.failure.lock().expect("component failure lock") = Some(reason.into());
+    }
+
+    /// Says something of the component, for those who look at its health; changes nothing.
+    pub fn note(&self, text: impl Into<String>) {
+        *self.component.note.lock().expect("component note lock") = Some(text.into());
     }
 
     /// Takes back a failure and counts as a tick.
@@ -193,6 +203,8 @@ mod tests {
         assert!(!health.is_ready() && !health.is_live());
         assert_eq!(health.report()[0].detail.as_deref(), Some("socket gone"));
         passive.recover();
+        passive.note("circuit closed");
+        assert_eq!(health.report()[0].note.as_deref(), Some("circuit closed"));
         assert!(health.is_ready());
         health.remove("worker");
         assert_eq!(health.report().len(), 1);

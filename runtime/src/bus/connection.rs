@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use tokio::sync::watch;
 
+use super::circuit::Circuit;
 use super::metrics::BusMetrics;
 use super::{BusConfig, BusError, address};
 use crate::backoff::Backoff;
@@ -97,6 +98,7 @@ pub(super) struct LinkWriter {
     state: watch::Sender<ConnectionState>,
     epoch: watch::Sender<u64>,
     metrics: BusMetrics,
+    circuit: Arc<Circuit>,
 }
 
 impl LinkWriter {
@@ -106,16 +108,19 @@ impl LinkWriter {
                 self.state.send_replace(ConnectionState::Connected);
                 self.epoch.send_modify(|epoch| *epoch += 1);
                 self.metrics.connected(true);
+                self.circuit.connected(true);
                 tracing::info!("connected to nats");
             }
             Event::Disconnected => {
                 self.state.send_replace(ConnectionState::Reconnecting);
                 self.metrics.connected(false);
+                self.circuit.connected(false);
                 tracing::warn!("nats is away; reconnecting");
             }
             Event::Closed => {
                 self.state.send_replace(ConnectionState::Closed);
                 self.metrics.connected(false);
+                self.circuit.connected(false);
                 tracing::info!("the connection to nats is closed");
             }
             Event::SlowConsumer(_) => self.metrics.slow_consumer(),
@@ -128,11 +133,13 @@ impl LinkWriter {
 pub(super) async fn connect(
     config: &BusConfig,
     metrics: &BusMetrics,
+    circuit: &Arc<Circuit>,
 ) -> Result<(Client, Link, Arc<LinkWriter>), BusError> {
     let servers = address::parse(&config.urls)?;
     let (state, state_seen) = watch::channel(ConnectionState::Reconnecting);
     let (epoch, epoch_seen) = watch::channel(0);
-    let writer = Arc::new(LinkWriter { state, epoch, metrics: metrics.clone() });
+    let writer =
+        Arc::new(LinkWriter { state, epoch, metrics: metrics.clone(), circuit: Arc::clone(circuit) });
     let link = Link { state: state_seen, epoch: epoch_seen };
     let deadline = Instant::now() + config.connect_timeout.get();
     let backoff = Backoff::new(RECONNECT_DELAY_MIN, Duration::from_millis(500));

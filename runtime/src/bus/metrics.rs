@@ -4,6 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::CircuitState;
 use crate::telemetry::Metrics;
 
 type Label = [(&'static str, String); 1];
@@ -13,6 +14,8 @@ type Label = [(&'static str, String); 1];
 pub(super) struct BusMetrics {
     connected: Gauge,
     connections: Counter,
+    circuit: Gauge,
+    circuit_opened: Counter,
     published: Counter,
     published_bytes: Counter,
     duplicates: Counter,
@@ -31,6 +34,11 @@ impl BusMetrics {
         Self {
             connected: metrics.shared("bus_connected", "1 while NATS is there"),
             connections: metrics.shared("bus_connections", "Connections made"),
+            circuit: metrics.shared(
+                "bus_circuit_state",
+                "Way to the streams: 0 closed, messages are acknowledged; 1 half-open, in doubt; 2 open",
+            ),
+            circuit_opened: metrics.shared("bus_circuit_opened", "Times the circuit opened"),
             published: metrics.shared("bus_published", "Messages acknowledged by a stream"),
             published_bytes: metrics.shared("bus_published_bytes", "Payload bytes acknowledged"),
             duplicates: metrics.shared("bus_duplicates", "Acknowledged messages that the stream already had"),
@@ -52,6 +60,17 @@ impl BusMetrics {
         self.connected.set(i64::from(yes));
         if yes {
             self.connections.inc();
+        }
+    }
+
+    pub(super) fn circuit(&self, state: CircuitState) {
+        self.circuit.set(match state {
+            CircuitState::Closed => 0,
+            CircuitState::HalfOpen => 1,
+            CircuitState::Open => 2,
+        });
+        if state == CircuitState::Open {
+            self.circuit_opened.inc();
         }
     }
 

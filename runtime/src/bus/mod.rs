@@ -6,6 +6,7 @@
 //! its state is visible. While NATS is away publishers wait, bounded, and nothing is dropped here.
 
 mod address;
+mod circuit;
 mod config;
 mod connection;
 mod consumer;
@@ -38,6 +39,7 @@ use crate::clock::SharedClock;
 use crate::health::Health;
 use crate::telemetry::Metrics;
 
+pub use self::circuit::CircuitState;
 pub use self::core::{CoreMessage, Subscription};
 pub use config::{BusConfig, EventsStreamsConfig, StreamLimits, StreamsConfig};
 pub use connection::ConnectionState;
@@ -53,6 +55,7 @@ pub use service::{Query, QueryError, QueryService};
 pub use streams::{EventsStream, StreamPeer, StreamPlacement, StreamState};
 pub use watch::{KvEvent, KvWatch};
 
+use circuit::Circuit;
 use connection::Link;
 use metrics::BusMetrics;
 
@@ -76,6 +79,7 @@ struct Inner {
     client: Client,
     jetstream: Context,
     link: Link,
+    circuit: Arc<Circuit>,
     config: BusConfig,
     metrics: BusMetrics,
     ids: publish::MessageIds,
@@ -96,7 +100,8 @@ impl Bus {
     /// [`BusError::Connect`] with the URLs and the last reason, [`BusError::Credentials`].
     pub async fn connect(config: &BusConfig, metrics: &Metrics) -> Result<Self, BusError> {
         let metrics = BusMetrics::register(metrics);
-        let (client, link, writer) = connection::connect(config, &metrics).await?;
+        let circuit = Arc::new(Circuit::new(metrics.clone()));
+        let (client, link, writer) = connection::connect(config, &metrics, &circuit).await?;
         let jetstream = async_nats::jetstream::context::ContextBuilder::new()
             .timeout(config.request_timeout.get())
             .ack_timeout(config.ack_timeout.get())
@@ -104,23 +109,26 @@ impl Bus {
             .build(client.clone());
         let ids = publish::MessageIds::new();
         let (config, lanes) = (config.clone(), Mutex::default());
-        let inner = Arc::new(Inner { client, jetstream, link, config, metrics, ids, lanes });
+        let inner = Arc::new(Inner { client, jetstream, link, circuit, config, metrics, ids, lanes });
         let weak = Arc::downgrade(&inner);
         let client = move || weak.upgrade().map(|inner| inner.client.clone());
         tokio::spawn(inner.link.clone().reconcile(writer, client));
         Ok(Self { inner })
     }
 
-    /// Makes the connection a component `nats` of `health`: it makes progress while NATS is there,
-    /// and is stale, so that the process is not ready, when NATS has been away for five seconds.
+    /// Makes the connection a component `nats` of `health`: it makes progress while NATS is there and takes messages,
+    /// and is stale, so that the process is not ready, when it has not for five seconds. Its note tells the state of
+    /// the circuit.
     pub fn register_health(&self, health: &Health, clock: SharedClock) {
         let progress = health.register(HEALTH_COMPONENT, Some(AWAY_MAX));
         let weak = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
             while let Some(inner) = weak.upgrade() {
+                let circuit = inner.circuit.state();
+                progress.note(format!("circuit {}", circuit.as_str()));
                 match inner.link.state() {
-                    ConnectionState::Connected => progress.tick(),
-                    ConnectionState::Reconnecting => {}
+                    ConnectionState::Connected if circuit != CircuitState::Open => progress.tick(),
+                    ConnectionState::Connected | ConnectionState::Reconnecting => {}
                     ConnectionState::Closed => return,
                 }
                 drop(inner);
@@ -132,6 +140,11 @@ impl Bus {
     /// Whether NATS is there now.
     pub fn state(&self) -> ConnectionState {
         self.inner.link.state()
+    }
+
+    /// Whether what is published is acknowledged.
+    pub fn circuit(&self) -> CircuitState {
+        self.inner.circuit.state()
     }
 
     /// Follows [`Bus::state`].

@@ -161,6 +161,7 @@ impl Bus {
             let failure = match attempt {
                 Ok(sent) => match self.acknowledged(&outgoing, sent).await {
                     Ok(ack) => {
+                        self.inner.circuit.acknowledged();
                         self.inner.metrics.acked(outgoing.payload.len(), ack.duplicate);
                         return Ok(ack);
                     }
@@ -176,6 +177,10 @@ impl Bus {
                 BusOrRetry::Retry(kind, reason) => (kind, reason),
             };
             self.inner.metrics.retry(kind);
+            // Who refuses a message, or its subject, answers.
+            if matches!(kind, "timeout" | "connection") {
+                self.inner.circuit.failed();
+            }
             if failures % WARN_EVERY_ATTEMPTS == WARN_EVERY_ATTEMPTS - 1 {
                 let subject = &outgoing.subject;
                 tracing::warn!(subject, reason, attempts = failures + 1, "publish is repeated");

@@ -103,6 +103,7 @@ fn describe(health: &Health, good: bool) -> Response {
                 "state": component.state,
                 "progress_age_ms": u64::try_from(component.progress_age.as_millis()).unwrap_or(u64::MAX),
                 "detail": component.detail,
+                "note": component.note,
             })
         })
         .collect();

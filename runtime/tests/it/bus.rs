@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tapio_runtime::bus::{
-    Bus, BusConfig, BusError, ConnectionState, DurableConfig, Headers, OrderedConfig, StartAt,
+    Bus, BusConfig, BusError, CircuitState, ConnectionState, DurableConfig, Headers, OrderedConfig, StartAt,
 };
 use tapio_runtime::clock::ManualClock;
 use tapio_runtime::config::{ByteSize, HumanDuration};
@@ -279,11 +279,44 @@ async fn the_process_is_not_ready_while_nats_is_away() {
     clock.advance(Duration::from_secs(6));
     clock.wait_for_sleepers(1).await;
     assert!(!health.is_ready() && health.is_live(), "{health:?}");
+    assert_eq!(bus.circuit(), CircuitState::Open);
+    let note = |health: &Health| health.report()[0].note.clone().unwrap();
+    assert_eq!(note(&health), "circuit open");
     server.restart().unwrap();
     in_time(state.wait_for(|state| *state == ConnectionState::Connected)).await.unwrap();
     clock.advance(Duration::from_secs(1));
     clock.wait_for_sleepers(1).await;
     assert!(health.is_ready(), "{health:?}");
+    assert_eq!(note(&health), "circuit half-open");
+    put(&bus, &names::signals_subject("c"), "first").await;
+    assert_eq!(bus.circuit(), CircuitState::Closed);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_opens_the_circuit() {
+    let (server, _) = server_and_bus().await;
+    let metrics = Metrics::new();
+    let config = BusConfig { ack_timeout: HumanDuration::from_millis(50), ..server.bus_config() };
+    let bus = Bus::connect(&config, &metrics).await.unwrap();
+    put(&bus, &names::signals_subject("c"), "first").await;
+    assert_eq!(bus.circuit(), CircuitState::Closed);
+    let pid = i32::try_from(server.pid()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let subject = names::signals_subject("c");
+    // The first may still be acknowledged: the threads of a process do not stop all at once.
+    in_time(async {
+        while bus.circuit() != CircuitState::Open {
+            let deadline = Duration::from_millis(200);
+            let _ = bus.publish_within(deadline, &subject, None, Headers::new(), Bytes::new()).await;
+        }
+    })
+    .await;
+    assert_eq!(bus.state(), ConnectionState::Connected, "the connection itself stands");
+    assert!(metrics.encode().contains("tapio_bus_circuit_state 2"));
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    put(&bus, &subject, "after").await;
+    assert_eq!(bus.circuit(), CircuitState::Closed);
 }
 
 #[tokio::test]

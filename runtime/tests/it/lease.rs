@@ -304,3 +304,99 @@ async fn what_cannot_work_is_refused() {
     let long = a.leases.update_note(&lease, Bytes::from(vec![0; 1025])).await;
     assert!(matches!(long, Err(LeaseError::NoteTooLong { bytes: 1025, .. })));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_of_whom_nothing_is_left_is_asked_for_and_followed() {
+    let (_server, bus) = server_and_bus().await;
+    let kv = bus.kv().await.unwrap();
+    let key = names::lease_resource_key(&config("a").group, "shard.5");
+    let record = "{\"owner\":{\"replica\":\"ghost\",\"incarnation\":\"00ff\"},\"epoch\":null}\nits note";
+    let epoch = kv.create(&key, Bytes::from_static(record.as_bytes())).await.unwrap();
+    let book = Book::default();
+    let start = Instant::now();
+    let _a = Replica::join(&bus, "a", &book).await;
+    book.wait_shared_by(&["a"]).await;
+    let taken = book.taken("shard.5").pop().unwrap();
+    assert!(taken.lease.epoch() > epoch);
+    assert_eq!(&taken.note[..], b"its note");
+    println!("taken from an unknown owner after {:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_crashed_and_comes_again_waits_for_its_own_end() {
+    let (_server, bus) = server_and_bus().await;
+    let book = Book::default();
+    let first = Replica::join(&bus, "a", &book).await;
+    book.wait_shared_by(&["a"]).await;
+    first.kill();
+    let start = Instant::now();
+    let _second = Replica::join(&bus, "a", &book).await;
+    // The book refuses a lease while the one before is valid.
+    let mut changes = book.1.subscribe();
+    in_time(changes.wait_for(|count| *count == 2 * RESOURCES)).await.unwrap();
+    let delays = book.delays(start);
+    println!("back after {:?}", delays.last());
+    assert_eq!(delays.len(), RESOURCES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_hands_over_and_ends_the_events() {
+    let (_server, bus) = server_and_bus().await;
+    let shutdown = Shutdown::new();
+    let joined =
+        Leases::join(&bus, config("a"), SystemClock::shared(), &Metrics::new(), shutdown.clone()).await;
+    let (leases, mut events) = joined.unwrap();
+    let mut held = 0;
+    while held < RESOURCES {
+        held += usize::from(matches!(in_time(events.next()).await, Some(LeaseEvent::Acquired { .. })));
+    }
+    shutdown.trigger();
+    while let Some(event) = in_time(events.next()).await {
+        let LeaseEvent::Release { lease } = event else { panic!("{event:?}") };
+        assert!(lease.is_valid(), "work goes on until it is released");
+        leases.released(&lease, Bytes::from_static(b"done")).await.unwrap();
+        assert!(!lease.is_valid());
+        let again = leases.released(&lease, Bytes::new()).await;
+        assert!(matches!(again, Err(LeaseError::Lost { .. })));
+        held -= 1;
+    }
+    assert_eq!((held, leases.held().len()), (0, 0));
+    assert!(leases.members().is_empty() || leases.members() == ["a"]);
+    let kv = bus.kv().await.unwrap();
+    let member = names::lease_member_key(&config("a").group, "a");
+    assert_eq!(kv.get(&member).await.unwrap(), None, "it is gone at once, not after the ttl");
+    in_time(leases.leave()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_take_events_gets_no_more_than_there_is_room_for() {
+    let (_server, bus) = server_and_bus().await;
+    let metrics = Metrics::new();
+    let joined = Leases::join(&bus, config("a"), SystemClock::shared(), &metrics, Shutdown::new()).await;
+    let (leases, mut events) = joined.unwrap();
+    let all = async {
+        while leases.held().len() < RESOURCES {
+            tokio::task::yield_now().await;
+        }
+    };
+    in_time(all).await;
+    // The other one comes: what it should have is asked back, over what was never read.
+    let book = Book::default();
+    let _b = Replica::join(&bus, "b", &book).await;
+    let share = config("a").resources;
+    let share = share.iter().filter(|name| desired_owner(name, ["a", "b"]) == Some("b")).count();
+    let (mut acquired, mut released) = (0, 0);
+    while released < share {
+        match in_time(events.next()).await.unwrap() {
+            LeaseEvent::Acquired { .. } => acquired += 1,
+            LeaseEvent::Release { lease } => {
+                leases.released(&lease, Bytes::new()).await.unwrap();
+                released += 1;
+            }
+            LeaseEvent::Lost { lease } => panic!("{lease:?}"),
+        }
+    }
+    assert_eq!(acquired, RESOURCES);
+    let mut changes = book.1.subscribe();
+    in_time(changes.wait_for(|count| *count == share)).await.unwrap();
+}
