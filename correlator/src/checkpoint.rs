@@ -115,7 +115,7 @@ impl StageTwoStore {
         let machines = self.kv.get(&self.machines).await?;
         let machines = machines.and_then(|entry| serde_json::from_slice(&entry.value).ok());
         Ok(Kept {
-            standing: self.marks.load_as().await?,
+            standing: self.marks.load().await?,
             changes: changes.unwrap_or_default(),
             machines: machines.unwrap_or_default(),
         })

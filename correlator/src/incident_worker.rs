@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tapio_runtime::bus::{BusError, Headers, Outgoing, PublishReports, Publisher, TrySubmitError};
+use tapio_runtime::bus::{BusError, Fence, Headers, Outgoing, PublishReports, Publisher, TrySubmitError};
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::{Receiver, RecvTimeoutError};
 use tapio_runtime::shutdown::Shutdown;
@@ -48,6 +48,8 @@ pub struct IncidentWorker {
     decider: Decider,
     publisher: Publisher,
     reports: PublishReports,
+    /// Findings are stored only while this is the newest owner.
+    fence: Fence,
     to_keep: mpsc::Sender<Checkpoint>,
     fresh: watch::Sender<Fresh>,
     clock: SharedClock,
@@ -67,6 +69,7 @@ impl IncidentWorker {
     pub fn new(
         parts: &StageTwoParts,
         decider: Decider,
+        fence: Fence,
         to_keep: mpsc::Sender<Checkpoint>,
         fresh: watch::Sender<Fresh>,
     ) -> Self {
@@ -77,6 +80,7 @@ impl IncidentWorker {
             decider,
             publisher,
             reports,
+            fence,
             to_keep,
             fresh,
             clock: parts.clock.clone(),
@@ -137,6 +141,7 @@ impl IncidentWorker {
             .with("ce-id", id.clone())
             .with("ce-time", finding.emitted_at.to_string())
             .with("ce-subject", finding.entity().map(ToString::to_string).unwrap_or_default());
+        let headers = self.fence.stamp(headers);
         let payload = Bytes::from(serde_json::to_vec(finding)?);
         self.metrics.findings.inc();
         self.submit(Outgoing { subject: finding.subject(), msg_id: Some(id), headers, payload })
@@ -160,9 +165,16 @@ impl IncidentWorker {
     }
 
     fn acknowledge(&mut self, result: Result<(), BusError>) -> WorkerResult {
-        result?;
-        self.acknowledged += 1;
-        Ok(())
+        match result {
+            Err(BusError::Fenced { .. }) => {
+                Err(format!("another replica owns the incidents of {} by now", self.cluster).into())
+            }
+            result => {
+                result?;
+                self.acknowledged += 1;
+                Ok(())
+            }
+        }
     }
 
     fn checkpoint(&mut self) {

@@ -89,13 +89,9 @@ impl LowWaterStore {
         Ok(Self { kv: bus.kv().await?, key })
     }
 
-    /// What was kept last. A value that cannot be read counts as none: reading more is always safe.
-    pub async fn load(&self) -> Result<Option<LowWater>, BusError> {
-        self.load_as().await
-    }
-
-    /// What was kept last, in a form that has more than the mark.
-    pub async fn load_as<T: DeserializeOwned>(&self) -> Result<Option<T>, BusError> {
+    /// What was kept last: a mark, or a form that has more. A value that cannot be read counts as none: reading more is
+    /// always safe.
+    pub async fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, BusError> {
         let entry = self.kv.get(&self.key).await?;
         Ok(entry.and_then(|e| serde_json::from_slice(&e.value).ok()))
     }

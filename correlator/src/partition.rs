@@ -92,7 +92,7 @@ impl Partition {
                 tracing::info!(cluster = %self.parts.config.cluster, epoch = lease.epoch(), "deciding incidents");
                 let stop = Shutdown::new();
                 let context = WorkerContext { shutdown: stop.clone(), ..context.clone() };
-                let running = tokio::spawn(self.parts.clone().run(context));
+                let running = tokio::spawn(self.parts.clone().run(context, lease.clone()));
                 *session = Some(Session { lease, stop, running, released: false });
             }
             LeaseEvent::Release { .. } => {

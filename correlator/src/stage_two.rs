@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tapio_runtime::bus::{Bus, BusError, ConnectionState, OrderedConfig, OrderedConsumer, StartAt};
 use tapio_runtime::clock::SharedClock;
+use tapio_runtime::lease::Lease;
 use tapio_runtime::ring::{self, Sender, TrySendError};
 use tapio_runtime::supervise::{WorkerContext, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
-use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS, signals_subject};
+use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS, insights_fence_subject, signals_subject};
 use tapio_schemas::{Finding, UnixNanos};
 use tokio::sync::{mpsc, watch};
 
@@ -31,8 +32,6 @@ const READ_WAIT: Duration = Duration::from_millis(100);
 const FULL_WAIT: Duration = Duration::from_millis(2);
 /// Sections that wait for the incident worker. Full means that the consumer waits.
 const RING_SECTIONS: usize = 256;
-/// Empty reads in a row after which the insight stream counts as read.
-const EMPTY_READS: usize = 3;
 /// Checkpoints that wait to be kept; when full the newer one comes a second later anyway.
 const CHECKPOINTS_WAITING: usize = 16;
 /// Time between two tellings of how fresh the verdicts are.
@@ -56,11 +55,14 @@ pub struct StageTwoParts {
 }
 
 impl StageTwoParts {
-    /// Runs until the context is shut down (then everything in the stream is still decided) or something fails.
+    /// Runs for the time of the lease: until the context is shut down (then everything in the stream is still decided) or
+    /// something fails.
     ///
     /// # Errors
     /// When the bus refuses something for good, or the incident worker stops.
-    pub async fn run(self, context: WorkerContext) -> WorkerResult {
+    pub async fn run(self, context: WorkerContext, lease: Lease) -> WorkerResult {
+        // First of all: what an owner before publishes from here on is refused, so what is read now is all there is.
+        let fence = self.bus.fence(&insights_fence_subject(&self.config.cluster), &lease).await?;
         let store = StageTwoStore::open(&self.bus, &self.config.cluster).await?;
         let kept = store.load().await?;
         let now = UnixNanos(self.clock.now_unix_nanos());
@@ -85,7 +87,7 @@ impl StageTwoParts {
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
         let decider = Decider::new(&self.config, Arc::clone(&self.model), ledger, kept, goes_on);
-        let worker = IncidentWorker::new(&self, decider, checkpoints, fresh);
+        let worker = IncidentWorker::new(&self, decider, fence, checkpoints, fresh);
         let thread =
             std::thread::Builder::new().name("incidents".to_owned()).spawn(move || worker.run(sections))?;
         let mut reader = Reader { parts: self, ring, store, to_keep, told_fresh, fresh_due: Duration::ZERO };
@@ -98,36 +100,27 @@ impl StageTwoParts {
     /// What was published since `since`.
     async fn published(&self, since: UnixNanos, context: &WorkerContext) -> Result<Ledger, BusError> {
         let mut ledger = Ledger::new(nanos(self.config.incidents.stale));
-        let last = self.bus.stream_state(STREAM_INSIGHTS).await?;
-        if last.messages == 0 {
-            return Ok(ledger);
-        }
         let config = OrderedConfig {
             start: StartAt::UnixNanos(since.0),
             batch: READ_SECTIONS,
             ..OrderedConfig::new(STREAM_INSIGHTS)
         };
         let mut consumer = self.bus.ordered_consumer(config).await?;
-        let mut empty = 0;
-        while empty < EMPTY_READS && !context.shutdown.is_triggered() {
+        loop {
             context.progress.tick();
-            let messages = consumer.next_batch(READ_SECTIONS, READ_WAIT).await?;
-            empty = if messages.is_empty() && self.bus.state() == ConnectionState::Connected {
-                empty + 1
-            } else {
-                0
+            let message = tokio::select! {
+                biased;
+                () = context.shutdown.wait() => return Ok(ledger),
+                () = self.clock.sleep(READ_WAIT) => continue,
+                message = consumer.next_or_current() => message?,
             };
-            for message in messages {
-                let finding = serde_json::from_slice::<Finding>(&message.payload).ok();
-                if let Some(finding) = finding.filter(|f| f.cluster == self.config.cluster.as_str()) {
-                    ledger.read(finding);
-                }
-                if message.sequence >= last.last_sequence {
-                    return Ok(ledger);
-                }
+            // All that was there is read: the fence keeps an owner before from adding to it.
+            let Some(message) = message else { return Ok(ledger) };
+            let finding = serde_json::from_slice::<Finding>(&message.payload).ok();
+            if let Some(finding) = finding.filter(|f| f.cluster == self.config.cluster.as_str()) {
+                ledger.read(finding);
             }
         }
-        Ok(ledger)
     }
 }
 

@@ -241,9 +241,8 @@ async fn a_clean_restart_says_nothing_twice() {
     let now = SystemClock::new().now_unix_nanos();
     let first = start(&bus).await;
     Publisher::new(bus.clone()).publish(&leaking(now)).await;
-    read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
+    let before = read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await.len();
     first.drain().await.expect("drains");
-    let before = bus.stream_state(STREAM_INSIGHTS).await.expect("state").messages;
 
     let second = start(&bus).await;
     // Another crash, elsewhere: once its finding is there, everything before it has been decided again.
@@ -251,7 +250,7 @@ async fn a_clean_restart_says_nothing_twice() {
     let messages = read_until(&bus, STREAM_INSIGHTS, tells_the_crash).await;
     second.drain().await.expect("drains");
     let mut ids: Vec<String> = findings(&messages).iter().map(Finding::message_id).collect();
-    assert!(ids.len() as u64 > before);
+    assert!(ids.len() > before);
     ids.sort();
     let count = ids.len();
     ids.dedup();

@@ -146,7 +146,7 @@ impl Intake {
     fn open(&self, shard: u16, epoch: u64, from: Option<LowWater>) -> Opening {
         let bus = self.bus.clone();
         let subject = events_subject(&self.cluster, shard);
-        let stream = tapio_schemas::names::STREAM_EVENTS.to_owned();
+        let stream = bus.events_stream_of(shard).name;
         let otherwise = UnixNanos(self.clock.now_unix_nanos()).minus(self.replay_max_ns);
         Box::pin(async move {
             let opened = async {
