@@ -9,6 +9,7 @@ use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
 use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::otlp::OtlpConfig;
+use crate::collectors::systemd::SystemdConfig;
 
 /// The node agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +37,8 @@ pub struct AgentConfig {
     pub otlp: OtlpConfig,
     /// Objects and events of a cluster.
     pub kubernetes: KubernetesConfig,
+    /// Units of systemd.
+    pub systemd: SystemdConfig,
 }
 
 impl Default for AgentConfig {
@@ -52,6 +55,7 @@ impl Default for AgentConfig {
             cgroup: CgroupConfig::default(),
             otlp: OtlpConfig::default(),
             kubernetes: KubernetesConfig::default(),
+            systemd: SystemdConfig::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod kubernetes;
 pub mod otlp;
 mod start;
 mod status;
+pub mod systemd;
 
 pub use start::{Collectors, Sinks, Wiring, attribution, start};
 pub use status::{CollectorState, CollectorStates};

@@ -12,7 +12,7 @@ use tapio_schemas::ids::ProducerId;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
-use super::{cgroup, ebpf};
+use super::{cgroup, ebpf, systemd};
 use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
@@ -24,6 +24,7 @@ pub struct Sinks {
     cgroup: EventSink,
     otlp: EventSink,
     kubernetes: EventSink,
+    systemd: EventSink,
 }
 
 impl Sinks {
@@ -34,6 +35,7 @@ impl Sinks {
             cgroup: open("cgroup"),
             otlp: open("otlp"),
             kubernetes: open("kubernetes"),
+            systemd: open("systemd"),
         }
     }
 }
@@ -109,6 +111,7 @@ pub async fn start(
     // Before the others, so that their first events find their pods.
     start_kubernetes(wiring, supervision, sinks.kubernetes).await?;
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
+    start_systemd(wiring, supervision, sinks.systemd).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
     Ok(Collectors { states: wiring.states.clone(), otlp })
 }
@@ -204,6 +207,34 @@ async fn start_cgroup(
         .await?;
     wiring.states.set("cgroup", CollectorState::Running);
     Ok(())
+}
+
+async fn start_systemd(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<(), SuperviseError> {
+    let config = wiring.config.systemd.clone();
+    if !config.enabled {
+        wiring.states.set("systemd", CollectorState::Disabled("systemd.enabled is false".to_owned()));
+        return Ok(());
+    }
+    if let Some(state) = systemd::state_at_start(&config) {
+        wiring.states.set("systemd", state);
+    }
+    let parts = systemd::Parts {
+        config,
+        history: wiring.config.systemd.history.get().min(wiring.config.age_max.get()),
+        cluster: wiring.config.cluster.as_str().into(),
+        node: wiring.node.into(),
+        sink,
+        states: wiring.states.clone(),
+    };
+    supervision
+        .add_task("agent-systemd", RestartPolicy::default(), move |context| {
+            systemd::run(parts.clone(), context)
+        })
+        .await
 }
 
 async fn start_ebpf(

@@ -56,11 +56,15 @@ impl TestGroup {
         }
     }
 
+    /// Shell commands that move the shell into the group.
+    pub fn join_script(&self) -> String {
+        let join = |(_, dir): &(String, PathBuf)| format!("echo $$ > {}/cgroup.procs", dir.display());
+        self.dirs.iter().map(join).collect::<Vec<_>>().join("\n")
+    }
+
     /// Runs a Python script in the group, from its first instruction on.
     pub fn python(&self, script: &str) -> Running {
-        let joins: Vec<String> =
-            self.dirs.iter().map(|(_, dir)| format!("echo $$ > {}/cgroup.procs", dir.display())).collect();
-        let shell = format!("{}\nexec python3 -c \"$SCRIPT\"", joins.join("\n"));
+        let shell = format!("{}\nexec python3 -c \"$SCRIPT\"", self.join_script());
         let child = Command::new("sh")
             .args(["-ec", &shell])
             .env("SCRIPT", script)

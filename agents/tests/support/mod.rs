@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod cgroup;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -57,6 +58,7 @@ pub fn bare(cluster: &str) -> AgentConfig {
     config.cgroup.enabled = false;
     config.otlp.enabled = false;
     config.kubernetes.enabled = false;
+    config.systemd.enabled = false;
     config
 }
 
