@@ -7,6 +7,7 @@
 
 mod hierarchy;
 mod learned;
+mod namespace;
 mod path;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ pub use learned::TOMBSTONE;
 pub use path::{CgroupOwner, owner_of};
 
 use learned::Learned;
+use namespace::{Namespace, is_memory, lines};
 
 /// Completed entities kept, so that a batch carries each once.
 const COMPLETED_MAX: usize = 16_384;
@@ -75,6 +77,7 @@ pub struct Attribution {
     node: SmolStr,
     node_entity: Arc<EntityRef>,
     trees: Option<Hierarchies>,
+    namespace: Namespace,
     pods: Option<Arc<dyn PodLookup>>,
     clock: SharedClock,
     state: Mutex<State>,
@@ -109,6 +112,7 @@ impl Attribution {
             cluster: cluster.into(),
             node: node.into(),
             node_entity: Arc::new(node_entity.sealed()),
+            namespace: Namespace::of_this_process(trees.as_ref()),
             trees,
             pods,
             clock,
@@ -157,15 +161,11 @@ impl Attribution {
     /// What owns a process that lives, by `/proc`; the node, when it is gone.
     pub fn resolve_process(&self, pid: u32) -> Arc<EntityRef> {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let path_of = |is_wanted: &dyn Fn(&str) -> bool| {
-            let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-            lines
-                .filter(|(controllers, path)| is_wanted(controllers) && *path != "/")
-                .map(|(_, path)| path)
-                .next()
+        let path_of = |is_wanted: fn(&str) -> bool| {
+            let (controllers, path) = lines(&text).find(|(controllers, _)| is_wanted(controllers))?;
+            self.namespace.absolute(controllers, path).filter(|path| path != "/")
         };
-        let memory = path_of(&|controllers| controllers.split(',').any(|c| c == "memory"));
-        self.resolve_path(memory.or_else(|| path_of(&str::is_empty)).unwrap_or("/"))
+        self.resolve_path(&path_of(is_memory).or_else(|| path_of(str::is_empty)).unwrap_or_default())
     }
 
     /// What owns the group at `path` below its tree's root.
@@ -245,18 +245,15 @@ impl Attribution {
         let Some(trees) = &self.trees else { return };
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return };
         let now = self.clock.monotonic();
-        for line in text.lines() {
-            let mut parts = line.splitn(3, ':');
-            let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
-                continue;
-            };
-            if controllers.split(',').any(|c| c == "memory") {
+        for (controllers, path) in lines(&text) {
+            let Some(path) = self.namespace.absolute(controllers, path) else { continue };
+            if is_memory(controllers) {
                 let tree = trees.v1_tree("memory");
-                learn_one(&mut state.memory, tree, path, ids.memory, now);
+                learn_one(&mut state.memory, tree, &path, ids.memory, now);
             } else if controllers.is_empty() {
-                learn_one(&mut state.unified, trees.unified.as_deref(), path, ids.unified, now);
+                learn_one(&mut state.unified, trees.unified.as_deref(), &path, ids.unified, now);
                 if !trees.memory_is_v1() {
-                    learn_one(&mut state.memory, trees.unified.as_deref(), path, ids.memory, now);
+                    learn_one(&mut state.memory, trees.unified.as_deref(), &path, ids.memory, now);
                 }
             }
         }
