@@ -1,4 +1,4 @@
-//! A small API server of one kind: keeps objects with versions, lists and streams them, and can drop its
+//! A small API server of pods, and of ConfigMaps once they are allowed: keeps objects with versions, lists and streams them, and can drop its
 //! watches or forget its history.
 
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{Response, StatusCode};
 use axum::routing::get;
 use serde::Deserialize;
@@ -36,6 +36,8 @@ struct Cluster {
     fields: String,
     /// Open watches send nothing.
     paused: bool,
+    /// ConfigMaps may be read.
+    config_maps: bool,
 }
 
 /// What clients asked for.
@@ -61,7 +63,7 @@ impl Server {
     pub async fn start() -> (Self, SocketAddr) {
         let server = Self(Arc::new(Shared { state: Mutex::default(), version: watch::channel((1, 0)).0 }));
         let routes = Router::new()
-            .route("/api/v1/pods", get(pods))
+            .route("/api/v1/{plural}", get(objects))
             .fallback(|| async { answer(StatusCode::FORBIDDEN, &status(403, "Forbidden")) })
             .with_state(server.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -85,6 +87,11 @@ impl Server {
         }
         self.0.version.send_modify(|(latest, _)| *latest = version);
         version
+    }
+
+    /// Grants the right to read ConfigMaps.
+    pub fn allow_config_maps(&self) {
+        self.0.state.lock().unwrap().config_maps = true;
     }
 
     /// Ends all watches that are open.
@@ -122,9 +129,30 @@ impl Server {
     }
 }
 
-async fn pods(State(server): State<Server>, Query(parameters): Query<Parameters>) -> Response<Body> {
+async fn objects(
+    State(server): State<Server>,
+    Path(plural): Path<String>,
+    Query(parameters): Query<Parameters>,
+) -> Response<Body> {
     let mut state = server.0.state.lock().unwrap();
+    let kind = match plural.as_str() {
+        "pods" => "Pod",
+        "configmaps" if state.config_maps => "ConfigMap",
+        _ => return answer(StatusCode::FORBIDDEN, &status(403, "Forbidden")),
+    };
     let latest = state.history.last().map_or(state.oldest.max(1), |(version, ..)| *version);
+    if kind != "Pod" {
+        // Counted and failed on purpose are the requests for pods alone.
+        let items: Vec<_> = state.live.iter().filter(|object| object["kind"] == kind).cloned().collect();
+        drop(state);
+        if parameters.watch.is_some() {
+            let from = parameters.version.unwrap().parse().unwrap();
+            return watched(&server, kind, from);
+        }
+        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": latest.to_string()},
+            "items": items});
+        return answer(StatusCode::OK, &list);
+    }
     state.fields = parameters.fields;
     if state.failures > 0 {
         state.failures -= 1;
@@ -134,7 +162,7 @@ async fn pods(State(server): State<Server>, Query(parameters): Query<Parameters>
     if parameters.watch.is_none() {
         state.requests.lists += 1;
         let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": latest.to_string()},
-            "items": state.live});
+            "items": state.live.iter().filter(|object| object["kind"] == kind).collect::<Vec<_>>()});
         return answer(StatusCode::OK, &list);
     }
     let from: u64 = parameters.version.unwrap().parse().unwrap();
@@ -145,8 +173,12 @@ async fn pods(State(server): State<Server>, Query(parameters): Query<Parameters>
     }
     state.requests.watches += 1;
     drop(state);
+    watched(&server, kind, from)
+}
+
+fn watched(server: &Server, kind: &'static str, from: u64) -> Response<Body> {
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(16);
-    tokio::spawn(stream(server.clone(), from, sender));
+    tokio::spawn(stream(server.clone(), kind, from, sender));
     let body = futures::stream::unfold(receiver, |mut receiver| async {
         receiver.recv().await.map(|line| (line, receiver))
     });
@@ -154,7 +186,7 @@ async fn pods(State(server): State<Server>, Query(parameters): Query<Parameters>
 }
 
 /// Everything after `from`, until the watches are dropped.
-async fn stream(server: Server, from: u64, sender: mpsc::Sender<Result<Bytes, std::io::Error>>) {
+async fn stream(server: Server, kind: &str, from: u64, sender: mpsc::Sender<Result<Bytes, std::io::Error>>) {
     let mut changed = server.0.version.subscribe();
     let drops = changed.borrow().1;
     let mut sent = from;
@@ -171,6 +203,9 @@ async fn stream(server: Server, from: u64, sender: mpsc::Sender<Result<Bytes, st
         };
         for (version, what, object) in fresh {
             sent = version;
+            if object["kind"] != kind {
+                continue;
+            }
             let line = format!("{}\n", json!({"type": what, "object": object}));
             if sender.send(Ok(Bytes::from(line))).await.is_err() {
                 return;

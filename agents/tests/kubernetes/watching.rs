@@ -18,8 +18,10 @@ use tapio_runtime::health::Health;
 use tapio_runtime::shutdown::Shutdown;
 use tapio_runtime::supervise::{WorkerContext, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::entity::Entity;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::kind::EventKind;
+use tapio_schemas::payload::Payload;
 use tokio::task::JoinHandle;
 
 use crate::agent::until;
@@ -228,6 +230,56 @@ async fn what_cannot_be_watched_is_said_until_it_works() {
     server.fail(0);
     until("a watch that works", || {
         (states.all().get("kubernetes") == Some(&CollectorState::Running)).then_some(())
+    })
+    .await;
+    running.stop().await;
+}
+
+fn settings(version: u64, level: &str) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"level": level, "same": "hunter2"},
+        "metadata": {"name": "settings", "namespace": "shop", "uid": "uid-settings",
+            "resourceVersion": version.to_string(),
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "hunter2"},
+            "managedFields": [{"manager": "kubectl", "time": "2030-01-01T10:00:00Z"}]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_of_a_config_map_is_told_without_its_value() {
+    let (server, address) = Server::start().await;
+    server.allow_config_maps();
+    server.change("ADDED", |version| settings(version, "info"));
+    server.change("ADDED", pod);
+    let mut running = Running::start(address, WatchScope::Cluster).await;
+    running.wait_for(EventKind::K8sObjectAdded, 2).await;
+    server.change("MODIFIED", |version| settings(version, "trace"));
+    running.wait_for(EventKind::K8sConfigChanged, 1).await;
+    let events = running.stop().await;
+    let change = events.iter().find(|event| event.kind == EventKind::K8sConfigChanged).unwrap();
+    let Payload::Kubernetes(data) = &change.payload else { panic!("{change:?}") };
+    assert_eq!((data.reason.as_str(), data.changed_by.as_str()), ("level", "kubectl"), "the key, and who");
+    assert!(!data.old_value.is_empty() && data.old_value != data.new_value);
+    assert_eq!(change.entity.subject(), Entity::namespaced("ConfigMap", "shop", "settings"));
+    assert_eq!(times(&events, EventKind::K8sConfigChanged, ""), 1, "the other key is the same");
+    let all = format!("{events:?}");
+    for value in ["info", "trace", "hunter2"] {
+        assert!(!all.contains(&format!("\"{value}\"")), "{value} is told: {all}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_is_named_and_the_rest_works() {
+    let (server, address) = Server::start().await;
+    server.change("ADDED", pod);
+    let dir = tempfile::tempdir().unwrap();
+    let states = CollectorStates::new(&Metrics::new());
+    let mut running = Running::start_with(address, WatchScope::Cluster, &dir, Some(states.clone())).await;
+    running.wait_for(EventKind::K8sObjectAdded, 1).await;
+    let named = |reason: &str| {
+        reason.starts_with("cannot watch ConfigMap (and 6 more kinds): not allowed: grant get, list and watch of configmaps in")
+    };
+    until("all that is forbidden", || match states.all().get("kubernetes") {
+        Some(CollectorState::Degraded(reason)) if named(reason) => Some(()),
+        _ => None,
     })
     .await;
     running.stop().await;

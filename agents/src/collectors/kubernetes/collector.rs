@@ -151,6 +151,8 @@ impl KubernetesCollector {
             client: self.client.clone(),
             scope: self.config.scope,
             node: self.node.clone(),
+            config_maps: self.config.config_maps,
+            secrets: self.config.secrets,
             backoff: Backoff::new(self.config.backoff_min.get(), self.config.backoff_max.get()),
             clock: context.clock.clone(),
         };

@@ -17,6 +17,10 @@ pub struct KubernetesConfig {
     pub context: Option<String>,
     /// What to watch. Default `cluster`.
     pub scope: WatchScope,
+    /// Whether changes of ConfigMaps are told, by key; their values are hashed when they are read. Default true.
+    pub config_maps: bool,
+    /// The same for Secrets. Default false: it takes the right to read them.
+    pub secrets: bool,
     /// At start, Kubernetes events and container ends older than this are not reported again. Default 10 min.
     pub history: HumanDuration,
     /// Shortest and longest wait after an error of the API server; doubled from one to the next. Default 500 ms.
@@ -44,6 +48,8 @@ impl Default for KubernetesConfig {
             kubeconfig: None,
             context: None,
             scope: WatchScope::Cluster,
+            config_maps: true,
+            secrets: false,
             history: HumanDuration::from_secs(600),
             backoff_min: HumanDuration::from_millis(500),
             backoff_max: HumanDuration::from_secs(30),

@@ -1,12 +1,15 @@
 //! One watch per kind, all into one bounded queue: list, watch, resume, list again when the server has
 //! forgotten the version (410), wait between errors.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Client, Resource};
@@ -48,6 +51,10 @@ pub struct Watches {
     pub scope: WatchScope,
     /// This machine, for [`WatchScope::Node`].
     pub node: SmolStr,
+    /// Whether ConfigMaps are watched.
+    pub config_maps: bool,
+    /// Whether Secrets are watched.
+    pub secrets: bool,
     /// Between errors.
     pub backoff: Backoff,
     /// Clock of the waits.
@@ -56,25 +63,27 @@ pub struct Watches {
 
 impl Watches {
     /// The kinds that are watched.
-    pub fn kinds(scope: WatchScope) -> Vec<ApiResource> {
-        match scope {
-            WatchScope::Node => vec![resource::<Pod>()],
-            // Owners first: so their names are known when the pods come.
-            WatchScope::Cluster => vec![
-                resource::<Deployment>(),
-                resource::<ReplicaSet>(),
-                resource::<StatefulSet>(),
-                resource::<DaemonSet>(),
-                resource::<Node>(),
-                resource::<Pod>(),
-                resource::<Event>(),
-            ],
+    fn kinds(&self) -> Vec<ApiResource> {
+        if self.scope == WatchScope::Node {
+            return vec![resource::<Pod>()];
         }
+        // Owners first: so their names are known when the pods come.
+        let mut kinds = vec![
+            resource::<Deployment>(),
+            resource::<ReplicaSet>(),
+            resource::<StatefulSet>(),
+            resource::<DaemonSet>(),
+            resource::<Node>(),
+        ];
+        kinds.extend(self.config_maps.then(resource::<ConfigMap>));
+        kinds.extend(self.secrets.then(resource::<Secret>));
+        kinds.extend([resource::<Pod>(), resource::<Event>()]);
+        kinds
     }
 
     /// Watches all kinds for ever; ends when the receiver is gone.
     pub async fn run(self, changes: mpsc::Sender<(ApiResource, Change)>) {
-        let kinds = Self::kinds(self.scope);
+        let kinds = self.kinds();
         join_all(kinds.into_iter().map(|kind| self.watch(kind, changes.clone()))).await;
     }
 
@@ -121,7 +130,44 @@ fn change(kind: &ApiResource, item: Result<watcher::Event<DynamicObject>, watche
         Ok(watcher::Event::InitApply(object)) => value(kind, object, Change::Listed),
         Ok(watcher::Event::Apply(object)) => value(kind, object, Change::Applied),
         Ok(watcher::Event::Delete(object)) => value(kind, object, Change::Deleted),
-        Err(error) => Change::Failed(chain(&error)),
+        Err(error) => Change::Failed(failure(kind, &error)),
+    }
+}
+
+/// Why a watch fails; which permission it is that is missing.
+fn failure(kind: &ApiResource, error: &watcher::Error) -> String {
+    use watcher::Error as E;
+    let status = match error {
+        E::InitialListFailed(kube::Error::Api(status))
+        | E::WatchStartFailed(kube::Error::Api(status))
+        | E::WatchFailed(kube::Error::Api(status))
+        | E::WatchError(status) => status,
+        other => return chain(other),
+    };
+    if status.code != 403 {
+        return chain(error);
+    }
+    let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
+    let plural = &kind.plural;
+    format!("not allowed: grant get, list and watch of {plural}{group} in all namespaces: {}", status.message)
+}
+
+/// Replaces what a ConfigMap or Secret says by its hash, before anything else sees it. The copy that `kubectl
+/// apply` leaves in the annotations goes as well.
+fn hide_values(object: &mut Value) {
+    // Of this process: a short password must not be found by hashing the likely ones.
+    static SALT: OnceLock<u64> = OnceLock::new();
+    let salt = SALT.get_or_init(|| RandomState::new().build_hasher().finish());
+    for part in ["data", "binaryData", "stringData"] {
+        let values = object.get_mut(part).and_then(Value::as_object_mut);
+        for value in values.into_iter().flat_map(|values| values.values_mut()) {
+            let text = value.as_str().unwrap_or_default();
+            let hash = xxhash_rust::xxh3::xxh3_128_with_seed(text.as_bytes(), *salt);
+            *value = Value::from(format!("{hash:032x}"));
+        }
+    }
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("annotations");
     }
 }
 
@@ -131,6 +177,9 @@ fn value(kind: &ApiResource, object: DynamicObject, of: impl Fn(Value) -> Change
             // Items of a list carry no kind.
             value["kind"] = Value::from(kind.kind.as_str());
             value["apiVersion"] = Value::from(kind.api_version.as_str());
+            if matches!(kind.kind.as_str(), "ConfigMap" | "Secret") {
+                hide_values(&mut value);
+            }
             of(value)
         }
         Err(error) => Change::Failed(error.to_string()),
