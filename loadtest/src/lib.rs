@@ -9,11 +9,13 @@
 
 pub mod balance;
 pub mod ceiling;
+pub mod chaos;
 pub mod drive;
 pub mod error;
 pub mod latency;
 pub mod load;
 pub mod measure;
+pub mod producer;
 pub mod report;
 pub mod rig;
 pub mod verdict;

@@ -73,10 +73,7 @@ pub struct Measure {
 
 impl Measure {
     fn cut(&self) -> Cut {
-        let events = self.rate.zip(self.batch_age).map(|(rate, age)| {
-            let of_shard = rate / f64::from(tapio_schemas::names::SHARD_COUNT);
-            ((of_shard * age.as_secs_f64()) as usize).max(1)
-        });
+        let events = self.rate.zip(self.batch_age).map(|(rate, age)| events_per_batch(rate, age));
         Cut { producers: self.producers, events }
     }
 
@@ -88,6 +85,12 @@ impl Measure {
             beacons_per_s: self.beacons_per_s,
         }
     }
+}
+
+/// Events of a batch that is sent at this age.
+pub fn events_per_batch(rate: f64, age: Duration) -> usize {
+    let of_shard = rate / f64::from(tapio_schemas::names::SHARD_COUNT);
+    ((of_shard * age.as_secs_f64()) as usize).max(1)
 }
 
 /// Runs it.
@@ -234,8 +237,16 @@ fn alone(world: &World, measure: &Measure) -> Result<f64, LoadError> {
 }
 
 fn messages(world: &World, measure: &Measure) -> Result<Vec<Bytes>, LoadError> {
+    messages_of(world, measure.seed, measure.cut())
+}
+
+/// Messages of the load, for the measurement of NATS alone.
+///
+/// # Errors
+/// When one cannot be encoded.
+pub fn messages_of(world: &World, seed: u64, cut: Cut) -> Result<Vec<Bytes>, LoadError> {
     let start = Start::now();
-    let mut generator = Generator::new(world, measure.seed, measure.cut(), PRODUCER, start.unix)?;
+    let mut generator = Generator::new(world, seed, cut, PRODUCER, start.unix)?;
     let shards = tapio_schemas::names::SHARD_COUNT;
     let batches =
         (0..CEILING_MESSAGES).map(|n| generator.batch(n % shards, start.unix.plus(1_000_000)).bytes);

@@ -75,7 +75,7 @@ pub enum Command {
     /// See Tapio do its job on a real failure.
     Demo(DemoArgs),
     /// Generate load and check that nothing is lost.
-    Loadtest(crate::commands::loadtest::LoadtestArgs),
+    Loadtest(crate::commands::loadtest_args::LoadtestArgs),
     /// Print a completion script for a shell.
     Completions {
         /// bash, zsh, fish, elvish or powershell.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tapio_schemas::names::SHARD_COUNT;
-use tapio_schemas::wire::WireError;
+use tapio_schemas::wire::{Packer, WireError};
 use tapio_schemas::{ProducerId, UnixNanos};
 
 use super::random::Random;
@@ -17,9 +17,9 @@ const TEMPLATES: usize = 12;
 /// Events in the batches from which the size of an event is learned.
 const PROBE_EVENTS: usize = 400;
 /// Most events in a batch, as the node agent's `batch.events`.
-pub const BATCH_EVENTS_MAX: usize = 1024;
-/// Size of a full batch, as the node agent's `batch.bytes`.
-pub const BATCH_BYTES: usize = 64 << 10;
+pub const BATCH_EVENTS_MAX: usize = 4096;
+/// Size of a full batch before it is packed, as the node agent's `batch.bytes`; some 64 KiB when packed.
+pub const BATCH_BYTES: usize = 256 << 10;
 
 /// A batch ready to publish.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Encoded {
     pub events: u64,
     /// De-duplication id, as the node agent names its batches.
     pub msg_id: String,
-    /// Message.
+    /// Message, packed as node agents pack it.
     pub bytes: Vec<u8>,
 }
 
@@ -48,6 +48,7 @@ pub struct Generator {
     templates: Vec<Vec<Template>>,
     traces: Traces,
     random: Random,
+    packer: Packer,
     producers: usize,
     first_producer: u64,
     epoch: u32,
@@ -86,6 +87,7 @@ impl Generator {
             templates,
             traces: Traces::new(LIVE, &random),
             random: random.fork(4),
+            packer: Packer::default(),
             producers: cut.producers.max(1),
             first_producer,
             epoch: 1,
@@ -93,13 +95,6 @@ impl Generator {
             turns: vec![0; usize::from(SHARD_COUNT)],
             newest: vec![start; usize::from(SHARD_COUNT)],
         })
-    }
-
-    /// The same load of a producer that was started again.
-    #[must_use]
-    pub fn with_epoch(mut self, epoch: u32) -> Self {
-        self.epoch = epoch;
-        self
     }
 
     /// The first events come after this.
@@ -111,6 +106,22 @@ impl Generator {
 
     /// The next batch of a shard: its events lie between the shard's last batch and `until`.
     pub fn batch(&mut self, shard: u16, until: UnixNanos) -> Encoded {
+        let (stamp, events, bytes) = self.next(shard, until);
+        Encoded {
+            shard,
+            events,
+            msg_id: format!("{}-{}-{shard}-{}", stamp.producer, self.epoch, stamp.first_sequence),
+            bytes: self.packer.pack(bytes),
+        }
+    }
+
+    /// Passes over a batch that was sent before, and gives the number of its events: what follows is the same as if it had
+    /// been made.
+    pub fn skip(&mut self, shard: u16, until: UnixNanos) -> u64 {
+        self.next(shard, until).1
+    }
+
+    fn next(&mut self, shard: u16, until: UnixNanos) -> (Stamp, u64, Vec<u8>) {
         let at = usize::from(shard);
         let turn = self.turns[at];
         self.turns[at] += 1;
@@ -126,12 +137,8 @@ impl Generator {
         self.newest[at] = to;
         let producer = ProducerId(producer);
         let stamp = Stamp { producer, epoch: self.epoch, shard, first_sequence, from, to };
-        Encoded {
-            shard,
-            events,
-            msg_id: format!("{producer}-{}-{shard}-{first_sequence}", self.epoch),
-            bytes: template.stamp(&stamp, &mut self.traces, &mut self.random),
-        }
+        let bytes = template.stamp(&stamp, &mut self.traces, &mut self.random);
+        (stamp, events, bytes)
     }
 }
 
@@ -167,7 +174,7 @@ mod tests {
     use super::*;
     use std::collections::{HashMap as Map, HashSet};
     use tapio_schemas::payload::{Payload, SpanKind};
-    use tapio_schemas::wire::EventBatchView;
+    use tapio_schemas::wire::{EventBatchView, Unpacker};
     use tapio_schemas::{EventId, Source, UnifiedEvent};
 
     const START: UnixNanos = UnixNanos(1_700_000_000_000_000_000);
@@ -177,11 +184,12 @@ mod tests {
         let mut generator = Generator::new(&world, 1, cut, 100, START).unwrap();
         let mut next: Map<(u64, u16), u64> = Map::new();
         let mut all = Vec::new();
+        let mut unpacker = Unpacker::default();
         for round in 1..=rounds as u64 {
             for shard in 0..SHARD_COUNT {
                 let until = START.plus(round * 10_000_000);
                 let batch = generator.batch(shard, until);
-                let view = EventBatchView::check(&batch.bytes).unwrap();
+                let view = EventBatchView::check(unpacker.unpack(&batch.bytes).unwrap()).unwrap();
                 let header = view.header();
                 assert_eq!((view.len() as u64, header.shard, header.epoch), (batch.events, shard, 1));
                 let expected = next.entry((header.producer.0, shard)).or_default();
@@ -214,6 +222,24 @@ mod tests {
         let all = events(Cut { producers: 2, events: Some(10) }, 40);
         let spans = all.iter().filter(|e| matches!(e.payload, Payload::Span(_))).count();
         assert!((spans as f64 / all.len() as f64 - 0.15).abs() < 0.01);
+    }
+
+    #[test]
+    fn what_follows_a_skipped_batch_is_the_same() {
+        let world = World::new("load", 1);
+        let cut = Cut { producers: 3, events: Some(20) };
+        let make = || Generator::new(&world, 1, cut, 100, START).unwrap();
+        let (mut whole, mut resumed) = (make(), make());
+        for round in 1..=6u64 {
+            let until = START.plus(round * 1_000_000);
+            let made = whole.batch(5, until);
+            if round < 4 {
+                assert_eq!(resumed.skip(5, until), made.events);
+            } else {
+                let again = resumed.batch(5, until);
+                assert_eq!((again.msg_id, again.bytes), (made.msg_id, made.bytes));
+            }
+        }
     }
 
     #[test]

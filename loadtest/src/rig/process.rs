@@ -110,26 +110,43 @@ impl Process {
         Ok(Self { launch, child, log: path, log_start, metrics: None })
     }
 
-    /// Waits until it says that it is up, and learns where its metrics are.
+    /// Waits until it says that it is up.
     ///
     /// # Errors
     /// When it ends, or does not get ready in time.
     pub async fn ready(&mut self) -> Result<(), LoadError> {
         let deadline = Instant::now() + START_MAX;
-        loop {
-            let said = self.said();
-            if said.lines().any(|line| line.trim() == READY_LINE) {
-                self.metrics = address(&said, "metrics");
-                return Ok(());
-            }
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(self.failed(format!("ended early ({status})")));
-            }
+        while !self.is_ready()? {
             if Instant::now() >= deadline {
                 return Err(self.failed("did not start in time".to_owned()));
             }
             tokio::time::sleep(POLL).await;
         }
+        Ok(())
+    }
+
+    /// True once it has said that it is up; where its metrics are is known from then on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn is_ready(&mut self) -> Result<bool, LoadError> {
+        if self.metrics.is_some() {
+            return Ok(true);
+        }
+        let said = self.said();
+        if said.lines().any(|line| line.trim() == READY_LINE) {
+            self.metrics = address(&said, "metrics");
+            return Ok(true);
+        }
+        match self.child.try_wait() {
+            Ok(Some(status)) => Err(self.failed(format!("ended early ({status})"))),
+            _ => Ok(false),
+        }
+    }
+
+    /// Its exit code, once it has ended; `Some(None)` when a signal ended it.
+    pub fn ended(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().ok().flatten().map(|status| status.code())
     }
 
     /// Its name.
@@ -169,11 +186,6 @@ impl Process {
         // Gone already is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    /// True while it runs.
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Starts the same again.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tapio_runtime::bus::{Bus, BusConfig, StreamLimits};
-use tapio_runtime::config::{ByteSize, HumanDuration};
+use tapio_runtime::bus::{Bus, BusConfig};
+use tapio_runtime::config::ByteSize;
 use tapio_runtime::nats_server::{Child, ChildConfig};
 use tapio_runtime::telemetry::Metrics;
 
@@ -63,8 +63,7 @@ impl Drop for Dir {
 /// Settings of a bus to the server.
 fn bus_config(url: &str, name: &str) -> BusConfig {
     let mut config = BusConfig { client_name: name.to_owned(), ..BusConfig::with_url(url) };
-    config.streams.events =
-        StreamLimits { max_bytes: ByteSize(EVENTS_BYTES_MAX), max_age: HumanDuration::from_secs(2 * 3600) };
+    config.streams.events.max_bytes = ByteSize(EVENTS_BYTES_MAX);
     config
 }
 

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod doctor;
 pub mod leak_child;
 pub mod loadtest;
+pub mod loadtest_args;
 pub mod record;
 pub mod replay;
 pub mod run;

@@ -1,0 +1,149 @@
+//! What is done to whom and when: a function of the seed.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::load::random::Random;
+
+/// Who suffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// A correlator, by number.
+    Correlator(usize),
+    /// The storage service.
+    Storage,
+    /// The producer of events.
+    Agent,
+    /// The nats-server.
+    Nats,
+}
+
+/// What happens to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Harm {
+    /// `kill -9`, and a start some time later.
+    Kill,
+    /// SIGSTOP, and SIGCONT some time later.
+    Pause,
+    /// SIGTERM, and a start once it has ended.
+    Restart,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    /// After the beginning of the load.
+    pub at: Duration,
+    /// Until it is undone.
+    pub lasts: Duration,
+    /// To whom.
+    pub target: Target,
+    /// What.
+    pub harm: Harm,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Correlator(number) => write!(f, "correlator-{number}"),
+            Self::Storage => f.write_str("storage"),
+            Self::Agent => f.write_str("agent"),
+            Self::Nats => f.write_str("nats-server"),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.harm {
+            Harm::Kill => "kill -9",
+            Harm::Pause => "SIGSTOP",
+            Harm::Restart => "restart",
+        };
+        let (at, lasts) = (self.at.as_secs_f64(), self.lasts.as_secs_f64());
+        write!(f, "{at:7.1} s  {what:<8} {:<14} for {lasts:.1} s", self.target.to_string())
+    }
+}
+
+/// A step of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The harm is done.
+    Begin,
+    /// It is undone.
+    End,
+}
+
+/// Nothing happens to a target that is being harmed, nor right after.
+const REST: Duration = Duration::from_secs(2);
+
+/// `count` actions between `from` and `until`. Every kind of target is hit when there are enough actions.
+pub fn plan(seed: u64, count: usize, replicas: usize, from: Duration, until: Duration) -> Vec<Action> {
+    let mut random = Random::new(seed).fork(7);
+    let mut targets: Vec<Target> = (0..count)
+        .map(|number| match number % 8 {
+            1 => Target::Nats,
+            3 => Target::Storage,
+            5 => Target::Agent,
+            other => Target::Correlator(other % replicas.max(1)),
+        })
+        .collect();
+    random.shuffle(&mut targets);
+    let span = until.saturating_sub(from);
+    let mut moments: Vec<f64> = (0..count).map(|_| random.unit()).collect();
+    moments.sort_by(f64::total_cmp);
+    let mut actions: Vec<Action> = Vec::new();
+    for (target, moment) in targets.into_iter().zip(moments) {
+        let harm = [Harm::Kill, Harm::Pause, Harm::Restart][random.below(3)];
+        let lasts = Duration::from_secs_f64(match harm {
+            Harm::Kill => 0.2 + 3.0 * random.unit(),
+            Harm::Pause => 0.5 + 5.0 * random.unit(),
+            Harm::Restart => 0.2 + random.unit(),
+        });
+        let free = actions.iter().filter(|a| a.target == target).map(|a| a.at + a.lasts + REST).max();
+        let at = (from + span.mul_f64(moment)).max(free.unwrap_or_default());
+        actions.push(Action { at, lasts, target, harm });
+    }
+    actions.sort_by_key(|action| (action.at, action.target));
+    actions
+}
+
+/// Beginnings and ends in the order of time: (when, number of the action, which).
+pub fn steps(actions: &[Action]) -> Vec<(Duration, usize, Step)> {
+    let of = |(number, action): (usize, &Action)| {
+        [(action.at, number, Step::Begin), (action.at + action.lasts, number, Step::End)]
+    };
+    let mut steps: Vec<_> = actions.iter().enumerate().flat_map(of).collect();
+    steps.sort_by_key(|(at, number, step)| (*at, *number, *step == Step::End));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn five_minutes(seed: u64) -> Vec<Action> {
+        plan(seed, 20, 3, Duration::from_secs(8), Duration::from_secs(280))
+    }
+
+    #[test]
+    fn everybody_suffers_and_nobody_twice_at_once() {
+        for seed in 0..50 {
+            let actions = five_minutes(seed);
+            let targets: BTreeSet<Target> = actions.iter().map(|a| a.target).collect();
+            assert!(targets.contains(&Target::Nats) && targets.contains(&Target::Storage), "{targets:?}");
+            assert!(targets.contains(&Target::Agent) && targets.len() >= 5, "{targets:?}");
+            for target in targets {
+                let own: Vec<&Action> = actions.iter().filter(|a| a.target == target).collect();
+                assert!(own.windows(2).all(|w| w[0].at + w[0].lasts + REST <= w[1].at));
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_actions() {
+        assert_eq!(five_minutes(7), five_minutes(7));
+        assert_ne!(five_minutes(7), five_minutes(8));
+    }
+}

@@ -1,0 +1,227 @@
+//! A producer that can be killed at any time: what it sends follows from its seed, and it keeps how far it was
+//! acknowledged, so that the next run goes on with the very next message.
+//!
+//! It stands for agents whose backlog is on disk. What was sent and not acknowledged is sent again under the same id.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tapio_runtime::bus::{Headers, Outgoing, PublishReports, Publisher};
+use tapio_runtime::shutdown::Shutdown;
+use tapio_schemas::UnixNanos;
+use tapio_schemas::names::{SHARD_COUNT, events_subject};
+
+use crate::error::LoadError;
+use crate::load::faults::{self, Injection, Plan};
+use crate::load::generator::{Cut, Generator};
+use crate::load::world::World;
+use crate::measure::events_per_batch;
+use crate::rig::observe::unix_nanos;
+use crate::rig::stack::{self, CLUSTER};
+
+/// First of the producers' ids; the others follow.
+const PRODUCER: u64 = 0x10ad_0000;
+/// Messages sent and not yet acknowledged.
+const WINDOW: usize = 128;
+/// Sleeping is not more exact than this.
+const AHEAD_MIN: Duration = Duration::from_millis(1);
+
+/// What it sends and where it keeps its place.
+#[derive(Debug, Clone)]
+pub struct ProducerConfig {
+    /// NATS.
+    pub url: String,
+    /// Wall clock at the beginning of the load; the same for every run.
+    pub start: UnixNanos,
+    /// Events per second.
+    pub rate: f64,
+    /// Oldest event of a batch.
+    pub batch_age: Duration,
+    /// Node agents it stands for.
+    pub producers: usize,
+    /// Faults; its length is the length of the load.
+    pub plan: Plan,
+    /// File of the place.
+    pub place: PathBuf,
+}
+
+/// How far a producer is: kept in a file of four numbers, which outlives the process because it is in the kernel's hands
+/// once written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Batches acknowledged, without a hole.
+    pub batches: u64,
+    /// Injected events acknowledged, without a hole.
+    pub injections: u64,
+    /// Events of all that was made, once all is made; else zero.
+    pub produced: u64,
+    /// Messages of all that was made, once all is made; else zero.
+    pub messages: u64,
+}
+
+/// Offsets of the numbers in the file.
+const BATCHES_AT: u64 = 0;
+const INJECTIONS_AT: u64 = 8;
+const PRODUCED_AT: u64 = 16;
+const MESSAGES_AT: u64 = 24;
+
+impl Place {
+    /// Reads it; all zero when there is no file.
+    pub fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let number = |at: u64| {
+            let at = at as usize;
+            bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+        };
+        Self {
+            batches: number(BATCHES_AT),
+            injections: number(INJECTIONS_AT),
+            produced: number(PRODUCED_AT),
+            messages: number(MESSAGES_AT),
+        }
+    }
+}
+
+/// Sends what is left of the load, and ends when all is acknowledged.
+///
+/// # Errors
+/// When NATS refuses something for good, or the place cannot be kept.
+pub async fn run(config: ProducerConfig) -> Result<(), LoadError> {
+    let failed = |source| LoadError::File { path: config.place.clone(), source };
+    let place = Place::read(&config.place);
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&config.place).map_err(failed)?;
+    let world = World::new(CLUSTER, config.plan.seed);
+    let faults = faults::plan(&world, &config.plan);
+    let injections = faults::injections(&world, &config.plan, &faults, config.start)?;
+    let injected = injections.len() as u64;
+    let events = Some(events_per_batch(config.rate, config.batch_age));
+    let cut = Cut { producers: config.producers, events };
+    let generator = Generator::new(&world, config.plan.seed, cut, PRODUCER, config.start)?;
+    let bus = stack::connect(&config.url, "loadtest-producer").await?;
+
+    let keep = |at| Keep { file: file.try_clone(), at };
+    let (publisher, reports) = bus.publisher(WINDOW, Shutdown::new());
+    let acknowledged = tokio::spawn(acknowledge(reports, keep(BATCHES_AT), place.batches));
+    let sender =
+        Sender { generator, publisher, rate: config.rate, start: config.start, length: config.plan.length };
+    let sending = tokio::task::spawn_blocking(move || sender.run(place.batches));
+
+    let (publisher, reports) = bus.publisher(WINDOW, Shutdown::new());
+    let answered = tokio::spawn(acknowledge(reports, keep(INJECTIONS_AT), place.injections));
+    inject(publisher, injections, config.start, place.injections).await?;
+    answered.await.map_err(ended)??;
+    let (batches, events) = sending.await.map_err(ended)??;
+    acknowledged.await.map_err(ended)??;
+    file.write_all_at(&(events + injected).to_le_bytes(), PRODUCED_AT).map_err(failed)?;
+    file.write_all_at(&(batches + injected).to_le_bytes(), MESSAGES_AT).map_err(failed)
+}
+
+fn ended(error: tokio::task::JoinError) -> LoadError {
+    LoadError::Generator(error.to_string())
+}
+
+struct Keep {
+    file: std::io::Result<File>,
+    at: u64,
+}
+
+/// Reports come in the order of sending, so their number is the place.
+async fn acknowledge(mut reports: PublishReports, keep: Keep, before: u64) -> Result<(), LoadError> {
+    let failed = |source| LoadError::File { path: PathBuf::from("place"), source };
+    let file = keep.file.map_err(failed)?;
+    let mut acknowledged = before;
+    while let Some(report) = reports.next().await {
+        report.result?;
+        acknowledged += 1;
+        file.write_all_at(&acknowledged.to_le_bytes(), keep.at).map_err(failed)?;
+    }
+    Ok(())
+}
+
+struct Sender {
+    generator: Generator,
+    publisher: Publisher,
+    rate: f64,
+    start: UnixNanos,
+    length: Duration,
+}
+
+impl Sender {
+    /// Number of batches and of events of the whole load.
+    fn run(mut self, done: u64) -> Result<(u64, u64), LoadError> {
+        let subjects: Vec<String> = (0..SHARD_COUNT).map(|shard| events_subject(CLUSTER, shard)).collect();
+        let (mut batches, mut events) = (0u64, 0u64);
+        for shard in (0..SHARD_COUNT).cycle() {
+            let due = Duration::from_secs_f64(events as f64 / self.rate);
+            if due >= self.length {
+                break;
+            }
+            let until = after(self.start, due);
+            if batches < done {
+                events += self.generator.skip(shard, until);
+            } else {
+                wait_until(until);
+                let batch = self.generator.batch(shard, until);
+                events += batch.events;
+                self.publisher.submit_blocking(Outgoing {
+                    subject: subjects[usize::from(shard)].clone(),
+                    msg_id: Some(batch.msg_id),
+                    headers: Headers::new(),
+                    payload: Bytes::from(batch.bytes),
+                })?;
+            }
+            batches += 1;
+        }
+        Ok((batches, events))
+    }
+}
+
+async fn inject(
+    mut publisher: Publisher,
+    injections: Vec<Injection>,
+    start: UnixNanos,
+    done: u64,
+) -> Result<(), LoadError> {
+    let mut left: VecDeque<Injection> = injections.into();
+    left.drain(..usize::try_from(done).unwrap_or(usize::MAX).min(left.len()));
+    for injection in left {
+        let due = after(start, injection.at);
+        let ahead = Duration::from_nanos(due.0.saturating_sub(unix_nanos()));
+        tokio::time::sleep_until((Instant::now() + ahead).into()).await;
+        publisher
+            .submit(Outgoing {
+                subject: injection.subject,
+                msg_id: Some(injection.msg_id),
+                headers: Headers::new(),
+                payload: Bytes::from(injection.bytes),
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+fn after(start: UnixNanos, elapsed: Duration) -> UnixNanos {
+    start.plus(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn wait_until(at: UnixNanos) {
+    let ahead = Duration::from_nanos(at.0.saturating_sub(unix_nanos()));
+    if ahead >= AHEAD_MIN {
+        std::thread::sleep(ahead);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_was_never_kept_is_the_beginning() {
+        assert_eq!(Place::read(Path::new("/nonexistent/place")), Place::default());
+    }
+}

@@ -1,0 +1,137 @@
+//! What the event stream holds: each producer numbers its events per shard, so a hole or an overlap in the numbers is a loss
+//! or a double.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tapio_runtime::bus::{Bus, OrderedConfig};
+use tapio_schemas::names::STREAM_EVENTS;
+
+use crate::error::LoadError;
+
+/// Offsets in the header, which stays readable when the rest is packed: see `schemas/src/wire/header.rs`.
+const COUNT_AT: usize = 12;
+const PRODUCER_AT: usize = 16;
+const FIRST_SEQUENCE_AT: usize = 24;
+const EPOCH_AT: usize = 40;
+const HEADER_BYTES: usize = 80;
+/// Messages taken at a time.
+const READ: usize = 512;
+/// The whole stream is there: when nothing comes for so long something is missing.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A producer's numbers in one shard: (producer, run, subject).
+type Lane = (u64, u32, String);
+
+/// Event numbers seen, by lane.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    /// First number → events, and how often that message is there.
+    lanes: HashMap<Lane, BTreeMap<u64, (u64, u64)>>,
+    /// Messages.
+    pub messages: u64,
+    /// Messages that are shorter than a header.
+    pub unreadable: u64,
+}
+
+/// Sums over all lanes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Events that are there, once each.
+    pub events: u64,
+    /// Events that are there again.
+    pub doubled: u64,
+    /// Events missing before others of the same lane.
+    pub holes: u64,
+    /// Lanes.
+    pub lanes: usize,
+}
+
+impl Lanes {
+    /// Reads the whole stream of events.
+    ///
+    /// # Errors
+    /// When NATS refuses to.
+    pub async fn read(bus: &Bus) -> Result<Self, LoadError> {
+        let state = bus.stream_state(STREAM_EVENTS).await?;
+        let mut lanes = Self::default();
+        if state.messages == 0 {
+            return Ok(lanes);
+        }
+        let mut consumer =
+            bus.ordered_consumer(OrderedConfig { batch: READ, ..OrderedConfig::new(STREAM_EVENTS) }).await?;
+        loop {
+            let messages = consumer.next_batch(READ, PATIENCE).await?;
+            if messages.is_empty() {
+                return Ok(lanes);
+            }
+            for message in messages {
+                lanes.take(&message.subject, &message.payload);
+                if message.sequence >= state.last_sequence {
+                    return Ok(lanes);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, subject: &str, payload: &[u8]) {
+        self.messages += 1;
+        if payload.len() < HEADER_BYTES {
+            self.unreadable += 1;
+            return;
+        }
+        let number = |at: usize, bytes: usize| {
+            payload[at..at + bytes].iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte))
+        };
+        let lane = (number(PRODUCER_AT, 8), number(EPOCH_AT, 4) as u32, subject.to_owned());
+        let place = self.lanes.entry(lane).or_default().entry(number(FIRST_SEQUENCE_AT, 8)).or_default();
+        *place = (number(COUNT_AT, 4), place.1 + 1);
+    }
+
+    /// Counts what is there, once or more often, and what is not.
+    pub fn stored(&self) -> Stored {
+        let mut stored = Stored { lanes: self.lanes.len(), ..Stored::default() };
+        for batches in self.lanes.values() {
+            let mut next = 0;
+            for (first, (count, times)) in batches {
+                stored.holes += first.saturating_sub(next);
+                stored.doubled += count * (times - 1) + next.saturating_sub(*first).min(*count);
+                stored.events += (first + count).saturating_sub(next.max(*first));
+                next = next.max(first + count);
+            }
+        }
+        stored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_schemas::wire::EventBatch;
+    use tapio_schemas::{ProducerId, UnifiedEvent, UnixNanos};
+
+    fn batches() -> Vec<Vec<u8>> {
+        let mut batch = EventBatch::new(ProducerId(0x1234_5678_9abc), 3, 9);
+        let make = |events: usize| {
+            (0..events).for_each(|_| batch.push(UnifiedEvent::default()));
+            batch.finish(UnixNanos(0)).unwrap()
+        };
+        [3, 5, 2].into_iter().map(make).collect()
+    }
+
+    fn stored(order: &[usize]) -> Stored {
+        let (batches, mut lanes) = (batches(), Lanes::default());
+        order.iter().for_each(|at| lanes.take("tapio.v1.events.x.9", &batches[*at]));
+        assert_eq!(lanes.unreadable, 0);
+        lanes.stored()
+    }
+
+    #[test]
+    fn any_order_is_whole_and_losses_and_doubles_are_counted() {
+        let whole = Stored { events: 10, lanes: 1, ..Stored::default() };
+        assert_eq!(stored(&[0, 1, 2]), whole);
+        assert_eq!(stored(&[2, 0, 1]), whole);
+        assert_eq!(stored(&[0, 2]), Stored { events: 5, holes: 5, ..whole });
+        assert_eq!(stored(&[0, 1, 1, 2]), Stored { doubled: 5, ..whole });
+    }
+}
