@@ -284,5 +284,5 @@ async fn take_turns(bus: Bus, lane: Arc<Semaphore>, outgoing: Outgoing) -> BoxFu
         bus.settle(outgoing, first, &mut String::new()).await
     });
     let task = AbortOnDropHandle::new(task);
-    Box::pin(async move { task.await.unwrap_or_else(|_| Err(BusError::Cancelled { subject })) })
+    Box::pin(async move { task.await.unwrap_or(Err(BusError::Cancelled { subject })) })
 }

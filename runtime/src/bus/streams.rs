@@ -262,5 +262,6 @@ fn refusal(error: &(dyn Error + 'static)) -> Option<jetstream::Error> {
 
 /// Whether asking again cannot help. Servers that have no leader yet answer with 5xx.
 fn is_final(refusal: &jetstream::Error) -> bool {
-    refusal.code() < 500 || refusal.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
+    let waiting_is_vain = [ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED, ErrorCode::STORAGE_RESOURCES_EXCEEDED];
+    refusal.code() < 500 || waiting_is_vain.contains(&refusal.error_code())
 }

@@ -84,7 +84,9 @@ async fn events_are_split_over_streams_by_shard() {
     }
     assert_eq!(read, 64);
     // Another number of streams would take the same subjects: told, with what to do.
-    let other = Bus::connect(&server.bus_config(), &Metrics::new()).await.unwrap();
+    let mut config = server.bus_config();
+    config.streams.events.max_bytes = ByteSize::mib(1);
+    let other = Bus::connect(&config, &Metrics::new()).await.unwrap();
     let error = other.ensure_streams().await.unwrap_err().to_string();
     assert!(error.contains("bus.streams.events.streams"), "{error}");
     assert_eq!(other.events_streams()[0].filters("c"), [names::events_filter("c")]);
