@@ -16,7 +16,8 @@ const ENTER: &str = r#"
 # Where memory has a tree of its own, the units' processes are at its root: their unit is in the v2 path.
 if [ -e /sys/fs/cgroup/memory/cgroup.procs ]; then echo 0 > /sys/fs/cgroup/memory/cgroup.procs; fi
 echo 0 > "$GROUP/cgroup.procs"
-exec unshare --pid --fork --kill-child --mount --cgroup --ipc --propagation private sh -euc '
+# Ended with the test, also when the test is killed.
+exec setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mount --cgroup --ipc --propagation private sh -euc '
     mount -t proc proc /proc
     mount -t tmpfs tmpfs /run
     mkdir -p /run/systemd /run/dbus
