@@ -161,7 +161,8 @@ impl IncidentEngine {
     /// [`Self::memory`].
     pub fn low_water(&self) -> UnixNanos {
         let held = self.incidents.iter().map(|i| i.onset.minus(GAP_REACH_NS));
-        held.chain(self.pending.oldest()).min().unwrap_or(self.tick)
+        // With nothing held, all that was said is decided.
+        held.chain(self.pending.oldest()).min().unwrap_or(self.watermarks.complete())
     }
 
     /// What is needed for longer than the signals are read again after a restart: the changes that may be the

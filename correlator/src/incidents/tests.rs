@@ -317,6 +317,79 @@ fn what_is_too_much_is_forgotten_and_counted() {
     assert!(engine.known_signals() <= 10 && engine.open_incidents() <= 4);
 }
 
+/// The last word on each finding.
+fn last_words(findings: &[Finding]) -> std::collections::BTreeMap<String, &Finding> {
+    findings.iter().map(|f| (f.id.to_string(), f)).collect()
+}
+
+#[test]
+fn one_of_too_many_incidents_is_not_left_active() {
+    let mut engine = engine_with(IncidentConfig { incidents_max: 2, ..IncidentConfig::default() });
+    let crashes = |from: u32, to: u32| -> Vec<Signal> {
+        let crash = |n| signal(SignalKind::CrashSignal, &cgroup(&format!("/{n}")), f64::from(n));
+        (from..to).map(crash).collect()
+    };
+    engine.apply(said(crashes(1, 3)));
+    let mut findings = engine.finish(at(9.0));
+    assert!(last_words(&findings).values().all(|f| f.status == Status::Active));
+    engine.apply(said(crashes(10, 11)));
+    findings.extend(engine.finish(at(20.0)));
+    let (words, oldest) = (last_words(&findings), &findings[0]);
+    let evicted = words[&oldest.id.to_string()];
+    assert_eq!((words.len(), evicted.status), (3, Status::NotProvable));
+    assert!(evicted.story.contains("too many incidents"), "{}", evicted.story);
+    assert_eq!(evicted.root_cause, oldest.root_cause, "what was found stays told");
+    assert!(!engine.stands_for(evicted.id));
+    // It goes on: the same finding, counting on.
+    engine.apply(said(vec![later(&crashes(1, 2)[0], 30.0)]));
+    let again = engine.finish(at(35.0));
+    let again = again.iter().find(|f| f.id == evicted.id).expect("followed again");
+    assert_eq!((again.revision, again.status), (evicted.revision + 1, Status::Active));
+}
+
+#[test]
+fn an_incident_whose_signals_are_forgotten_is_not_left_active() {
+    let mut engine = engine_with(IncidentConfig { signals_max: 1, ..IncidentConfig::default() });
+    engine.apply(said(vec![signal(SignalKind::CrashSignal, &cgroup("/a"), 1.0)]));
+    let mut findings = engine.finish(at(5.0));
+    assert_eq!(findings.len(), 1);
+    // Only a change is left.
+    engine.apply(said(vec![signal(SignalKind::ImageChanged, &cgroup("/b"), 6.0)]));
+    findings.extend(engine.finish(at(10.0)));
+    let last = findings.last().unwrap();
+    assert_eq!((last.id, last.revision, last.status), (findings[0].id, 2, Status::NotProvable));
+    assert!(last.story.contains("its signals were forgotten"), "{}", last.story);
+    assert_eq!(engine.open_incidents(), 0);
+}
+
+#[test]
+fn what_was_over_needs_no_last_word() {
+    let mut engine = engine_with(IncidentConfig { incidents_max: 1, ..IncidentConfig::default() });
+    let crash = signal(SignalKind::CrashSignal, &cgroup("/a"), 1.0);
+    engine.apply(said(vec![crash.clone(), Signal { ended: true, ..later(&crash, 5.0) }]));
+    engine.apply(said(vec![signal(SignalKind::CrashSignal, &cgroup("/b"), 20.0)]));
+    let findings = engine.finish(at(30.0));
+    assert_eq!(engine.counters().incidents_evicted, 1);
+    assert_eq!(last_words(&findings)[&findings[0].id.to_string()].status, Status::Recovered);
+}
+
+#[test]
+fn changes_and_machines_are_remembered_and_taken_up_again() {
+    let mut engine = engine();
+    let mut crash = signal(SignalKind::CrashSignal, &cgroup("/a"), 1.0);
+    crash.pid = 7;
+    engine.apply(said(vec![crash, signal(SignalKind::ImageChanged, &cgroup("/b"), 2.0)]));
+    let before = engine.memory_version();
+    engine.finish(at(5.0));
+    assert!(engine.memory_version() > before);
+    let (changes, machines) = engine.memory();
+    assert_eq!(changes.iter().map(|s| s.kind).collect::<Vec<_>>(), [SignalKind::ImageChanged]);
+    assert_eq!(machines.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["n1"]);
+    let mut next = engine_with(IncidentConfig::default());
+    next.remember(changes.clone(), machines.clone());
+    assert_eq!(format!("{:?}", next.memory()), format!("{:?}", (changes, machines)));
+}
+
 #[test]
 fn a_stale_signal_does_not_keep_an_incident_open() {
     let mut engine =

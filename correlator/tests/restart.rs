@@ -1,0 +1,179 @@
+//! What a restart keeps, over a real nats-server.
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Publisher, cluster_leak, crash, event, leaking};
+use tapio_correlator::config::CorrelatorConfig;
+use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
+use tapio_runtime::bus::{Bus, OrderedConfig};
+use tapio_runtime::clock::{Clock, SystemClock};
+use tapio_runtime::config::HumanDuration;
+use tapio_runtime::harness::NatsServer;
+use tapio_runtime::health::Health;
+use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::finding::Status;
+use tapio_schemas::names::{STREAM_EVENTS, STREAM_INSIGHTS, STREAM_SIGNALS};
+use tapio_schemas::payload::ChangeData;
+use tapio_schemas::{EventKind, Finding, Payload, Source, UnifiedEvent, UnixNanos};
+
+const SECOND: u64 = 1_000_000_000;
+/// Longest that anything may take here; the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+
+async fn start(bus: &Bus) -> (CorrelatorHandle, Metrics) {
+    let (clock, metrics) = (SystemClock::shared(), Metrics::new());
+    let parts = CorrelatorParts {
+        bus: bus.clone(),
+        clock: clock.clone(),
+        health: Health::new(clock),
+        metrics: metrics.clone(),
+    };
+    let mut config = CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() };
+    // So that the mark follows within seconds what is decided.
+    config.signals.topology_refresh = HumanDuration::from_secs(1);
+    (Correlator::start(config, parts).await.expect("the correlator starts"), metrics)
+}
+
+/// The value of a key once it is as wanted.
+async fn kept(bus: &Bus, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let kv = bus.kv().await.expect("the bucket");
+    let key = format!("correlator.test.{what}");
+    let mut last = serde_json::Value::Null;
+    let looking = async {
+        loop {
+            if let Some(entry) = kv.get(&key).await.expect("the key") {
+                let value = serde_json::from_slice(&entry.value).unwrap_or(serde_json::Value::Null);
+                if wanted(&value) {
+                    return value;
+                }
+                last = value;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, looking).await {
+        Ok(value) => value,
+        Err(_) => panic!("{key} is not as wanted in time: {last}"),
+    }
+}
+
+fn time(value: &serde_json::Value) -> UnixNanos {
+    serde_json::from_value(value.clone()).unwrap_or_default()
+}
+
+/// Findings from the beginning of the stream until one of them is as wanted.
+async fn findings_until(bus: &Bus, wanted: impl Fn(&Finding) -> bool) -> Vec<Finding> {
+    let mut consumer = bus.ordered_consumer(OrderedConfig::new(STREAM_INSIGHTS)).await.expect("a consumer");
+    let mut all: Vec<Finding> = Vec::new();
+    let reading = async {
+        while !all.iter().any(&wanted) {
+            let messages = consumer.next_batch(64, Duration::from_millis(100)).await.expect("a batch");
+            all.extend(messages.iter().map(|m| serde_json::from_slice::<Finding>(&m.payload).expect("JSON")));
+        }
+    };
+    let result = tokio::time::timeout(PATIENCE, reading).await;
+    result.unwrap_or_else(|_| panic!("not published in time"));
+    all
+}
+
+fn change(at: u64) -> UnifiedEvent {
+    let data = ChangeData {
+        what: "image".into(),
+        who: "ci".into(),
+        old_value: "leaky:1".into(),
+        new_value: "leaky:2".into(),
+    };
+    event(EventKind::Change, Source::Replay, &cluster_leak(), at, 9000, Payload::Change(Box::new(data)))
+}
+
+/// Whether a leak that begins 20 minutes after a change, with a restart between them, is told with the change.
+async fn change_is_named(forget: bool) -> bool {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let now = SystemClock::new().now_unix_nanos();
+    let changed_at = UnixNanos(now - 20 * 60 * SECOND);
+    let (first, _) = start(&bus).await;
+    Publisher::new(bus.clone()).publish(&[change(changed_at.0)]).await;
+    // It is told and remembered, and the mark has passed it: it is not read again.
+    let kv = bus.kv().await.expect("the bucket");
+    let remembered = async {
+        while kv.get("correlator.test.changes").await.expect("the key").is_none() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, remembered).await.expect("the change is remembered");
+    let told = bus.stream_state(STREAM_SIGNALS).await.expect("state").last_sequence;
+    kept(&bus, "signals", |mark| mark["sequence"].as_u64() > Some(told)).await;
+    first.drain().await.expect("drains");
+    if forget {
+        kv.delete("correlator.test.changes").await.expect("deleted");
+    }
+    let (second, _) = start(&bus).await;
+    Publisher::new(bus.clone()).publish(&leaking(SystemClock::new().now_unix_nanos())).await;
+    let leak = |f: &Finding| f.root_cause.as_ref().is_some_and(|r| r.cause == "memory.leak");
+    let killed = |f: &Finding| leak(f) && f.chain.iter().any(|link| link.signal == "memory.oom_kill");
+    let all = findings_until(&bus, killed).await;
+    second.drain().await.expect("drains");
+    let told = all.iter().find(|f| killed(f)).expect("told");
+    told.chain.iter().any(|link| link.signal == "change.image" && link.says.contains("leaky:2"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_20_minutes_before_is_named_after_a_restart() {
+    assert!(change_is_named(false).await);
+    assert!(!change_is_named(true).await, "it is the memory that names it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finding_whose_evidence_is_lost_is_not_left_active() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let (first, _) = start(&bus).await;
+    let all = leaking(SystemClock::new().now_unix_nanos());
+    // It leaks; the kill is not there yet.
+    let growing = &all[..all.len() - 2];
+    Publisher::new(bus.clone()).publish(growing).await;
+    let told = findings_until(&bus, |f| f.status == Status::Active).await;
+    first.drain().await.expect("drains");
+    for stream in [STREAM_EVENTS, STREAM_SIGNALS] {
+        let purge = format!("$JS.API.STREAM.PURGE.{stream}");
+        bus.request(&purge, Bytes::new(), Duration::from_secs(5)).await.expect("purged");
+        assert_eq!(bus.stream_state(stream).await.expect("state").messages, 0);
+    }
+    let (second, metrics) = start(&bus).await;
+    Publisher::new(bus.clone()).publish(&[crash(SystemClock::new().now_unix_nanos())]).await;
+    let all = findings_until(&bus, |f| f.id == told[0].id && f.status == Status::NotProvable).await;
+    let last = all.iter().rfind(|f| f.id == told[0].id).expect("its last word");
+    assert!(last.story.contains("the evidence was lost in a restart"), "{}", last.story);
+    let before = all.iter().filter(|f| f.id == told[0].id && f.status == Status::Active);
+    assert_eq!(last.revision, before.map(|f| f.revision).max().expect("it was active") + 1);
+    // Counted, too.
+    let counted = async {
+        while !metrics.encode().contains("tapio_correlator_findings_settled_total{reason=\"closed\"} 1") {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("the last word is counted");
+    second.drain().await.expect("drains");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_fresh_the_verdicts_are_is_told_each_second() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let began = UnixNanos(SystemClock::new().now_unix_nanos());
+    let (correlator, _) = start(&bus).await;
+    Publisher::new(bus.clone()).publish(&[crash(began.0)]).await;
+    let first = kept(&bus, "freshness", |fresh| time(&fresh["watermark"]) > began).await;
+    assert!(first["gaps"].as_array().is_some_and(Vec::is_empty), "{first}");
+    assert!(time(&first["at"]) > time(&first["watermark"]));
+    let next = kept(&bus, "freshness", |fresh| time(&fresh["at"]) > time(&first["at"])).await;
+    let (one, two) = (time(&first["at"]), time(&next["at"]));
+    assert!(two.since(one) >= SECOND * 9 / 10, "{one} {two}");
+    correlator.drain().await.expect("drains");
+}
