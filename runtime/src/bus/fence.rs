@@ -76,6 +76,9 @@ impl Bus {
     /// Takes the fence on `subject` for the holder of `lease`: when this returns, nothing that owners with an earlier
     /// epoch still have on its way is stored any more. Repeats while NATS is away and the lease is valid.
     ///
+    /// The fence is posted again by itself before a full stream would drop it. When a message is refused as
+    /// [`BusError::Fenced`] although the lease is valid, the fence was dropped nevertheless: take it again.
+    ///
     /// # Errors
     /// [`BusError::Fenced`] when a later owner has it, or the lease is over; [`BusError::Stream`] when no stream has
     /// the subject.
@@ -230,4 +233,59 @@ pub(super) fn epoch_of(headers: &Headers) -> u64 {
 
 fn failed(subject: &str, error: &dyn std::error::Error) -> BusError {
     BusError::Stream { stream: format!("of {subject}"), message: chain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::ByteSize;
+    use crate::harness::NatsServer;
+    use crate::lease::{LeaseConfig, LeaseEvent, Leases};
+    use crate::shutdown::Shutdown;
+    use crate::telemetry::Metrics;
+    use tapio_schemas::names;
+
+    const FINDING: &str = "tapio.v1.insights.critical.c.n.k.x";
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_full_stream_does_not_drop_the_fence_of_its_owner() {
+        let server = NatsServer::start().unwrap_or_else(|error| panic!("{error}"));
+        let mut config = server.bus_config();
+        config.streams.insights.max_bytes = ByteSize(100_000);
+        let bus = Bus::connect(&config, &Metrics::new()).await.unwrap();
+        bus.ensure_streams().await.unwrap();
+        let group = LeaseConfig::new(names::lease_group("test", "c"), "a", vec!["incidents".into()]);
+        let (clock, metrics) = (SystemClock::shared(), Metrics::new());
+        let (_leases, mut events) =
+            Leases::join(&bus, group, clock, &metrics, Shutdown::new()).await.unwrap();
+        let Some(LeaseEvent::Acquired { lease, .. }) = events.next().await else { panic!("no lease") };
+        let subject = names::insights_fence_subject("c");
+        let fence = bus.fence(&subject, &lease).await.unwrap();
+        let publish = async || {
+            let payload = bytes::Bytes::from(vec![7; 10_000]);
+            bus.publish(FINDING, None, fence.stamp(Headers::new()), payload).await
+        };
+        let first = fence.0.sequence.load(Ordering::Acquire);
+        renew(&bus, &fence.0).await.unwrap();
+        assert_eq!(fence.0.sequence.load(Ordering::Acquire), first, "an empty stream drops nothing");
+        for _ in 0..30 {
+            publish().await.unwrap();
+            renew(&bus, &fence.0).await.unwrap();
+        }
+        let state = bus.stream_state(names::STREAM_INSIGHTS).await.unwrap();
+        let posted = fence.0.sequence.load(Ordering::Acquire);
+        assert!(state.first_sequence > first && posted >= state.first_sequence, "{state:?} {posted}");
+        // Without it: the stream rolls over the fence, publishing ends, and taking it again mends it.
+        let mut refused = None;
+        for _ in 0..30 {
+            refused = publish().await.err();
+            if refused.is_some() {
+                break;
+            }
+        }
+        assert!(matches!(refused, Some(BusError::Fenced { .. })), "{refused:?}");
+        let again = bus.fence(&subject, &lease).await.unwrap();
+        bus.publish(FINDING, None, again.stamp(Headers::new()), "x".into()).await.unwrap();
+    }
 }

@@ -58,7 +58,7 @@ impl Book {
     }
 
     /// Valid leases by replica.
-    fn valid(&self) -> BTreeMap<String, BTreeSet<String>> {
+    pub(crate) fn valid(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut owned = BTreeMap::<String, BTreeSet<String>>::new();
         for (resource, taken) in self.0.lock().unwrap().iter() {
             let valid: Vec<_> = taken.iter().filter(|taken| taken.lease.is_valid()).collect();
@@ -108,7 +108,7 @@ impl Replica {
         Self::join_as(bus, config(name), book, &Metrics::new()).await
     }
 
-    async fn join_as(bus: &Bus, config: LeaseConfig, book: &Book, metrics: &Metrics) -> Self {
+    pub(crate) async fn join_as(bus: &Bus, config: LeaseConfig, book: &Book, metrics: &Metrics) -> Self {
         let name = config.replica.clone();
         let clock = SystemClock::shared();
         let (leases, events) = Leases::join(bus, config, clock, metrics, Shutdown::new()).await.unwrap();
@@ -117,8 +117,17 @@ impl Replica {
     }
 
     /// As `kill -9`: nothing is said to anyone.
-    fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.task.abort();
+    }
+
+    /// Leaves in its own time.
+    pub(crate) fn leaves_beside(self) {
+        tokio::spawn(async move { self.leases.leave().await });
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.task.is_finished()
     }
 }
 
@@ -128,7 +137,10 @@ async fn serve(name: String, leases: Leases, mut events: LeaseEvents, book: Book
             LeaseEvent::Acquired { lease, note } => book.enter(&name, &lease, note),
             LeaseEvent::Release { lease } => {
                 let note = Bytes::from(format!("{name} left {}", lease.resource()));
-                leases.released(&lease, note).await.unwrap();
+                match leases.released(&lease, note).await {
+                    Ok(()) | Err(LeaseError::Lost { .. }) => assert!(!lease.is_valid()),
+                    Err(error) => panic!("{error}"),
+                }
             }
             LeaseEvent::Lost { lease } => assert!(!lease.is_valid()),
         }

@@ -5,6 +5,7 @@ mod cluster;
 mod fence;
 mod kv;
 mod lease;
+mod lease_chaos;
 mod lease_process;
 mod outage;
 mod process;
