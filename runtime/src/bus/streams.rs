@@ -105,7 +105,13 @@ impl Bus {
         ];
         for (name, subjects, limits) in wanted {
             let subjects = subjects.into_iter().map(str::to_owned).collect();
-            self.ensure_stream(self.stream_config(name, subjects, limits)).await?;
+            // A fence replaces the one before it and outlives the age limit.
+            let config = Config {
+                allow_rollup: true,
+                allow_message_ttl: true,
+                ..self.stream_config(name, subjects, limits)
+            };
+            self.ensure_stream(config).await?;
         }
         let bucket = kv::Config {
             bucket: names::BUCKET_STATE.to_owned(),
@@ -231,9 +237,6 @@ impl Bus {
             duplicate_window: if max_age.is_zero() { window } else { window.min(max_age) },
             num_replicas: streams.replicas,
             allow_direct: true,
-            // A fence replaces the one before it and outlives the age limit.
-            allow_rollup: true,
-            allow_message_ttl: true,
             ..Config::default()
         }
     }

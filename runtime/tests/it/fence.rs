@@ -141,3 +141,22 @@ async fn a_fence_needs_a_lease_that_is_valid() {
     assert!(matches!(fence, Err(BusError::Fenced { .. })), "{fence:?}");
     assert_eq!(bus.stream_state(names::STREAM_INSIGHTS).await.unwrap().messages, 0);
 }
+
+#[tokio::test]
+async fn streams_of_an_earlier_version_learn_fences() {
+    let server = tapio_runtime::harness::NatsServer::start().unwrap_or_else(|error| panic!("{error}"));
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let old = async_nats::jetstream::stream::Config {
+        name: names::STREAM_INSIGHTS.to_owned(),
+        subjects: vec![names::SUBJECTS_INSIGHTS.to_owned()],
+        ..Default::default()
+    };
+    jetstream.create_stream(old).await.unwrap();
+    jetstream.publish(FINDING, "kept".into()).await.unwrap().await.unwrap();
+    let bus = server.bus().await.unwrap();
+    let (_leases, _events, lease) = own(&bus, "one").await;
+    let fence = bus.fence(&names::insights_fence_subject(CLUSTER), &lease).await.unwrap();
+    publish(&bus, &fence, "new").await.unwrap();
+    let payloads: Vec<_> = insights(&bus, 2).await.iter().map(|message| message.payload.clone()).collect();
+    assert_eq!(payloads, ["kept", "new"]);
+}

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tapio_runtime::bus::Bus;
-use tapio_runtime::clock::SystemClock;
+use tapio_runtime::clock::{ManualClock, SystemClock};
+use tapio_runtime::health::Health;
 use tapio_runtime::lease::{Lease, LeaseConfig, LeaseError, LeaseEvent, LeaseEvents, Leases, desired_owner};
 use tapio_runtime::shutdown::Shutdown;
 use tapio_runtime::telemetry::Metrics;
@@ -358,10 +359,19 @@ async fn a_shutdown_hands_over_and_ends_the_events() {
     let joined =
         Leases::join(&bus, config("a"), SystemClock::shared(), &Metrics::new(), shutdown.clone()).await;
     let (leases, mut events) = joined.unwrap();
+    let clock = ManualClock::new(0);
+    let health = Health::new(clock.shared());
+    leases.register_health(&health, Duration::from_secs(2));
     let mut held = 0;
     while held < RESOURCES {
         held += usize::from(matches!(in_time(events.next()).await, Some(LeaseEvent::Acquired { .. })));
     }
+    in_time(async {
+        while !health.is_ready() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     shutdown.trigger();
     while let Some(event) = in_time(events.next()).await {
         let LeaseEvent::Release { lease } = event else { panic!("{event:?}") };
