@@ -160,13 +160,14 @@ fn attributes(list: &[Attribute]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tapio_runtime::config::ByteSize;
     use tapio_runtime::telemetry::Metrics;
     use tapio_schemas::payload::LogData;
-    use tapio_schemas::wire::EventBatchView;
+    use tapio_schemas::wire::{EventBatchView, Unpacker};
 
     fn batcher(message_bytes_max: usize) -> (Batcher, Ledger) {
         let ledger = Ledger::new(&Metrics::new());
-        let config = BatchConfig { events: 10, ..Default::default() };
+        let config = BatchConfig { events: 10, bytes: ByteSize(64 << 10), ..Default::default() };
         (Batcher::new(&config, ProducerId(1), 2, message_bytes_max, ledger.clone()), ledger)
     }
 
@@ -185,7 +186,8 @@ mod tests {
         let by_age = batcher.flush(at(100), false);
         assert_eq!(by_age.len(), 1);
         assert_eq!(batcher.next_due(at(100)), None);
-        let header = *EventBatchView::check(&by_age[0].payload).unwrap().header();
+        let mut unpacker = Unpacker::default();
+        let header = *EventBatchView::check(unpacker.unpack(&by_age[0].payload).unwrap()).unwrap().header();
         assert_eq!((header.first_sequence, header.count), (20, 5));
         assert_eq!(Frame::from_payload(by_age[0].payload.clone(), None).unwrap().msg_id, by_age[0].msg_id);
     }
@@ -193,8 +195,17 @@ mod tests {
     #[test]
     fn size_ends_a_batch_and_what_no_server_takes_is_counted() {
         let (mut batcher, ledger) = batcher(100_000);
+        // Text that does not pack.
+        let text = |bytes: usize| {
+            let mut state = 1u32;
+            let letter = |_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                char::from(b' ' + (state >> 24) as u8 % 95)
+            };
+            (0..bytes).map(letter).collect::<String>()
+        };
         let log = |bytes: usize| UnifiedEvent {
-            payload: Payload::Log(Box::new(LogData { body: "x".repeat(bytes).into(), ..Default::default() })),
+            payload: Payload::Log(Box::new(LogData { body: text(bytes).into(), ..Default::default() })),
             ..Default::default()
         };
         ledger.enter(Place::Batch, 3);
