@@ -10,7 +10,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 FUZZ_SECONDS ?= 30
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc unit bench fuzz deny clean
+.PHONY: help setup build demo test check lint doc unit bench loadtest soak chaos fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,16 @@ unit:
 
 bench: setup ## criterion benchmarks
 	cargo bench --workspace --locked
+
+loadtest: build ## throughput for a minute, then latency at RATE=165000 events/s
+	$(TARGET_DIR)/release/tapio loadtest throughput
+	$(TARGET_DIR)/release/tapio loadtest latency --rate $(or $(RATE),165000)
+
+soak: build ## a steady load for MINUTES=30: memory must not grow
+	$(TARGET_DIR)/release/tapio loadtest soak --minutes $(or $(MINUTES),30)
+
+chaos: build ## five minutes in which every process is killed, paused and restarted; SEED=1
+	$(TARGET_DIR)/release/tapio loadtest chaos --seed $(or $(SEED),1)
 
 fuzz: ## feed arbitrary bytes to the batch decoder, FUZZ_SECONDS=30 (needs nightly and cargo-fuzz)
 	@cargo +nightly --version >/dev/null || { echo "fuzz: needs a nightly toolchain: rustup toolchain install nightly" >&2; exit 1; }

@@ -16,8 +16,8 @@ const SUBJECT: &str = "loadtest.ceiling";
 pub const WINDOW: usize = 256;
 /// Messages asked for at a time, as the correlator does.
 const PULL: usize = 256;
-/// The stream keeps as much as the stream of events does.
-const STREAM_BYTES_MAX: i64 = 2 << 30;
+/// What the stream keeps; the reader is never so far behind.
+const STREAM_BYTES_MAX: i64 = 1 << 30;
 /// A reader that gets nothing for so long has lost something.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,6 +28,14 @@ pub struct Ceiling {
     pub bytes_per_s: f64,
     /// Messages per second.
     pub messages_per_s: f64,
+}
+
+/// Bytes per second over several measurements; zero when there are none.
+pub fn mean(measured: &[Ceiling]) -> f64 {
+    if measured.is_empty() {
+        return 0.0;
+    }
+    measured.iter().map(|c| c.bytes_per_s).sum::<f64>() / measured.len() as f64
 }
 
 /// Publishes for `length` and reads everything back at the same time; then removes the stream.

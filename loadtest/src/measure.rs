@@ -13,13 +13,13 @@ use crate::ceiling::{self, Ceiling};
 use crate::drive::{self, Drive, Driven, Start};
 use crate::error::LoadError;
 use crate::load::faults::{self, Fault, Plan};
-use crate::load::generator::{Cut, Generator};
+use crate::load::generator::{Cut, Generator, Templates};
 use crate::load::world::World;
 use crate::report::{Figures, Report, costs, rounded};
 use crate::rig::observe::{Observer, unix_nanos};
 use crate::rig::process::Usage;
 use crate::rig::scrape::sum;
-use crate::rig::stack::{self, CLUSTER, Stack, StackConfig};
+use crate::rig::stack::{self, CLUSTER, Dir, Stack, StackConfig};
 use crate::rig::store;
 use crate::verdict;
 
@@ -99,23 +99,23 @@ pub fn events_per_batch(rate: f64, age: Duration) -> usize {
 /// [`LoadError`] when it cannot be carried out; what is wrong with the result is in the report.
 pub async fn run(measure: &Measure) -> Result<Report, LoadError> {
     let world = World::new(CLUSTER, measure.seed);
-    let dir = std::env::temp_dir().join(format!("tapio-loadtest-{}", std::process::id()));
-    let messages = messages(&world, measure)?;
-    let nats = stack::server(&dir).await?;
+    let dir = Dir::new(measure.keep)?;
+    let templates = Templates::new(&world, measure.seed, measure.cut())?;
+    let messages = messages(&templates);
+    let nats = stack::server(dir.path()).await?;
     let mut ceilings = Vec::new();
     ceilings.extend(ceiling_of(&nats.url(), &messages, measure).await?);
 
     let config = StackConfig {
         program: measure.program.clone(),
-        dir,
+        dir: dir.path().to_owned(),
         replicas: measure.replicas,
         settings: measure.settings.clone(),
-        keep: measure.keep,
     };
     let mut stack = Stack::start(config, nats).await?;
     let listening = stack::connect(&stack.url(), "loadtest-observer").await?;
     let mut observer = Observer::start(&listening).await?;
-    let ran = load(&stack, &observer, &world, measure).await?;
+    let ran = load(&stack, &observer, &world, &templates, measure).await?;
     let findings = || observer.output().findings.clone();
     let unstored = store::settle(&listening, findings, FINDINGS).await?;
     observer.stop().await?;
@@ -150,17 +150,15 @@ async fn load(
     stack: &Stack,
     observer: &Observer,
     world: &World,
+    templates: &Templates,
     measure: &Measure,
 ) -> Result<Ran, LoadError> {
-    let generator_ns = alone(world, measure)?;
+    let generator_ns = alone(templates);
     let bus = stack::connect(&stack.url(), "loadtest-producers").await?;
     let plan = measure.plan();
     let faults = faults::plan(world, &plan);
-    let building = Start::now();
-    // Built before the clock starts: templates take a moment.
-    let generator = Generator::new(world, measure.seed, measure.cut(), PRODUCER, building.unix)?;
     let start = Start::now();
-    let generator = generator.starting(start.unix);
+    let generator = Generator::new(templates, PRODUCER, start.unix);
     let injections = faults::injections(world, &plan, &faults, start.unix)?;
     observer.expect(injections.iter().filter(|i| i.is_news).map(|i| (i.event, i.timestamp)));
 
@@ -224,33 +222,25 @@ async fn settle(observer: &Observer, faults: &[Fault], end: UnixNanos) -> Result
 }
 
 /// Nanoseconds per event that the generator needs when nothing else runs.
-fn alone(world: &World, measure: &Measure) -> Result<f64, LoadError> {
-    let start = Start::now();
-    let mut generator = Generator::new(world, measure.seed, measure.cut(), PRODUCER, start.unix)?;
+fn alone(templates: &Templates) -> f64 {
+    let mut generator = Generator::new(templates, PRODUCER, Start::now().unix);
     let (began, mut events) = (Instant::now(), 0u64);
     let mut shard = 0;
     while began.elapsed() < GENERATOR_ALONE {
         events += std::hint::black_box(generator.batch(shard, UnixNanos(unix_nanos()))).events;
         shard = (shard + 1) % tapio_schemas::names::SHARD_COUNT;
     }
-    Ok(began.elapsed().as_nanos() as f64 / events.max(1) as f64)
-}
-
-fn messages(world: &World, measure: &Measure) -> Result<Vec<Bytes>, LoadError> {
-    messages_of(world, measure.seed, measure.cut())
+    began.elapsed().as_nanos() as f64 / events.max(1) as f64
 }
 
 /// Messages of the load, for the measurement of NATS alone.
-///
-/// # Errors
-/// When one cannot be encoded.
-pub fn messages_of(world: &World, seed: u64, cut: Cut) -> Result<Vec<Bytes>, LoadError> {
-    let start = Start::now();
-    let mut generator = Generator::new(world, seed, cut, PRODUCER, start.unix)?;
+pub fn messages(templates: &Templates) -> Vec<Bytes> {
+    let start = Start::now().unix;
+    let mut generator = Generator::new(templates, PRODUCER, start);
     let shards = tapio_schemas::names::SHARD_COUNT;
-    let batches =
-        (0..CEILING_MESSAGES).map(|n| generator.batch(n % shards, start.unix.plus(1_000_000)).bytes);
-    Ok(batches.map(Bytes::from).collect())
+    (0..CEILING_MESSAGES)
+        .map(|n| Bytes::from(generator.batch(n % shards, start.plus(1_000_000)).bytes))
+        .collect()
 }
 
 async fn ceiling_of(url: &str, messages: &[Bytes], measure: &Measure) -> Result<Option<Ceiling>, LoadError> {
@@ -271,8 +261,7 @@ fn report(
     let (cpu_seconds_per_million, peak_rss_bytes) = costs(&ran.before, &ran.after, driven.produced);
     let bytes_per_event = driven.bytes as f64 / driven.produced.max(1) as f64;
     let processed_per_s = driven.produced as f64 / ran.processed_in.as_secs_f64();
-    let ceiling_bytes_per_s =
-        ceilings.iter().map(|c| c.bytes_per_s).sum::<f64>() / ceilings.len().max(1) as f64;
+    let ceiling_bytes_per_s = ceiling::mean(&ceilings);
     let ratio = match ceilings.len() {
         0 => 0.0,
         _ => processed_per_s * bytes_per_event / ceiling_bytes_per_s,

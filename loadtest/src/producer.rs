@@ -17,7 +17,7 @@ use tapio_schemas::names::{SHARD_COUNT, events_subject};
 
 use crate::error::LoadError;
 use crate::load::faults::{self, Injection, Plan};
-use crate::load::generator::{Cut, Generator};
+use crate::load::generator::{Cut, Generator, Templates};
 use crate::load::world::World;
 use crate::measure::events_per_batch;
 use crate::rig::observe::unix_nanos;
@@ -101,7 +101,7 @@ pub async fn run(config: ProducerConfig) -> Result<(), LoadError> {
     let injected = injections.len() as u64;
     let events = Some(events_per_batch(config.rate, config.batch_age));
     let cut = Cut { producers: config.producers, events };
-    let generator = Generator::new(&world, config.plan.seed, cut, PRODUCER, config.start)?;
+    let generator = Generator::new(&Templates::new(&world, config.plan.seed, cut)?, PRODUCER, config.start);
     let bus = stack::connect(&config.url, "loadtest-producer").await?;
 
     let keep = |at| Keep { file: file.try_clone(), at };

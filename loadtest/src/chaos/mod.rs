@@ -21,7 +21,7 @@ use crate::rig::lanes::{Lanes, Stored};
 use crate::rig::observe::{Observer, Output, unix_nanos};
 use crate::rig::process::{Launch, Process, Usage};
 use crate::rig::scrape::{Sample, sum};
-use crate::rig::stack::{self, CLUSTER, Stack, StackConfig};
+use crate::rig::stack::{self, CLUSTER, Dir, Stack, StackConfig};
 use crate::rig::store;
 use crate::verdict;
 use schedule::{Action, Step};
@@ -78,6 +78,7 @@ struct Ran {
     place: Place,
     stored: Stored,
     messages: u64,
+    bytes: u64,
     /// Correlators' metrics at the end.
     samples: Vec<Sample>,
     /// Watermark of all shards at the end, and where it had to be.
@@ -94,18 +95,17 @@ struct Ran {
 /// # Errors
 /// [`LoadError`] when it cannot be carried out; what is wrong with the result is in the report.
 pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
-    let dir = std::env::temp_dir().join(format!("tapio-loadtest-{}", std::process::id()));
-    let nats = stack::server(&dir).await?;
+    let dir = Dir::new(chaos.keep)?;
+    let nats = stack::server(dir.path()).await?;
     let mut ceilings = Vec::new();
     if !chaos.ceiling.is_zero() {
         ceilings.push(ceiling::measure(&nats.url(), &chaos.messages, chaos.ceiling).await?);
     }
     let config = StackConfig {
         program: chaos.program.clone(),
-        dir,
+        dir: dir.path().to_owned(),
         replicas: chaos.replicas,
         settings: chaos.settings.clone(),
-        keep: chaos.keep,
     };
     let stack = Stack::start(config, nats).await?;
     let bus = stack::connect(&stack.url(), "loadtest-observer").await?;
@@ -119,7 +119,7 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     );
     let mut ran = under_way(chaos, stack, &observer, &actions).await?;
     let lanes = Lanes::read(&bus).await?;
-    (ran.1.stored, ran.1.messages) = (lanes.stored(), lanes.messages);
+    (ran.1.stored, ran.1.messages, ran.1.bytes) = (lanes.stored(), lanes.messages, lanes.bytes);
     let findings = || observer.output().findings.clone();
     let unstored = store::settle(&bus, findings, PATIENCE).await?;
     observer.stop().await?;
@@ -191,6 +191,7 @@ async fn under_way(
         place: Place::read(&place),
         stored: Stored::default(),
         messages: 0,
+        bytes: 0,
         samples,
         watermark,
         wanted,
@@ -287,7 +288,7 @@ fn report(
         chaos.messages.iter().map(Bytes::len).sum::<usize>() as f64 / chaos.messages.len().max(1) as f64;
     let bytes_per_event = message * ran.place.messages as f64 / events.max(1) as f64;
     let processed_per_s = events as f64 / ran.done_in.as_secs_f64();
-    let ceiling = ceilings.iter().map(|c| c.bytes_per_s).sum::<f64>() / ceilings.len().max(1) as f64;
+    let ceiling = ceiling::mean(&ceilings);
     let ratio = if ceilings.is_empty() { 0.0 } else { processed_per_s * bytes_per_event / ceiling };
     let mut failures = ran.failures.clone();
     let Stored { doubled, holes, .. } = ran.stored;

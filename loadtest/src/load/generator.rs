@@ -1,6 +1,7 @@
 //! An endless source of batches of a healthy cluster; the same seed gives the same events.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::{Packer, WireError};
@@ -12,8 +13,8 @@ use super::template::{Stamp, Template};
 use super::traces::{LIVE, Traces};
 use super::world::World;
 
-/// Templates per shard, each about two or three of its pods: few enough to be made in a second.
-const TEMPLATES: usize = 12;
+/// Templates per shard, each about five of its pods: few enough to be made in a second.
+const TEMPLATES: usize = 6;
 /// Events in the batches from which the size of an event is learned.
 const PROBE_EVENTS: usize = 400;
 /// Most events in a batch, as the node agent's `batch.events`.
@@ -43,9 +44,17 @@ pub struct Cut {
     pub events: Option<usize>,
 }
 
+/// Encoded batches of all shards, made once.
+#[derive(Clone)]
+pub struct Templates {
+    seed: u64,
+    producers: usize,
+    by_shard: Arc<Vec<Vec<Template>>>,
+}
+
 /// Stamps templates.
 pub struct Generator {
-    templates: Vec<Vec<Template>>,
+    templates: Arc<Vec<Vec<Template>>>,
     traces: Traces,
     random: Random,
     packer: Packer,
@@ -60,48 +69,41 @@ pub struct Generator {
     newest: Vec<UnixNanos>,
 }
 
-impl Generator {
-    /// A generator whose first events come after `start`. Its producers are `first_producer`, `first_producer` + 1, …
+impl Templates {
+    /// The same seed gives the same templates.
     ///
     /// # Errors
-    /// [`WireError`] when a template cannot be encoded.
-    pub fn new(
-        world: &World,
-        seed: u64,
-        cut: Cut,
-        first_producer: u64,
-        start: UnixNanos,
-    ) -> Result<Self, WireError> {
+    /// [`WireError`] when one cannot be encoded.
+    pub fn new(world: &World, seed: u64, cut: Cut) -> Result<Self, WireError> {
         let random = Random::new(seed).fork(3);
         let events = match cut.events {
             Some(events) => events.clamp(1, BATCH_EVENTS_MAX),
             None => full_batch(world, &random)?,
         };
-        let mut templates = Vec::with_capacity(usize::from(SHARD_COUNT));
-        for shard in 0..SHARD_COUNT {
-            // Small batches are more templates, so that together they still have the whole mix.
-            let count = TEMPLATES * (PROBE_EVENTS / 2 / (TEMPLATES * events)).max(1);
-            templates.push(of_shard(world, shard, events, count, &random)?);
-        }
-        Ok(Self {
-            templates,
+        // Small batches are more templates, so that together they still have the whole mix.
+        let count = TEMPLATES * (PROBE_EVENTS / 2 / (TEMPLATES * events)).max(1);
+        let of = |shard| of_shard(world, shard, events, count, &random);
+        let by_shard = Arc::new((0..SHARD_COUNT).map(of).collect::<Result<_, _>>()?);
+        Ok(Self { seed, producers: cut.producers.max(1), by_shard })
+    }
+}
+
+impl Generator {
+    /// A generator whose first events come after `start`. Its producers are `first_producer`, `first_producer` + 1, …
+    pub fn new(templates: &Templates, first_producer: u64, start: UnixNanos) -> Self {
+        let random = Random::new(templates.seed).fork(3);
+        Self {
+            templates: Arc::clone(&templates.by_shard),
             traces: Traces::new(LIVE, &random),
             random: random.fork(4),
             packer: Packer::default(),
-            producers: cut.producers.max(1),
+            producers: templates.producers,
             first_producer,
             epoch: 1,
             lanes: HashMap::new(),
             turns: vec![0; usize::from(SHARD_COUNT)],
             newest: vec![start; usize::from(SHARD_COUNT)],
-        })
-    }
-
-    /// The first events come after this.
-    #[must_use]
-    pub fn starting(mut self, start: UnixNanos) -> Self {
-        self.newest.fill(start);
-        self
+        }
     }
 
     /// The next batch of a shard: its events lie between the shard's last batch and `until`.
@@ -181,7 +183,7 @@ mod tests {
 
     fn events(cut: Cut, rounds: usize) -> Vec<UnifiedEvent> {
         let world = World::new("load", 1);
-        let mut generator = Generator::new(&world, 1, cut, 100, START).unwrap();
+        let mut generator = Generator::new(&Templates::new(&world, 1, cut).unwrap(), 100, START);
         let mut next: Map<(u64, u16), u64> = Map::new();
         let mut all = Vec::new();
         let mut unpacker = Unpacker::default();
@@ -228,7 +230,8 @@ mod tests {
     fn what_follows_a_skipped_batch_is_the_same() {
         let world = World::new("load", 1);
         let cut = Cut { producers: 3, events: Some(20) };
-        let make = || Generator::new(&world, 1, cut, 100, START).unwrap();
+        let templates = Templates::new(&world, 1, cut).unwrap();
+        let make = || Generator::new(&templates, 100, START);
         let (mut whole, mut resumed) = (make(), make());
         for round in 1..=6u64 {
             let until = START.plus(round * 1_000_000);

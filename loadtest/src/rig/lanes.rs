@@ -30,6 +30,8 @@ pub struct Lanes {
     lanes: HashMap<Lane, BTreeMap<u64, (u64, u64)>>,
     /// Messages.
     pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
     /// Messages that are shorter than a header.
     pub unreadable: u64,
 }
@@ -76,6 +78,7 @@ impl Lanes {
 
     fn take(&mut self, subject: &str, payload: &[u8]) {
         self.messages += 1;
+        self.bytes += payload.len() as u64;
         if payload.len() < HEADER_BYTES {
             self.unreadable += 1;
             return;

@@ -14,22 +14,20 @@ use crate::error::LoadError;
 
 /// Cluster of the load.
 pub const CLUSTER: &str = "loadtest";
-/// What the stream of events keeps: far more than the backlog that the load allows itself.
-const EVENTS_BYTES_MAX: u64 = 4 << 30;
+/// What the stream of events keeps: far more than the backlog that the load allows itself, and all of five minutes of chaos.
+const EVENTS_BYTES_MAX: u64 = 2 << 30;
 
 /// How to build it.
 #[derive(Debug, Clone)]
 pub struct StackConfig {
     /// The `tapio` binary.
     pub program: PathBuf,
-    /// Directory for everything; made, and removed at the end.
+    /// Directory for everything.
     pub dir: PathBuf,
     /// Correlator processes.
     pub replicas: usize,
     /// Further `key=value` settings of all services.
     pub settings: Vec<String>,
-    /// Leave directory and logs behind.
-    pub keep: bool,
 }
 
 /// All of it, running.
@@ -41,20 +39,37 @@ pub struct Stack {
     pub storage: Process,
     /// The correlators.
     pub correlators: Vec<Process>,
-    // The last field: the directory goes after the processes.
-    _dir: Dir,
 }
 
-struct Dir {
+/// The directory of a run, removed when dropped: after the processes that use it.
+#[derive(Debug)]
+pub struct Dir {
     path: PathBuf,
     keep: bool,
 }
 
+impl Dir {
+    /// One of this process. With `keep` it stays.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(keep: bool) -> Result<Self, LoadError> {
+        let path = std::env::temp_dir().join(format!("tapio-loadtest-{}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|source| LoadError::File { path: path.clone(), source })?;
+        Ok(Self { path, keep })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Drop for Dir {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
-        {
+        if self.keep {
+            eprintln!("logs and streams are left in {}", self.path.display());
+        } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
             eprintln!("cannot remove {}: {error}", self.path.display());
         }
     }
@@ -93,7 +108,6 @@ impl Stack {
     /// # Errors
     /// When a service does not get ready.
     pub async fn start(config: StackConfig, nats: Child) -> Result<Self, LoadError> {
-        let dir = Dir { path: config.dir.clone(), keep: config.keep };
         let launch = |role: &str, name: String| launch(&config, &nats.url(), role, name);
         let mut storage = Process::start(launch("storage", "storage".to_owned()))?;
         storage.ready().await?;
@@ -103,7 +117,7 @@ impl Stack {
             correlator.ready().await?;
             correlators.push(correlator);
         }
-        Ok(Self { config, nats, storage, correlators, _dir: dir })
+        Ok(Self { config, nats, storage, correlators })
     }
 
     /// URL of the server.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tapio_loadtest::chaos::{self, Chaos};
 use tapio_loadtest::load::faults::Plan;
-use tapio_loadtest::load::generator::Cut;
+use tapio_loadtest::load::generator::{Cut, Templates};
 use tapio_loadtest::load::world::World;
 use tapio_loadtest::measure::{self, Measure};
 use tapio_loadtest::producer::{self, ProducerConfig};
@@ -128,7 +128,7 @@ fn chaos_of(args: &LoadtestArgs, mode: &ChaosArgs) -> anyhow::Result<Chaos> {
         replicas: args.replicas.unwrap_or(CHAOS_REPLICAS),
         plan: plan(args, length),
         ceiling: seconds("ceiling-seconds", args.ceiling_seconds)?,
-        messages: measure::messages_of(&World::new(CLUSTER, args.seed), args.seed, cut)?,
+        messages: measure::messages(&Templates::new(&World::new(CLUSTER, args.seed), args.seed, cut)?),
         settings: args.overrides.clone(),
         keep: args.keep,
     })
