@@ -16,7 +16,8 @@ use tapio_schemas::{Entity, ProducerId, Signal, UnixNanos};
 
 use crate::aligned::Aligned;
 use crate::fence::Heard;
-use crate::low_water::{LowWater, LowWaterStore};
+use crate::kept_key::KeptKey;
+use crate::low_water::LowWater;
 
 /// Most bytes of one kept value: below the bucket's limit of 1 MiB. Above it the older half of the changes is left out.
 const VALUE_BYTES_MAX: usize = 900 << 10;
@@ -90,45 +91,45 @@ pub struct Kept {
 /// The keys of one cluster.
 pub struct StageTwoStore {
     kv: Kv,
-    marks: LowWaterStore,
-    changes: String,
-    machines: String,
+    standing: KeptKey,
+    changes: KeptKey,
+    machines: KeptKey,
     freshness: String,
 }
 
 impl StageTwoStore {
-    /// Opens the bucket.
-    pub async fn open(bus: &Bus, cluster: &str) -> Result<Self, BusError> {
+    /// Takes the keys over from the owner before, and says what it kept. What cannot be read counts as not kept: reading
+    /// more is always safe.
+    ///
+    /// # Errors
+    /// [`BusError::Conflict`] when another owner keeps writing, [`BusError::Kv`].
+    pub async fn take_over(bus: &Bus, cluster: &str) -> Result<(Self, Kept), BusError> {
         let key = |what: &str| format!("correlator.{}.{what}", token(cluster));
-        Ok(Self {
-            kv: bus.kv().await?,
-            marks: LowWaterStore::open(bus, cluster, "signals").await?,
-            changes: key("changes"),
-            machines: key("machines"),
-            freshness: key("freshness"),
-        })
-    }
-
-    /// What was kept last. What cannot be read counts as not kept: reading more is always safe.
-    pub async fn load(&self) -> Result<Kept, BusError> {
-        let changes = self.kv.get(&self.changes).await?.map(|entry| decoded(&entry.value));
-        let machines = self.kv.get(&self.machines).await?;
-        let machines = machines.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-        Ok(Kept {
-            standing: self.marks.load().await?,
-            changes: changes.unwrap_or_default(),
-            machines: machines.unwrap_or_default(),
-        })
+        let kv = bus.kv().await?;
+        // The mark last: once it is ours, nobody changes what belongs to it.
+        let changes = KeptKey::take(&kv, key("changes")).await?;
+        let machines = KeptKey::take(&kv, key("machines")).await?;
+        let standing = KeptKey::take(&kv, key("signals")).await?;
+        let kept = Kept {
+            standing: serde_json::from_slice(standing.value()).ok(),
+            changes: decoded(changes.value()),
+            machines: serde_json::from_slice(machines.value()).unwrap_or_default(),
+        };
+        Ok((Self { kv, standing, changes, machines, freshness: key("freshness") }, kept))
     }
 
     /// Keeps a checkpoint: the memory first.
-    pub async fn save(&self, checkpoint: Checkpoint) -> Result<(), BusError> {
-        if let Some(memory) = checkpoint.memory {
-            self.kv.put(&self.changes, encoded(memory.changes)).await?;
+    ///
+    /// # Errors
+    /// [`BusError::Conflict`] when another owner has taken over, [`BusError::Kv`] when it must be tried again.
+    pub async fn save(&mut self, checkpoint: &Checkpoint) -> Result<(), BusError> {
+        if let Some(memory) = &checkpoint.memory {
+            self.changes.set(encoded(memory.changes.clone())).await?;
             let machines = serde_json::to_vec(&memory.machines).unwrap_or_default();
-            self.kv.put(&self.machines, Bytes::from(machines)).await?;
+            self.machines.set(Bytes::from(machines)).await?;
         }
-        self.marks.save(checkpoint.standing).await
+        let standing = serde_json::to_vec(&checkpoint.standing).unwrap_or_default();
+        self.standing.set(Bytes::from(standing)).await
     }
 
     /// Tells how fresh the verdicts are; `at`: now, by the clock.

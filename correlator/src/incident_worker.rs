@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::checkpoint::{Checkpoint, Fresh};
 use crate::decider::{Decider, DeciderCounters};
 use crate::metrics::CorrelatorMetrics;
-use crate::stage_two::StageTwoParts;
+use crate::stage_two::{StageTwoParts, not_the_owner};
 
 const IDLE_WAIT: Duration = Duration::from_millis(50);
 /// Findings without acknowledgement.
@@ -111,6 +111,10 @@ impl IncidentWorker {
             self.acknowledge(report.result.map(|_| ()))?;
         }
         self.hand_over();
+        // The last word: who goes on has nothing to decide again.
+        self.checkpoint_due = Duration::ZERO;
+        self.checkpoint();
+        self.hand_over();
         Ok(())
     }
 
@@ -166,9 +170,7 @@ impl IncidentWorker {
 
     fn acknowledge(&mut self, result: Result<(), BusError>) -> WorkerResult {
         match result {
-            Err(BusError::Fenced { .. }) => {
-                Err(format!("another replica owns the incidents of {} by now", self.cluster).into())
-            }
+            Err(BusError::Fenced { .. }) => Err(not_the_owner(&self.cluster)),
             result => {
                 result?;
                 self.acknowledged += 1;

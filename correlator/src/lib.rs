@@ -11,6 +11,7 @@ pub mod engine;
 pub mod fence;
 mod incident_worker;
 pub mod incidents;
+mod kept_key;
 mod ledger;
 mod low_water;
 mod metrics;

@@ -6,10 +6,8 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tapio_runtime::bus::{Bus, BusError, Kv, StartAt};
+use tapio_runtime::bus::{Bus, BusError, StartAt};
 use tapio_schemas::UnixNanos;
 
 /// Marks kept, at most one per second of event time: about an hour. When what is needed is older than all of them, the
@@ -73,33 +71,6 @@ impl<T> Marks<T> {
         }
         self.marks.drain(..covered - 1);
         self.marks.front().map(|(sequence, _, stood)| (sequence + 1, stood))
-    }
-}
-
-/// The kept marks of one stage of one cluster.
-pub struct LowWaterStore {
-    kv: Kv,
-    key: String,
-}
-
-impl LowWaterStore {
-    /// Opens the bucket.
-    pub async fn open(bus: &Bus, cluster: &str, stage: &str) -> Result<Self, BusError> {
-        let key = format!("correlator.{}.{stage}", tapio_schemas::names::token(cluster));
-        Ok(Self { kv: bus.kv().await?, key })
-    }
-
-    /// What was kept last: a mark, or a form that has more. A value that cannot be read counts as none: reading more is
-    /// always safe.
-    pub async fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, BusError> {
-        let entry = self.kv.get(&self.key).await?;
-        Ok(entry.and_then(|e| serde_json::from_slice(&e.value).ok()))
-    }
-
-    /// Keeps a mark, or a form that has more.
-    pub async fn save(&self, low_water: impl Serialize) -> Result<(), BusError> {
-        let text = serde_json::to_vec(&low_water).unwrap_or_default();
-        self.kv.put(&self.key, Bytes::from(text)).await.map(|_| ())
     }
 }
 

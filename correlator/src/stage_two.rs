@@ -12,7 +12,7 @@ use tapio_runtime::bus::{Bus, BusError, ConnectionState, OrderedConfig, OrderedC
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::lease::Lease;
 use tapio_runtime::ring::{self, Sender, TrySendError};
-use tapio_runtime::supervise::{WorkerContext, WorkerResult};
+use tapio_runtime::supervise::{WorkerContext, WorkerError, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS, insights_fence_subject, signals_subject};
 use tapio_schemas::{Finding, UnixNanos};
@@ -63,8 +63,7 @@ impl StageTwoParts {
     pub async fn run(self, context: WorkerContext, lease: Lease) -> WorkerResult {
         // First of all: what an owner before publishes from here on is refused, so what is read now is all there is.
         let fence = self.bus.fence(&insights_fence_subject(&self.config.cluster), &lease).await?;
-        let store = StageTwoStore::open(&self.bus, &self.config.cluster).await?;
-        let kept = store.load().await?;
+        let (store, kept) = StageTwoStore::take_over(&self.bus, &self.config.cluster).await?;
         let now = UnixNanos(self.clock.now_unix_nanos());
         let otherwise = now.minus(nanos(self.config.replay_max));
         let mark = kept.standing.as_ref().map(|standing| standing.mark);
@@ -90,7 +89,15 @@ impl StageTwoParts {
         let worker = IncidentWorker::new(&self, decider, fence, checkpoints, fresh);
         let thread =
             std::thread::Builder::new().name("incidents".to_owned()).spawn(move || worker.run(sections))?;
-        let mut reader = Reader { parts: self, ring, store, to_keep, told_fresh, fresh_due: Duration::ZERO };
+        let mut reader = Reader {
+            parts: self,
+            ring: Some(ring),
+            store,
+            to_keep,
+            unkept: None,
+            told_fresh,
+            fresh_due: Duration::ZERO,
+        };
         let read = reader.read(consumer, &context).await;
         let joined = reader.close(thread).await;
         read?;
@@ -127,9 +134,12 @@ impl StageTwoParts {
 /// The reading side: one task.
 struct Reader {
     parts: StageTwoParts,
-    ring: Sender<Section>,
+    /// `None` once it is closed.
+    ring: Option<Sender<Section>>,
     store: StageTwoStore,
     to_keep: mpsc::Receiver<Checkpoint>,
+    /// One that could not be kept yet.
+    unkept: Option<Checkpoint>,
     told_fresh: watch::Receiver<Fresh>,
     fresh_due: Duration,
 }
@@ -149,14 +159,15 @@ impl Reader {
             }
             if self.parts.bus.state() == ConnectionState::Connected {
                 self.keep().await?;
-                self.tell_fresh().await?;
+                self.tell_fresh().await;
             }
         }
     }
 
     async fn give(&mut self, mut section: Section, context: &WorkerContext) -> WorkerResult {
         loop {
-            match self.ring.try_send(section) {
+            let Some(ring) = &mut self.ring else { return Ok(()) };
+            match ring.try_send(section) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Closed(_)) => return Err("the incident worker stopped".into()),
                 Err(TrySendError::Full(back)) => section = back,
@@ -168,32 +179,39 @@ impl Reader {
         }
     }
 
-    async fn keep(&mut self) -> Result<(), BusError> {
-        match newest(&mut self.to_keep) {
-            Some(checkpoint) => self.store.save(checkpoint).await,
-            None => Ok(()),
+    /// Keeps the newest checkpoint. A bucket that does not answer is tried again: a restart reads more until then.
+    async fn keep(&mut self) -> WorkerResult {
+        while let Ok(checkpoint) = self.to_keep.try_recv() {
+            self.unkept = Some(checkpoint.after(self.unkept.take()));
         }
+        let Some(checkpoint) = &self.unkept else { return Ok(()) };
+        match self.store.save(checkpoint).await {
+            Ok(()) => self.unkept = None,
+            Err(BusError::Conflict { .. }) => return Err(not_the_owner(&self.parts.config.cluster)),
+            Err(error) => tracing::warn!(%error, "where a restart goes on is not kept yet"),
+        }
+        Ok(())
     }
 
     /// Also when nothing comes: who reads it sees that the correlator lives, and how far it is.
-    async fn tell_fresh(&mut self) -> Result<(), BusError> {
+    async fn tell_fresh(&mut self) {
         let now = self.parts.clock.monotonic();
         if now < self.fresh_due {
-            return Ok(());
+            return;
         }
         self.fresh_due = now + FRESH_EVERY;
         let fresh = self.told_fresh.borrow().clone();
-        self.store.tell_fresh(&fresh, UnixNanos(self.parts.clock.now_unix_nanos())).await
+        let at = UnixNanos(self.parts.clock.now_unix_nanos());
+        if let Err(error) = self.store.tell_fresh(&fresh, at).await {
+            tracing::debug!(%error, "how fresh the verdicts are is not told");
+        }
     }
 
     /// Closes the ring, waits until every finding is acknowledged, and keeps the last checkpoint.
-    async fn close(self, thread: JoinHandle<WorkerResult>) -> WorkerResult {
-        let Self { ring, store, mut to_keep, .. } = self;
-        drop(ring);
+    async fn close(mut self, thread: JoinHandle<WorkerResult>) -> WorkerResult {
+        self.ring.take();
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-        if let Some(checkpoint) = newest(&mut to_keep) {
-            store.save(checkpoint).await?;
-        }
+        self.keep().await?;
         match joined {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err("the incident worker panicked".into()),
@@ -201,10 +219,7 @@ impl Reader {
     }
 }
 
-fn newest(waiting: &mut mpsc::Receiver<Checkpoint>) -> Option<Checkpoint> {
-    let mut newest: Option<Checkpoint> = None;
-    while let Ok(checkpoint) = waiting.try_recv() {
-        newest = Some(checkpoint.after(newest));
-    }
-    newest
+/// What stage two ends with when another replica has taken over.
+pub fn not_the_owner(cluster: &str) -> WorkerError {
+    format!("another replica owns the incidents of {cluster} by now").into()
 }

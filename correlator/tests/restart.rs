@@ -41,27 +41,29 @@ async fn start(bus: &Bus) -> (CorrelatorHandle, Metrics) {
     (Correlator::start(config, parts).await.expect("the correlator starts"), metrics)
 }
 
+/// Looks again and again until there is what is waited for.
+async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            // check: allow sleep, between two looks at the condition
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{what}: not in time"))
+}
+
 /// The value of a key once it is as wanted.
 async fn kept(bus: &Bus, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
     let kv = bus.kv().await.expect("the bucket");
     let key = format!("correlator.test.{what}");
-    let mut last = serde_json::Value::Null;
-    let looking = async {
-        loop {
-            if let Some(entry) = kv.get(&key).await.expect("the key") {
-                let value = serde_json::from_slice(&entry.value).unwrap_or(serde_json::Value::Null);
-                if wanted(&value) {
-                    return value;
-                }
-                last = value;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+    let look = async || {
+        let entry = kv.get(&key).await.expect("the key")?;
+        serde_json::from_slice(&entry.value).ok().filter(&wanted)
     };
-    match tokio::time::timeout(PATIENCE, looking).await {
-        Ok(value) => value,
-        Err(_) => panic!("{key} is not as wanted in time: {last}"),
-    }
+    until(&key, look).await
 }
 
 fn time(value: &serde_json::Value) -> UnixNanos {
@@ -119,12 +121,8 @@ async fn change_is_named(forget: bool) -> bool {
     Publisher::new(bus.clone()).publish(&[settings_changed(now - CHANGED_BEFORE_NS)]).await;
     // It is told and remembered, and the mark has passed it: it is not read again.
     let kv = bus.kv().await.expect("the bucket");
-    let remembered = async {
-        while kv.get(CHANGES).await.expect("the key").is_none_or(|entry| entry.value.is_empty()) {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, remembered).await.expect("the change is remembered");
+    let remembered = async || kv.get(CHANGES).await.expect("the key").filter(|entry| !entry.value.is_empty());
+    until("the change is remembered", remembered).await;
     let told = bus.stream_state(STREAM_SIGNALS).await.expect("state").last_sequence;
     kept(&bus, "signals", |mark| mark["sequence"].as_u64() > Some(told)).await;
     first.drain().await.expect("drains");
@@ -170,12 +168,8 @@ async fn a_finding_whose_evidence_is_lost_is_not_left_active() {
     let before = all.iter().filter(|f| f.id == told[0].id && f.status == Status::Active);
     assert_eq!(last.revision, before.map(|f| f.revision).max().expect("it was active") + 1);
     // Counted, too.
-    let counted = async {
-        while !metrics.encode().contains("tapio_correlator_findings_settled_total{reason=\"closed\"} 1") {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, counted).await.expect("the last word is counted");
+    let closed = "tapio_correlator_findings_settled_total{reason=\"closed\"} 1";
+    until("the last word is counted", async || metrics.encode().contains(closed).then_some(())).await;
     second.drain().await.expect("drains");
 }
 
