@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
+use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::payload::{KernelData, KubernetesData, MetricData, SpanData, SpanKind, SpanStatus};
-use tapio_schemas::wire::{EventBatch, SignalSection, encode_signals};
+use tapio_schemas::wire::{EventBatch, ShardMark, SignalSection, encode_signals};
 use tapio_schemas::{
     EntityRef, EventId, EventKind, EventSeverity, Finding, Payload, ProducerId, Source, SpanId, TraceContext,
     TraceId, UnifiedEvent, UnixNanos,
@@ -174,10 +175,13 @@ fn sections() -> Vec<(UnixNanos, SignalSection)> {
 }
 
 type Encoded = Vec<(UnixNanos, Vec<u8>)>;
+type Told = (UnixNanos, SignalSection);
+
+static TOLD: LazyLock<Vec<Told>> = LazyLock::new(sections);
 
 static SECTIONS: LazyLock<Encoded> = LazyLock::new(|| {
-    let said = sections().into_iter().zip(1..);
-    said.map(|((at, s), n)| (at, encode_signals(ProducerId(1), 0, n, &s).expect("encoded"))).collect()
+    let said = TOLD.iter().zip(1..);
+    said.map(|((at, s), n)| (*at, encode_signals(ProducerId(1), 0, n, s).expect("encoded"))).collect()
 });
 
 /// The key-value bucket and the insight stream: what survives a kill.
@@ -192,7 +196,7 @@ struct Durable {
 
 impl Durable {
     /// A process from its start to its kill, before message `until`. It keeps a checkpoint every `keeps` messages.
-    fn live(&mut self, until: usize, keeps: usize) {
+    fn live(&mut self, sections: &Encoded, until: usize, keeps: usize) {
         let kept = Kept {
             standing: self.standing.clone(),
             changes: self.memory.changes.clone(),
@@ -201,13 +205,13 @@ impl Durable {
         let begin = self.standing.as_ref().map_or(1, |s| s.mark.sequence as usize);
         let mut ledger = Ledger::new(600 * SECOND);
         self.published.iter().for_each(|finding| ledger.read(finding.clone()));
-        let now = SECTIONS[until.min(SECTIONS.len()) - 1].0;
+        let now = sections[until.min(sections.len()) - 1].0;
         let (from, decided) =
             self.standing.as_ref().map_or((UnixNanos(0), UnixNanos(0)), |s| (s.mark.from, s.decided));
         ledger.begin(from, decided, now);
         let mut decider = Decider::new(&config(), Arc::clone(&MODEL), ledger, kept, true);
         for sequence in begin..until {
-            let bytes = &SECTIONS[sequence - 1].1;
+            let bytes = &sections[sequence - 1].1;
             self.published.extend(decider.apply(sequence as u64, bytes).expect("a section"));
             if sequence % keeps == 0
                 && let Some(standing) = decider.standing()
@@ -235,7 +239,7 @@ impl Durable {
 
 static ALONE: LazyLock<BTreeMap<(String, u32), String>> = LazyLock::new(|| {
     let mut durable = Durable::default();
-    durable.live(SECTIONS.len() + 1, usize::MAX);
+    durable.live(&SECTIONS, SECTIONS.len() + 1, usize::MAX);
     durable.as_text()
 });
 
@@ -246,6 +250,83 @@ fn the_scene_is_worth_it() {
     let names_the_change = |text: &&String| text.contains("change.image") && text.contains("memory.leak");
     assert!(ALONE.values().any(|text| names_the_change(&text)), "the change is named");
     println!("{} findings, {} revisions, {} sections", ids.len(), ALONE.len(), SECTIONS.len());
+}
+
+/// The marks and content of the shards for which `owns` is true, under an epoch; `None` when there is nothing of them.
+fn share_of(section: &SignalSection, epoch: u64, owns: impl Fn(u16) -> bool) -> Option<SignalSection> {
+    let mut share = section.clone();
+    share.marks.retain(|mark| owns(mark.shard));
+    share.marks.iter_mut().for_each(|mark| mark.epoch = epoch);
+    (!share.marks.is_empty()).then_some(share)
+}
+
+/// A handover of the shards that are a multiple of `every`. All places are indices into what one owner says.
+#[derive(Debug, Clone)]
+struct Handover {
+    every: u16,
+    /// Where the new owner is first heard, in what the old one says.
+    taken: usize,
+    /// How far back it begins to read again.
+    reads_back: usize,
+    /// How long the old owner goes on talking.
+    talks_on: usize,
+    /// Whose turn it is, again and again.
+    turns: Vec<bool>,
+}
+
+/// What both owners say, in the order of the stream.
+fn handed_over(handover: &Handover) -> Encoded {
+    let moves = |shard: u16| shard.is_multiple_of(handover.every);
+    let silent = handover.taken + handover.talks_on;
+    let old = TOLD.iter().enumerate().filter_map(|(index, (at, section))| {
+        let said = share_of(section, 1, |shard| index < silent || !moves(shard));
+        // It is cut off in the middle of what it says last.
+        let cut = index + 1 == silent && !section.is_heartbeat() && moves(section.marks[0].shard);
+        said.map(|said| (*at, SignalSection { partial: cut, ..said }))
+    });
+    let new = TOLD.iter().skip(handover.taken.saturating_sub(handover.reads_back));
+    let new = new.filter_map(|(at, section)| Some((*at, share_of(section, 2, moves)?)));
+    // The first thing that a new owner says is that it is there.
+    let marks = (0..SHARD_COUNT).filter(|shard| moves(*shard));
+    let marks = marks.map(|shard| ShardMark { shard, epoch: 2, at: UnixNanos(START) }).collect();
+    let hello = (UnixNanos(START), SignalSection { marks, ..SignalSection::default() });
+    let (mut old, mut new) = (old.peekable(), std::iter::once(hello).chain(new).peekable());
+    let (mut out, mut number): (Encoded, u64) = (Vec::new(), 0);
+    let mut turns = handover.turns.iter().cycle();
+    let mut is_heard = false;
+    while old.peek().is_some() || new.peek().is_some() {
+        number += 1;
+        let is_new = number > handover.taken as u64 && (turns.next() == Some(&true) || old.peek().is_none());
+        let (producer, said) = match is_new && new.peek().is_some() {
+            true => (ProducerId(2), new.next()),
+            false => (ProducerId(1), old.next().or_else(|| new.next())),
+        };
+        let Some((at, mut section)) = said else { continue };
+        if producer == ProducerId(2) {
+            is_heard = true;
+        } else if is_heard && section.is_heartbeat() {
+            // The old owner wakes up, and believes that nothing happened in the minutes that it did not read.
+            let mine = section.marks.iter_mut().filter(|mark| moves(mark.shard));
+            mine.for_each(|mark| mark.at = mark.at.plus(120 * SECOND));
+        }
+        out.push((at, encode_signals(producer, 0, number, &section).expect("encoded")));
+    }
+    out
+}
+
+prop_compose! {
+    fn any_handover()(
+        every in prop::sample::select(&[1u16, 2, 7][..]),
+        taken in 0.02f64..0.95,
+        reads_back in 0usize..600,
+        talks_on in 0usize..200,
+        turns in prop::collection::vec(prop::bool::weighted(0.7), 1..40),
+    ) -> Handover {
+        let taken = (taken * TOLD.len() as f64) as usize;
+        // A turn of each, so that both come to their end.
+        let turns = turns.into_iter().chain([true, false]).collect();
+        Handover { every, taken, reads_back, talks_on, turns }
+    }
 }
 
 /// Few, because each lives through three quarters of an hour; `PROPTEST_CASES` asks for more.
@@ -266,10 +347,28 @@ proptest! {
         kills.sort_by_key(|(at, _)| *at);
         let mut durable = Durable::default();
         for (at, lost) in kills {
-            durable.live(at, keeps);
+            durable.live(&SECTIONS, at, keeps);
             durable.lose(lost);
         }
-        durable.live(SECTIONS.len() + 1, keeps);
+        durable.live(&SECTIONS, SECTIONS.len() + 1, keeps);
+        let found = durable.as_text();
+        for (key, text) in &found {
+            prop_assert_eq!(Some(text), ALONE.get(key), "{:?}", key);
+        }
+        prop_assert_eq!(found.len(), ALONE.len());
+    }
+
+    /// An owner that does not know that it is one no more, and a new one that tells again what was told.
+    #[test]
+    fn two_owners_of_a_shard_say_what_one_says(
+        handover in any_handover(),
+        kill in 0.0f64..1.0,
+        keeps in 5usize..400,
+    ) {
+        let sections = handed_over(&handover);
+        let mut durable = Durable::default();
+        durable.live(&sections, 1 + (kill * sections.len() as f64) as usize, keeps);
+        durable.live(&sections, sections.len() + 1, keeps);
         let found = durable.as_text();
         for (key, text) in &found {
             prop_assert_eq!(Some(text), ALONE.get(key), "{:?}", key);
