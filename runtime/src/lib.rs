@@ -16,5 +16,6 @@ pub mod lease;
 pub mod nats_server;
 pub mod ring;
 pub mod shutdown;
+pub mod status;
 pub mod supervise;
 pub mod telemetry;

@@ -15,6 +15,7 @@ pub mod payload;
 pub mod proto;
 pub mod shard;
 pub mod signal;
+pub mod status;
 pub mod vocabulary;
 pub mod wire;
 

@@ -129,6 +129,14 @@ pub fn lease_resource_key(group: &str, resource: &str) -> String {
     format!("{KEY_LEASE_PREFIX}.{group}.resource.{resource}")
 }
 
+/// Keys of what processes tell of themselves begin with this and a dot.
+pub const KEY_STATUS_PREFIX: &str = "status";
+
+/// Key of what a process tells of itself: `status.<role>.<cluster>.<name>`.
+pub fn status_key(role: &str, cluster: &str, name: &str) -> String {
+    format!("{KEY_STATUS_PREFIX}.{role}.{}.{}", token(cluster), token(name))
+}
+
 /// Encodes free text as one NATS subject token: anything but ASCII letters, digits, `-` and `_`
 /// becomes `_`; the empty string becomes `_`; longer than 128 bytes is cut.
 pub fn token(text: &str) -> String {

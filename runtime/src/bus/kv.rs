@@ -104,6 +104,14 @@ impl Kv {
         self.change(key, Change { value, ..Change::default() }).await
     }
 
+    /// As [`Kv::put`]; the server takes the key away when it was not changed for `ttl`, in whole seconds.
+    ///
+    /// # Errors
+    /// As [`Kv::put`].
+    pub async fn put_with_ttl(&self, key: &str, value: Bytes, ttl: Duration) -> Result<u64, BusError> {
+        self.change(key, Change { value, ttl: Some(ttl), ..Change::default() }).await
+    }
+
     /// Sets a key that has no value; gives its revision.
     ///
     /// # Errors

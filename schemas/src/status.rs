@@ -1,0 +1,156 @@
+//! What each process tells of itself, about once a second, in the state bucket: JSON under
+//! [`crate::names::status_key`], gone by itself [`TTL`] after the last word. `tapio status` adds them up.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ProducerId, UnixNanos};
+
+/// Time between two words.
+pub const EVERY: Duration = Duration::from_secs(2);
+/// A process that has not said anything for this long is forgotten. Until then it is shown as silent.
+pub const TTL: Duration = Duration::from_secs(900);
+/// Older than this, what a process said is not what is.
+pub const SILENT_AFTER: Duration = Duration::from_secs(10);
+/// Producers in the word of one correlator; the longest silent are left out and counted.
+pub const PRODUCERS_MAX: usize = 200;
+/// Roles, as parts of keys.
+pub const ROLES: [&str; 3] = ["agent", "correlator", "storage"];
+
+/// Events lost or put aside, with where and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Stage of the path.
+    pub stage: String,
+    /// Reason, from a closed list of the stage.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Events under way, by where they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlight {
+    /// Ring, batch, memory, spool, window.
+    pub place: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// How far one shard's numbering is acknowledged by the stream: `[shard, position, skipped]`.
+///
+/// Events of this run with a number below `position` are in the stream, but for `skipped` of them, which the agent dropped
+/// after they had their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentShard(pub u16, pub u64, pub u64);
+
+/// A node agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// When it said so, by its clock.
+    pub at: UnixNanos,
+    /// When this run began.
+    pub started: UnixNanos,
+    /// Its machine.
+    pub node: String,
+    /// Its name in batches.
+    pub producer: ProducerId,
+    /// Which run: counts its starts.
+    pub epoch: u32,
+    /// Events its collectors made, with what an earlier run left in the spool.
+    pub produced: u64,
+    /// Events the stream has acknowledged.
+    pub acknowledged: u64,
+    /// Of these, events numbered by an earlier run.
+    pub acknowledged_earlier: u64,
+    /// Events that never reached the stream.
+    pub dropped: Vec<Dropped>,
+    /// Events under way.
+    pub in_flight: Vec<InFlight>,
+    /// How far each shard is.
+    pub sent: Vec<SentShard>,
+    /// Bytes that wait in memory and on disk.
+    pub backlog_bytes: u64,
+    /// Bytes that may wait; less than configured when the disk is nearly full.
+    pub backlog_bytes_max: u64,
+    /// State of the way to NATS: `closed`, `half-open`, `open`.
+    pub circuit: String,
+}
+
+/// What one owner of one shard has read of one producer's run:
+/// `[shard, epoch, from, next, processed, dropped, missing]`.
+///
+/// Of the events numbered `from..next`, `processed` were used, `dropped` were refused, `missing` never came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadShard(pub u16, pub u32, pub u64, pub u64, pub u64, pub u64, pub u64);
+
+/// What a correlator has read of one producer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProducerRead {
+    /// Who.
+    pub producer: ProducerId,
+    /// Machine its events come from.
+    pub node: String,
+    /// By shard.
+    pub shards: Vec<ReadShard>,
+    /// Why events were refused.
+    pub dropped: Vec<Dropped>,
+    /// Batches read before.
+    pub duplicate_batches: u64,
+    /// Events behind the watermark, used all the same.
+    pub late: u64,
+}
+
+/// A shard that a correlator owns: `[shard, lease epoch, owned since, watermark, read everything at]`, times in unix
+/// nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedShardStatus(pub u16, pub u64, pub UnixNanos, pub UnixNanos, pub UnixNanos);
+
+/// A correlator replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorrelatorStatus {
+    /// When it said so, by its clock.
+    pub at: UnixNanos,
+    /// Its name among the replicas.
+    pub replica: String,
+    /// Shards it owns.
+    pub shards: Vec<OwnedShardStatus>,
+    /// What it has read, by producer.
+    pub producers: Vec<ProducerRead>,
+    /// Producers left out because there are too many.
+    pub producers_left_out: u64,
+    /// Batches refused and put into the dead-letter stream.
+    pub batches_rejected: u64,
+    /// Batches put off because they took too long.
+    pub batches_deferred: u64,
+    /// Finding revisions published.
+    pub findings: u64,
+    /// Least free share of the memory bound, in permille; 1000 without a bound.
+    pub memory_free_permille: u64,
+    /// State of the way to NATS.
+    pub circuit: String,
+}
+
+/// A storage replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// When it said so, by its clock.
+    pub at: UnixNanos,
+    /// Its name: the durable consumer's.
+    pub name: String,
+    /// Findings delivered by the stream, each time they are.
+    pub received: u64,
+    /// Findings stored.
+    pub stored: u64,
+    /// Findings not stored, by reason.
+    pub refused: Vec<Dropped>,
+    /// Findings that could not be written and are asked for again.
+    pub retried: u64,
+    /// Findings that wait in the stream.
+    pub behind: u64,
+    /// What is wrong, in words.
+    pub gaps: Vec<String>,
+    /// State of the way to NATS.
+    pub circuit: String,
+}
