@@ -122,7 +122,15 @@ impl Batcher {
             return None;
         }
         let msg_id = Frame::id(self.producer, self.epoch, shard, sequence);
-        Some(Frame { payload: Bytes::from(payload), shard, events, msg_id, spool_file: None })
+        Some(Frame {
+            payload: Bytes::from(payload),
+            shard,
+            events,
+            epoch: self.epoch,
+            first_sequence: sequence,
+            msg_id,
+            spool_file: None,
+        })
     }
 
     fn lose(&self, events: u64) {

@@ -20,4 +20,5 @@ mod outbox;
 mod publish;
 pub mod sink;
 mod spool;
+mod status;
 mod validate;

@@ -39,6 +39,7 @@ use crate::outbox::Outbox;
 use crate::publish::{self, DRAIN_PUBLISH_MAX, PublishParts};
 use crate::sink::{self, EventSink, Intake, Wake};
 use crate::spool::{Spool, SpoolError};
+use crate::status::{self, Word};
 use crate::validate::Validator;
 
 /// Longest sleep of the node thread: how late it sees a stop, and how often it says that it lives.
@@ -119,6 +120,17 @@ impl NodeAgent {
         let supervision = Supervision::start(parts.clock.clone(), parts.health.clone(), &parts.metrics)?;
         let epoch = next_epoch(config.data_dir.as_deref(), parts.clock.now_unix_nanos())?;
         let outbox = Outbox::new(config.backlog.memory.bytes(), open_spool(&config)?, ledger.clone());
+        let producer = producer(&config.cluster, &node_name);
+        let word = Word {
+            node: node_name.clone(),
+            producer,
+            epoch,
+            started: UnixNanos(parts.clock.now_unix_nanos()),
+            ledger: ledger.clone(),
+            outbox: Arc::clone(&outbox),
+            parts: parts.clone(),
+        };
+        status::add(&supervision, &config.cluster, word).await?;
         add_publisher(&supervision, &config, &parts.bus, &outbox).await?;
 
         let wake = Arc::new(Wake::default());
@@ -133,7 +145,6 @@ impl NodeAgent {
         };
         let sinks = collectors::Sinks::open(&mut open);
         let other_sinks = others.iter().map(|name| open(name)).collect();
-        let producer = producer(&config.cluster, &node_name);
         let run = run_id(producer, epoch);
         let node = NodeThread {
             intakes,

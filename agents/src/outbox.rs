@@ -29,6 +29,10 @@ pub struct Frame {
     pub shard: u16,
     /// Events in it.
     pub events: u64,
+    /// Run that numbered its events.
+    pub epoch: u32,
+    /// Number of its first event in the shard.
+    pub first_sequence: u64,
     /// De-duplication id: producer, epoch, shard, first sequence.
     pub msg_id: String,
     /// The spool file that holds it, if any.
@@ -46,7 +50,15 @@ impl Frame {
         let mut unpacker = Unpacker::default();
         let header = *EventBatchView::check(unpacker.unpack(&payload).ok()?).ok()?.header();
         let msg_id = Self::id(header.producer, header.epoch, header.shard, header.first_sequence);
-        Some(Self { shard: header.shard, events: u64::from(header.count), msg_id, spool_file, payload })
+        Some(Self {
+            shard: header.shard,
+            events: u64::from(header.count),
+            epoch: header.epoch,
+            first_sequence: header.first_sequence,
+            msg_id,
+            spool_file,
+            payload,
+        })
     }
 }
 
@@ -55,7 +67,8 @@ pub struct Outbox {
     state: Mutex<State>,
     changed: Notify,
     memory_bytes_max: u64,
-    bytes_max: u64,
+    /// Memory, and what the spool may take: less than configured when the disk is nearly full.
+    bytes_max: AtomicU64,
     bytes: AtomicU64,
     spools: bool,
     ledger: Ledger,
@@ -69,6 +82,46 @@ struct State {
     window: BTreeMap<u64, Frame>,
     taken: u64,
     closed: bool,
+    sent: Sent,
+}
+
+/// How far the stream has acknowledged the numbers of the newest run seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// The run.
+    pub epoch: u32,
+    /// Per shard that anything was sent of: events are acknowledged up to this number …
+    pub shards: BTreeMap<u16, SentTo>,
+    /// Events of earlier runs that were acknowledged.
+    pub earlier: u64,
+}
+
+/// How far one shard is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SentTo {
+    /// Number after the last acknowledged event.
+    pub position: u64,
+    /// Numbers below it that were given to events which were then dropped.
+    pub skipped: u64,
+}
+
+impl Sent {
+    /// Batches of a shard are acknowledged in order, so a number that is passed over was dropped.
+    fn note(&mut self, frame: &Frame) {
+        if frame.epoch > self.epoch {
+            // What was counted so far is now an earlier run.
+            self.earlier += self.shards.values().map(|to| to.position - to.skipped).sum::<u64>();
+            self.shards.clear();
+            self.epoch = frame.epoch;
+        }
+        if frame.epoch < self.epoch {
+            self.earlier += frame.events;
+            return;
+        }
+        let to = self.shards.entry(frame.shard).or_default();
+        to.skipped += frame.first_sequence.saturating_sub(to.position);
+        to.position = to.position.max(frame.first_sequence + frame.events);
+    }
 }
 
 /// A batch that was taken, by its order of taking.
@@ -95,9 +148,10 @@ impl Outbox {
             window: BTreeMap::new(),
             taken: 0,
             closed: false,
+            sent: Sent::default(),
         };
         let outbox = Self {
-            bytes_max: memory_bytes_max + state.spool.as_ref().map_or(0, Spool::bytes_max),
+            bytes_max: AtomicU64::new(0),
             spools: state.spool.is_some(),
             state: Mutex::new(state),
             changed: Notify::new(),
@@ -114,11 +168,26 @@ impl Outbox {
         self.spools
     }
 
+    /// Bytes that wait.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that may wait: as configured, or what the disk still takes.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// How far the stream has acknowledged.
+    pub fn sent(&self) -> Sent {
+        self.lock().sent.clone()
+    }
+
     /// Why an event of this severity must not enter now; `None` when it may. `pending_bytes` are in batches
     /// that are still being filled and will come.
     pub fn sheds(&self, severity: EventSeverity, pending_bytes: u64) -> Option<DropReason> {
         let used = self.bytes.load(Ordering::Relaxed) + pending_bytes;
-        let fill = used.saturating_mul(1000) / self.bytes_max.max(1);
+        let fill = used.saturating_mul(1000) / self.bytes_max().max(1);
         match severity {
             EventSeverity::Debug | EventSeverity::Info if fill >= SHED_INFO_PERMILLE => {
                 Some(DropReason::ShedInfo)
@@ -189,7 +258,7 @@ impl Outbox {
 
     /// The stream has taken a batch.
     pub fn acknowledged(&self, order: u64) {
-        if let Some(frame) = self.answered(order) {
+        if let Some(frame) = self.answered(order, true) {
             self.ledger.leave(Place::Window, frame.events);
             self.ledger.published(frame.events);
         }
@@ -197,7 +266,7 @@ impl Outbox {
 
     /// The stream will never take a batch.
     pub fn rejected(&self, order: u64) {
-        if let Some(frame) = self.answered(order) {
+        if let Some(frame) = self.answered(order, false) {
             self.ledger.leave(Place::Window, frame.events);
             self.ledger.dropped(DropReason::Rejected, frame.events);
         }
@@ -247,6 +316,9 @@ impl Outbox {
     }
 
     fn push_spool(&self, state: &mut State, frame: &Frame) {
+        if let Some(spool) = state.spool.as_mut() {
+            spool.look_at_disk();
+        }
         let reason = match state.spool.as_mut() {
             Some(spool) if spool.has_room(frame.payload.len()) => {
                 match spool.append(&frame.payload, frame.events) {
@@ -266,9 +338,12 @@ impl Outbox {
         self.ledger.dropped(reason, frame.events);
     }
 
-    fn answered(&self, order: u64) -> Option<Frame> {
+    fn answered(&self, order: u64, taken: bool) -> Option<Frame> {
         let mut state = self.lock();
         let frame = state.window.remove(&order)?;
+        if taken {
+            state.sent.note(&frame);
+        }
         if let (Some(number), Some(spool)) = (frame.spool_file, state.spool.as_mut()) {
             spool.acknowledge(number);
         }
@@ -279,6 +354,8 @@ impl Outbox {
     fn measure(&self, state: &State) {
         let spooled = state.spool.as_ref().map_or(0, Spool::bytes);
         self.bytes.store(state.memory_bytes + spooled, Ordering::Relaxed);
+        let spool_max = state.spool.as_ref().map_or(0, Spool::bytes_max);
+        self.bytes_max.store(self.memory_bytes_max + spool_max, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

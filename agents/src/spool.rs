@@ -21,6 +21,8 @@ const MAGIC: [u8; 4] = *b"TPSP";
 const VERSION: u16 = 1;
 const FILE_HEADER_BYTES: u64 = 8;
 const RECORD_HEADER_BYTES: u64 = 12;
+/// Left free on the disk: a page for the file's own growth, so that a record is written whole or not begun.
+const DISK_RESERVE_BYTES: u64 = 64 << 10;
 /// First number of a new spool: leaves room below, for what must be sent before everything that is there.
 const FIRST_NUMBER: u64 = 1 << 32;
 
@@ -50,6 +52,8 @@ pub struct Spool {
     writer: Option<File>,
     reader: Option<Reader>,
     bytes: u64,
+    /// What the file system had free when it was last asked.
+    disk_free: u64,
     lost_events: u64,
     /// Held as long as the spool is open; the kernel gives it back when the process ends, however it ends.
     _lock: File,
@@ -88,7 +92,9 @@ impl Spool {
             files.push(SpoolFile { number, bytes, events, pending: 0 });
         }
         files.sort_unstable_by_key(|f| f.number);
+        let disk_free = disk_free(dir);
         Ok(Self {
+            disk_free,
             dir: dir.to_owned(),
             bytes_max,
             file_bytes_max,
@@ -117,9 +123,9 @@ impl Spool {
         self.bytes
     }
 
-    /// Bytes allowed on disk.
+    /// Bytes allowed on disk: as configured, or what there is and what the disk still has room for.
     pub fn bytes_max(&self) -> u64 {
-        self.bytes_max
+        self.bytes_max.min(self.bytes + self.disk_free.saturating_sub(DISK_RESERVE_BYTES))
     }
 
     /// Events that were written and could not be read back, since the last call.
@@ -129,7 +135,12 @@ impl Spool {
 
     /// True when a batch of `bytes` still fits.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.bytes + bytes as u64 + RECORD_HEADER_BYTES + FILE_HEADER_BYTES <= self.bytes_max
+        self.bytes + bytes as u64 + RECORD_HEADER_BYTES + FILE_HEADER_BYTES <= self.bytes_max()
+    }
+
+    /// Asks the file system how much it has free. Others write to it, too.
+    pub fn look_at_disk(&mut self) {
+        self.disk_free = disk_free(&self.dir);
     }
 
     /// Appends a batch of `events`; the caller has asked [`Spool::has_room`].
@@ -281,6 +292,11 @@ impl Spool {
 }
 
 /// Two agents in one directory would send and delete each other's batches.
+/// Bytes that the file system of `dir` still takes from us; unknown counts as plenty, then writing tells.
+fn disk_free(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 fn lock(dir: &Path) -> Result<File, SpoolError> {
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
