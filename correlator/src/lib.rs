@@ -23,6 +23,7 @@ mod restart_tests;
 pub mod shards;
 mod stage_one;
 mod stage_two;
+mod status;
 pub mod unite;
 
 pub use pipeline::{Correlator, CorrelatorError, CorrelatorHandle, CorrelatorParts, DrainError};

@@ -1,5 +1,6 @@
 //! What the correlator tells of itself. Label sets are closed.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tapio_runtime::telemetry::Metrics;
 
 use crate::shards::Counters;
+use crate::status::Board;
 
 type ByLabel = Family<[(&'static str, String); 1], Counter<u64, AtomicU64>>;
 type Count = Counter<u64, AtomicU64>;
@@ -26,6 +28,10 @@ pub struct CorrelatorMetrics {
     pub findings: Count,
     /// Milliseconds between the clock and the event time that stage two has passed.
     pub lag_ms: Level,
+    /// Batches put off because they took too long.
+    pub deferred: Count,
+    /// What the status of this replica is made of.
+    pub board: Arc<Board>,
     events: Count,
     dropped: ByLabel,
     late: Count,
@@ -50,6 +56,11 @@ impl CorrelatorMetrics {
             sections: count("correlator_sections", "Messages published on the signal stream"),
             findings: count("correlator_findings", "Finding revisions published"),
             lag_ms: metrics.shared("correlator_watermark_lag_ms", "Event time not yet decided, milliseconds"),
+            deferred: count(
+                "correlator_batches_deferred",
+                "Batches given up because they took longer than the limit, and dead-lettered",
+            ),
+            board: Arc::default(),
             events: count("correlator_events", "Events read from batches"),
             dropped: by_label("correlator_events_dropped", "Events not used, by reason"),
             late: count(
@@ -101,6 +112,7 @@ impl CorrelatorMetrics {
 
     /// Counts a refused batch.
     pub fn reject(&self, reason: &str) {
+        self.board.reject();
         self.rejected.get_or_create(&[("reason", reason.to_owned())]).inc();
     }
 

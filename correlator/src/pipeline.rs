@@ -33,6 +33,7 @@ use crate::model::Model;
 use crate::partition::Partition;
 use crate::stage_one::StageOne;
 use crate::stage_two::StageTwoParts;
+use crate::status;
 
 /// How long the correlator may take to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
@@ -105,6 +106,7 @@ impl Correlator {
         let metrics = CorrelatorMetrics::new(&parts.metrics);
         let policy = RestartPolicy { stop_grace: STAGE_GRACE, ..RestartPolicy::default() };
 
+        status::add(&supervision, &config, &parts, &metrics).await?;
         let two = StageTwoParts {
             config: config.clone(),
             model,

@@ -60,6 +60,31 @@ pub struct Evicted {
 }
 
 impl Dropped {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+
+    /// What came since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            integrity: self.integrity - before.integrity,
+            too_old: self.too_old - before.too_old,
+            in_future: self.in_future - before.in_future,
+            rate_limited: self.rate_limited - before.rate_limited,
+            duplicate: self.duplicate - before.duplicate,
+        }
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, more: &Self) {
+        self.integrity += more.integrity;
+        self.too_old += more.too_old;
+        self.in_future += more.in_future;
+        self.rate_limited += more.rate_limited;
+        self.duplicate += more.duplicate;
+    }
+
     /// Counts with the reason they are shown under.
     pub fn by_reason(&self) -> [(&'static str, u64); 5] {
         [

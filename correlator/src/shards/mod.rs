@@ -24,6 +24,7 @@ pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted};
 pub(crate) use episode::{add_evidence, stamped};
+pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
 pub use shard::Shard;
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};

@@ -9,7 +9,7 @@ use tapio_schemas::wire::Header;
 use tapio_schemas::{Gap, ProducerId, SmolStr, UnixNanos};
 
 use super::context::Rate;
-use super::counters::Counters;
+use super::counters::{Counters, Dropped};
 
 /// How long a hole may stay open before it is told.
 const GRACE_NS: u64 = 5_000_000_000;
@@ -27,6 +27,44 @@ pub struct Producer {
     node: SmolStr,
     /// Its rate.
     pub rate: Rate,
+    /// What became of its events.
+    pub account: Account,
+}
+
+/// What became of the events of one run of a producer, from the first one read on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Number of the first event read.
+    pub from: u64,
+    /// Events used.
+    pub processed: u64,
+    /// Events refused.
+    pub dropped: Dropped,
+    /// Events behind the watermark, used all the same.
+    pub late: u64,
+    /// Events that never came, as far as told.
+    missing: u64,
+    /// Batches read before.
+    pub duplicate_batches: u64,
+}
+
+/// One line of a shard's balance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountLine {
+    /// Who.
+    pub producer: ProducerId,
+    /// Where its events come from.
+    pub node: SmolStr,
+    /// Its run.
+    pub epoch: u32,
+    /// Number after the last event read.
+    pub next: u64,
+    /// Events that never came, also those of holes that may still close.
+    pub missing: u64,
+    /// Event time of its newest event.
+    pub last: UnixNanos,
+    /// The rest.
+    pub account: Account,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +119,7 @@ impl Sequences {
             last_event: newest,
             node: SmolStr::new(node),
             rate: Rate::default(),
+            account: Account { from: header.first_sequence, ..Account::default() },
         });
         let order = producer.place(header, end, newest);
         producer.last = producer.last.max(newest);
@@ -108,6 +147,7 @@ impl Sequences {
                 let open = !crowded && hole.seen.plus(GRACE_NS) > now;
                 if !open {
                     counters.gap_events += hole.end - hole.first;
+                    producer.account.missing += hole.end - hole.first;
                     told.push(Gap {
                         producer: *id,
                         source: "transport".into(),
@@ -126,6 +166,19 @@ impl Sequences {
         self.due = self.producers.values().flat_map(|p| p.holes.iter().map(|h| h.seen.plus(GRACE_NS))).min();
     }
 
+    /// The balance of each producer.
+    pub fn accounts(&self) -> impl Iterator<Item = AccountLine> + '_ {
+        self.producers.iter().map(|(id, producer)| AccountLine {
+            producer: *id,
+            node: producer.node.clone(),
+            epoch: producer.epoch,
+            next: producer.next,
+            missing: producer.account.missing + producer.holes.iter().map(|h| h.end - h.first).sum::<u64>(),
+            last: producer.last,
+            account: producer.account.clone(),
+        })
+    }
+
     fn forget_longest_silent(&mut self, counters: &mut Counters) {
         let oldest = self.producers.iter().min_by_key(|(id, p)| (p.last, **id)).map(|(id, _)| *id);
         if let Some(id) = oldest {
@@ -136,6 +189,11 @@ impl Sequences {
 }
 
 impl Producer {
+    /// True when a batch is of the run that the account is of.
+    pub fn accounts_for(&self, header: &Header) -> bool {
+        header.epoch == self.epoch
+    }
+
     fn place(&mut self, header: &Header, end: u64, newest: UnixNanos) -> Order {
         if header.epoch != self.epoch {
             if header.epoch < self.epoch {
@@ -145,6 +203,7 @@ impl Producer {
             self.epoch = header.epoch;
             self.next = header.first_sequence;
             self.holes.clear();
+            self.account = Account { from: header.first_sequence, ..Account::default() };
         }
         if header.first_sequence >= self.next {
             if header.first_sequence > self.next {

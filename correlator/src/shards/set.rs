@@ -4,6 +4,7 @@ use tapio_schemas::UnixNanos;
 use tapio_schemas::wire::{EventBatchView, SignalSection, Unpacker, WireError};
 
 use super::counters::Counters;
+use super::sequences::AccountLine;
 use super::shard::Shard;
 use crate::config::CorrelatorConfig;
 
@@ -126,6 +127,11 @@ impl ShardSet {
     /// Counts since they were last taken, of each shard.
     pub fn take_counters(&mut self) -> impl Iterator<Item = Counters> + '_ {
         self.shards.iter_mut().map(|shard| std::mem::take(&mut shard.counters))
+    }
+
+    /// What became of each producer's events, by shard.
+    pub fn accounts(&self) -> impl Iterator<Item = (u16, AccountLine)> + '_ {
+        self.shards.iter().flat_map(|shard| shard.accounts().map(|line| (shard.id(), line)))
     }
 
     /// Open things of all shards, by kind.

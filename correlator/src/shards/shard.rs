@@ -19,7 +19,7 @@ use super::losses;
 use super::news;
 use super::record::{Record, Triage, owner_identity, triage};
 use super::reorder::{Admitted, Reorder};
-use super::sequences::{Order, Sequences};
+use super::sequences::{AccountLine, Order, Sequences};
 use super::series::{Finding, SeriesStore};
 use super::topology::Topology;
 use super::watermark::{TICK_NS, grid_ceil, grid_floor};
@@ -86,8 +86,10 @@ impl Shard {
         let (order, producer) = self.sequences.observe(batch.header(), newest, node, &mut self.counters);
         if order == Order::Duplicate {
             self.counters.duplicate_batches += 1;
+            producer.account.duplicate_batches += 1;
             return;
         }
+        let before = (self.counters.events, self.counters.late, self.counters.dropped.clone());
         let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: newest_allowed };
         let mut last_sighting = (usize::MAX, UnixNanos(0));
         for view in batch.iter() {
@@ -115,6 +117,17 @@ impl Shard {
                 }
             }
         }
+        if producer.accounts_for(batch.header()) {
+            let dropped = self.counters.dropped.since(&before.2);
+            producer.account.processed += self.counters.events - before.0 - dropped.total();
+            producer.account.late += self.counters.late - before.1;
+            producer.account.dropped.add(&dropped);
+        }
+    }
+
+    /// What became of each producer's events.
+    pub fn accounts(&self) -> impl Iterator<Item = AccountLine> + '_ {
+        self.sequences.accounts()
     }
 
     /// Runs the steps up to the watermark; appends a section for each step that has something to say. Returns how far

@@ -74,6 +74,7 @@ impl StageOne {
         let resources = (0..SHARD_COUNT).map(|shard| format!("shard.{shard}")).collect();
         let group = lease_group("shards", &self.config.cluster);
         let replica = self.config.replica_name(self.clock.now_unix_nanos());
+        self.metrics.board.name(&replica);
         let config = LeaseConfig::new(group, replica, resources);
         let (leases, events) =
             Leases::join(&self.bus, config, self.clock.clone(), &self.registry, Shutdown::new()).await?;

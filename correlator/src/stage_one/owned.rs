@@ -1,6 +1,7 @@
 //! What a worker knows of a shard that it owns: how far it is in the stream and in event time, and what it has told.
 
 use tapio_schemas::UnixNanos;
+use tapio_schemas::status::OwnedShardStatus;
 
 use crate::low_water::{LowWater, Marks};
 use crate::shards::{TICK_NS, Watermark, grid_floor};
@@ -13,6 +14,10 @@ pub struct OwnedShard {
     pub epoch: u64,
     /// Event time up to which stage two has been told.
     pub said: UnixNanos,
+    /// Wall time since which it is owned.
+    pub since: UnixNanos,
+    /// Wall time at which everything published had last been read.
+    pub current_at: UnixNanos,
     watermark: Watermark,
     advanced: UnixNanos,
     newest: UnixNanos,
@@ -30,6 +35,8 @@ impl OwnedShard {
             shard,
             epoch,
             said: UnixNanos(0),
+            since: UnixNanos(0),
+            current_at: UnixNanos(0),
             watermark: Watermark::new(lateness_ns),
             advanced: UnixNanos(0),
             newest: UnixNanos(0),
@@ -50,6 +57,7 @@ impl OwnedShard {
 
     /// Everything that was published is read, and it is `now`.
     pub fn caught_up(&mut self, now: UnixNanos) {
+        self.current_at = now;
         self.watermark.caught_up(now);
     }
 
@@ -60,6 +68,11 @@ impl OwnedShard {
             self.advanced = grid_floor(at);
             at
         })
+    }
+
+    /// What is told of it.
+    pub fn status(&self) -> OwnedShardStatus {
+        OwnedShardStatus(self.shard, self.epoch, self.since, self.watermark.at(), self.current_at)
     }
 
     /// Event time, on the grid, up to which its steps are run.

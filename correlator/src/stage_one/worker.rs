@@ -148,6 +148,7 @@ pub struct Worker {
     waiting: VecDeque<(Answer, u64)>,
     marks_due: Duration,
     checkpoint_due: Duration,
+    status_due: Duration,
 }
 
 impl Worker {
@@ -163,6 +164,7 @@ impl Worker {
             waiting: VecDeque::new(),
             marks_due: Duration::ZERO,
             checkpoint_due: Duration::ZERO,
+            status_due: Duration::ZERO,
             parts,
         }
     }
@@ -186,6 +188,11 @@ impl Worker {
                 self.marks_due = now + MARKS_EVERY;
                 self.tell_marks()?;
                 self.count();
+            }
+            if now >= self.status_due {
+                self.status_due = now + tapio_schemas::status::EVERY / 2;
+                let owned = self.owned.iter().flatten().map(OwnedShard::status).collect();
+                self.parts.metrics.board.set(self.parts.index, owned, self.shards.accounts());
             }
             if now >= self.checkpoint_due {
                 self.checkpoint_due = now + CHECKPOINT_EVERY;
@@ -218,7 +225,8 @@ impl Worker {
                 self.disown(shard);
                 let config = &self.parts.config;
                 let (lateness, replay_max) = (nanos(config.lateness), nanos(config.replay_max));
-                let owned = OwnedShard::new(shard, epoch, from, lateness, replay_max);
+                let mut owned = OwnedShard::new(shard, epoch, from, lateness, replay_max);
+                owned.since = UnixNanos(self.parts.clock.now_unix_nanos());
                 self.shards.own(shard, epoch, config);
                 if let Some(slot) = self.owned.get_mut(usize::from(shard)) {
                     *slot = Some(owned);

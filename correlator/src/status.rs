@@ -1,0 +1,183 @@
+//! What a replica tells of itself: the shards it owns, how far they are, and what became of each producer's events.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
+use tapio_schemas::names::status_key;
+use tapio_schemas::status::{
+    CorrelatorStatus, Dropped, OwnedShardStatus, PRODUCERS_MAX, ProducerRead, ReadShard,
+};
+use tapio_schemas::{ProducerId, UnixNanos};
+
+use crate::config::CorrelatorConfig;
+use crate::metrics::CorrelatorMetrics;
+use crate::pipeline::CorrelatorParts;
+use crate::shards::AccountLine;
+
+/// Stage of the path, in what is dropped.
+const STAGE: &str = "correlator";
+
+/// Where the shard workers put their words; each about once a second, so a lock does not hurt.
+#[derive(Debug, Default)]
+pub struct Board {
+    words: Mutex<Words>,
+    rejected: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Words {
+    replica: String,
+    by_worker: BTreeMap<usize, (Vec<OwnedShardStatus>, BTreeMap<ProducerId, Read>)>,
+}
+
+#[derive(Debug, Clone)]
+struct Read {
+    read: ProducerRead,
+    last: UnixNanos,
+}
+
+impl Board {
+    /// The name of this replica.
+    pub fn name(&self, replica: &str) {
+        let mut words = self.lock();
+        words.replica = replica.to_owned();
+        words.by_worker.clear();
+    }
+
+    /// What a worker owns and has read.
+    pub fn set(
+        &self,
+        worker: usize,
+        owned: Vec<OwnedShardStatus>,
+        lines: impl Iterator<Item = (u16, AccountLine)>,
+    ) {
+        let mut producers = BTreeMap::new();
+        for (shard, line) in lines {
+            enter(&mut producers, shard, &line);
+        }
+        self.lock().by_worker.insert(worker, (owned, producers));
+    }
+
+    /// Counts a batch that was refused.
+    pub fn reject(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Batches refused.
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Shards, producers and how many of these are left out.
+    fn read(&self) -> (String, Vec<OwnedShardStatus>, Vec<ProducerRead>, u64) {
+        let words = self.lock();
+        let mut shards = Vec::new();
+        let mut producers: BTreeMap<ProducerId, Read> = BTreeMap::new();
+        for (owned, read) in words.by_worker.values() {
+            shards.extend(owned);
+            for (id, more) in read {
+                match producers.get_mut(id) {
+                    Some(known) => known.join(more),
+                    None => drop(producers.insert(*id, more.clone())),
+                }
+            }
+        }
+        shards.sort_by_key(|shard: &OwnedShardStatus| shard.0);
+        let mut producers: Vec<Read> = producers.into_values().collect();
+        producers.sort_by_key(|read| std::cmp::Reverse(read.last));
+        let left_out = producers.len().saturating_sub(PRODUCERS_MAX) as u64;
+        producers.truncate(PRODUCERS_MAX);
+        (words.replica.clone(), shards, producers.into_iter().map(|read| read.read).collect(), left_out)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Words> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn enter(producers: &mut BTreeMap<ProducerId, Read>, shard: u16, line: &AccountLine) {
+    let account = &line.account;
+    let dropped = account.dropped.by_reason().into_iter().filter(|(_, count)| *count > 0);
+    let more = Read {
+        read: ProducerRead {
+            producer: line.producer,
+            node: line.node.to_string(),
+            shards: vec![ReadShard(
+                shard,
+                line.epoch,
+                account.from,
+                line.next,
+                account.processed,
+                account.dropped.total(),
+                line.missing,
+            )],
+            dropped: dropped
+                .map(|(reason, count)| Dropped { stage: STAGE.to_owned(), reason: reason.to_owned(), count })
+                .collect(),
+            duplicate_batches: account.duplicate_batches,
+            late: account.late,
+        },
+        last: line.last,
+    };
+    match producers.get_mut(&line.producer) {
+        Some(known) => known.join(&more),
+        None => drop(producers.insert(line.producer, more)),
+    }
+}
+
+impl Read {
+    fn join(&mut self, more: &Self) {
+        let read = &mut self.read;
+        if read.node.is_empty() {
+            read.node.clone_from(&more.read.node);
+        }
+        read.shards.extend(&more.read.shards);
+        read.duplicate_batches += more.read.duplicate_batches;
+        read.late += more.read.late;
+        for dropped in &more.read.dropped {
+            match read.dropped.iter_mut().find(|known| known.reason == dropped.reason) {
+                Some(known) => known.count += dropped.count,
+                None => read.dropped.push(dropped.clone()),
+            }
+        }
+        self.last = self.last.max(more.last);
+    }
+}
+
+/// Tells it as long as the correlator runs. Added first, it is stopped last.
+///
+/// # Errors
+/// When the supervisor is gone.
+pub async fn add(
+    supervision: &Supervision,
+    config: &CorrelatorConfig,
+    parts: &CorrelatorParts,
+    metrics: &CorrelatorMetrics,
+) -> Result<(), SuperviseError> {
+    let (bus, clock, metrics) = (parts.bus.clone(), parts.clock.clone(), metrics.clone());
+    let replica = config.replica_name(clock.now_unix_nanos());
+    let key = status_key("correlator", &config.cluster, &replica);
+    supervision
+        .add_task("correlator.status", RestartPolicy::default(), move |context| {
+            let (told, clock, metrics) = (bus.clone(), clock.clone(), metrics.clone());
+            let read = move || {
+                let (replica, shards, producers, producers_left_out) = metrics.board.read();
+                CorrelatorStatus {
+                    at: UnixNanos(clock.now_unix_nanos()),
+                    replica,
+                    shards,
+                    producers,
+                    producers_left_out,
+                    batches_rejected: metrics.board.rejected(),
+                    batches_deferred: metrics.deferred.get(),
+                    findings: metrics.findings.get(),
+                    memory_free_permille: 1000,
+                    circuit: told.circuit().as_str().to_owned(),
+                }
+            };
+            tapio_runtime::status::tell(bus.clone(), key.clone(), read, context)
+        })
+        .await
+}
