@@ -46,6 +46,11 @@ impl Condition {
         self.behind.store(findings, Ordering::Relaxed);
     }
 
+    /// Findings that wait in the stream.
+    pub fn behind(&self) -> u64 {
+        self.behind.load(Ordering::Relaxed)
+    }
+
     /// What answers may lack, in words.
     pub fn gaps(&self) -> Vec<String> {
         let mut gaps = Vec::new();

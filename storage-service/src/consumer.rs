@@ -121,6 +121,7 @@ impl Consumer {
 
     /// True when everything of the batch is done with.
     async fn handle(&self, batch: &[Message], failures: u32) -> bool {
+        self.metrics.received(batch.len() as u64);
         let mut findings = Vec::with_capacity(batch.len());
         let mut good = Vec::with_capacity(batch.len());
         for message in batch {
@@ -150,6 +151,7 @@ impl Consumer {
             }
             Some(reason) => {
                 self.condition.fail(&reason);
+                self.metrics.retried(good.len() as u64);
                 let delay = RETRY.delay(failures);
                 tracing::warn!(count = good.len(), ?delay, reason, "findings not stored; asked for again");
                 for message in good {

@@ -16,6 +16,7 @@ pub mod live;
 pub mod open;
 pub mod rebuild;
 mod service;
+mod status;
 pub mod store;
 pub mod view;
 pub mod writer;

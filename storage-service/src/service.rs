@@ -28,6 +28,7 @@ use crate::freshness::Freshness;
 use crate::live::Live;
 use crate::open::OpenFindings;
 use crate::rebuild::{RebuildError, rebuild};
+use crate::status::{self, Word};
 use crate::store::{Limits, StoreError, StoreMetrics, StoreOptions};
 use crate::writer::{Writer, WriterParts};
 
@@ -111,7 +112,7 @@ impl StorageService {
         let condition = Condition::default();
         let freshness = Freshness::new(bus.clone(), clock.clone());
         let answers = Answers::new(cell.clone(), open.clone(), freshness, condition.clone());
-        let supervision = Supervision::start(clock, health, &metrics)?;
+        let supervision = Supervision::start(clock.clone(), health, &metrics)?;
 
         let parts =
             WriterParts { cell: cell.clone(), open, live: live.clone(), condition: condition.clone() };
@@ -119,6 +120,14 @@ impl StorageService {
         add_grpc(&supervision, listener, grpc_addr, answers.clone(), live).await?;
         add_queries(&supervision, &bus, answers).await?;
         let name = format!("{}-{:016x}", config.consumer, cell.get()?.id());
+        let word = Word {
+            name: name.clone(),
+            metrics: store_metrics.clone(),
+            condition: condition.clone(),
+            bus: bus.clone(),
+            clock,
+        };
+        status::add(&supervision, word).await?;
         let intake = Intake {
             name,
             ack_wait: config.ack_wait.get(),

@@ -14,6 +14,8 @@ type ByReason = Family<[(&'static str, &'static str); 1], Counter>;
 #[derive(Debug, Clone, Default)]
 pub struct StoreMetrics {
     pub(super) stored: Counter,
+    received: Counter,
+    retried: Counter,
     not_stored: ByReason,
     removed: ByReason,
     pub(super) unreadable: Counter,
@@ -30,6 +32,16 @@ impl StoreMetrics {
     pub fn register(metrics: &Metrics) -> Self {
         let own = Self::default();
         metrics.register("storage_findings_stored", "Finding revisions made durable", own.stored.clone());
+        metrics.register(
+            "storage_findings_received",
+            "Finding revisions delivered by the stream, each time it delivers them",
+            own.received.clone(),
+        );
+        metrics.register(
+            "storage_findings_retried",
+            "Finding revisions that could not be written and were asked for again",
+            own.retried.clone(),
+        );
         metrics.register(
             "storage_findings_not_stored",
             "Finding revisions taken from the stream and not stored, by reason",
@@ -78,6 +90,26 @@ impl StoreMetrics {
         self.bytes.set(i64::try_from(totals.bytes).unwrap_or(i64::MAX));
     }
 
+    /// Counts revisions that the stream delivered.
+    pub(crate) fn received(&self, count: u64) {
+        self.received.inc_by(count);
+    }
+
+    /// Counts revisions that are asked for again.
+    pub(crate) fn retried(&self, count: u64) {
+        self.retried.inc_by(count);
+    }
+
+    /// Revisions delivered so far.
+    pub fn received_count(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Revisions asked for again so far.
+    pub fn retried_count(&self) -> u64 {
+        self.retried.get()
+    }
+
     /// Revisions made durable so far.
     pub fn stored_count(&self) -> u64 {
         self.stored.get()
@@ -87,6 +119,9 @@ impl StoreMetrics {
     pub fn not_stored_count(&self, reason: &'static str) -> u64 {
         self.not_stored.get_or_create(&[("reason", reason)]).get()
     }
+
+    /// Why a revision is not stored.
+    pub const REFUSALS: [&str; 4] = ["duplicate", "conflicting", "low_confidence", "malformed"];
 
     /// Revisions removed so far for this reason.
     pub fn removed_count(&self, reason: &'static str) -> u64 {
