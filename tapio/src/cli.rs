@@ -55,6 +55,11 @@ pub enum Command {
     Why(WhyArgs),
     /// Print findings as they are published.
     Watch(WatchArgs),
+    /// Say what each part has done with the events, and whether all are accounted for.
+    #[command(
+        after_help = "Examples:\n  tapio status\n  tapio status --output json\n  tapio status --nats-url nats://nats.example:4222\n\nExit codes: 0 every event is accounted for; 2 events are missing; 3 no agent speaks; 69 no running instance."
+    )]
+    Status(StatusArgs),
     /// Run recordings through the pipeline in event time and print each finding revision.
     #[command(
         after_help = "Examples:\n  tapio replay incident.jsonl.zst --output jsonl\n\nFindings come one a line, as they are made: `--output json` is the same as `jsonl` here."
@@ -208,6 +213,23 @@ pub struct WatchArgs {
     /// Print the stored findings first.
     #[arg(long)]
     pub stored: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// NATS server of the instance; else taken from endpoints.json.
+    #[arg(long)]
+    pub nats_url: Option<String>,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// Print all agents, not just one screen.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Arguments of `replay`.

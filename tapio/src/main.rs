@@ -1,6 +1,7 @@
 //! The one binary: every service, and the command line that asks them.
 #![forbid(unsafe_code)]
 
+mod balance;
 mod cli;
 mod client;
 mod commands;
@@ -57,6 +58,7 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         Command::Check(args) => commands::check::run(args).await,
         Command::Why(args) => commands::why::run(args).await,
         Command::Watch(args) => commands::watch::run(args).await,
+        Command::Status(args) => commands::status::run(args).await,
         Command::Record(args) => commands::record::run(args).await,
         Command::Demo(args) => commands::demo::run(args).await,
         Command::Loadtest(args) => commands::loadtest::run(args).await,

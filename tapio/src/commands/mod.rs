@@ -9,6 +9,7 @@ pub mod loadtest_args;
 pub mod record;
 pub mod replay;
 pub mod run;
+pub mod status;
 pub mod transfer;
 pub mod watch;
 pub mod why;

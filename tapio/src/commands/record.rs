@@ -11,7 +11,7 @@ use tapio_schemas::UnifiedEvent;
 use tapio_schemas::names::{STREAM_EVENTS, SUBJECTS_EVENTS};
 use tapio_schemas::wire::{EventBatchView, Unpacker};
 
-use crate::cli::RecordArgs;
+use crate::cli::{ClientArgs, RecordArgs};
 use crate::client::locate;
 use crate::exit::{ExitWith, UNAVAILABLE};
 
@@ -22,7 +22,7 @@ const REORDER_NS: u64 = 2_000_000_000;
 
 /// Records until Ctrl-C or for the given time.
 pub async fn run(args: RecordArgs) -> anyhow::Result<i32> {
-    let url = nats_url(&args)?;
+    let url = nats_url(args.nats_url.as_deref(), &args.client)?;
     let bus = Bus::connect(&BusConfig { urls: vec![url], ..BusConfig::default() }, &Metrics::new()).await?;
     let mut config = OrderedConfig::new(STREAM_EVENTS);
     config.filters = vec![SUBJECTS_EVENTS.to_owned()];
@@ -45,11 +45,12 @@ pub async fn run(args: RecordArgs) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-fn nats_url(args: &RecordArgs) -> anyhow::Result<String> {
-    if let Some(url) = &args.nats_url {
-        return Ok(url.clone());
+/// The NATS server that is named, or that of the running instance.
+pub fn nats_url(named: Option<&str>, client: &ClientArgs) -> anyhow::Result<String> {
+    if let Some(url) = named {
+        return Ok(url.to_owned());
     }
-    let (_, endpoints) = locate(&args.client)?;
+    let (_, endpoints) = locate(client)?;
     endpoints.map(|e| e.nats).ok_or_else(|| {
         ExitWith {
             code: UNAVAILABLE,

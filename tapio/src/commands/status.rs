@@ -1,0 +1,278 @@
+//! `tapio status`: what each part has done with the events, and whether all are accounted for.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tapio_runtime::bus::{Bus, BusConfig, Kv, KvEvent};
+use tapio_runtime::clock::{Clock, SystemClock};
+use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::UnixNanos;
+use tapio_schemas::names::KEY_STATUS_PREFIX;
+use tapio_schemas::status::{AgentStatus, CorrelatorStatus, EVERY, SILENT_AFTER, StorageStatus};
+
+use crate::balance::{Account, Balance, Words, judge};
+use crate::cli::{Output, StatusArgs};
+use crate::commands::record::nats_url;
+use crate::exit::{CANNOT_TELL, FINDINGS};
+
+/// Longest wait for each side to speak again.
+const WORDS_WAIT_MAX: Duration = Duration::from_secs(3 * EVERY.as_secs());
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Lines of agents on one screen; those with losses come first.
+const AGENTS_SHOWN_MAX: usize = 20;
+
+/// What all parts say.
+#[derive(Debug, Default, Clone)]
+struct Said {
+    agents: Vec<AgentStatus>,
+    correlators: Vec<CorrelatorStatus>,
+    storage: Vec<StorageStatus>,
+}
+
+/// The document of `--output json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Exact, and what is not accounted for.
+    exact: bool,
+    /// Accounts of producers.
+    #[serde(flatten)]
+    balance: Balance,
+    correlators: Vec<Replica>,
+    storage: Vec<StorageStatus>,
+    /// Parts that have not spoken lately: role and name.
+    silent: Vec<(&'static str, String)>,
+}
+
+/// A correlator replica in the report.
+#[derive(Debug, Serialize)]
+struct Replica {
+    replica: String,
+    shards: usize,
+    lag_ms: u64,
+    circuit: String,
+    findings: u64,
+    batches_rejected: u64,
+    batches_deferred: u64,
+    producers_left_out: u64,
+    memory_free_permille: u64,
+}
+
+/// Asks NATS, adds up, prints.
+pub async fn run(args: StatusArgs) -> anyhow::Result<i32> {
+    let url = nats_url(args.nats_url.as_deref(), &args.client)?;
+    let bus = Bus::connect(&BusConfig { urls: vec![url], ..BusConfig::default() }, &Metrics::new()).await?;
+    let bucket = bus.kv().await.context("no Tapio runs on this NATS server")?;
+    let report = report(&bucket).await?;
+    match args.output {
+        Output::Human => print!("{}", human(&report, args.all)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Jsonl => println!("{}", serde_json::to_string(&report)?),
+    }
+    Ok(match (report.exact, report.balance.accounts.is_empty()) {
+        (false, _) => FINDINGS,
+        (true, true) => CANNOT_TELL,
+        (true, false) => 0,
+    })
+}
+
+/// Reads until causes and effects have been told in their order, or at once when nothing moves.
+async fn report(bucket: &Kv) -> anyhow::Result<Report> {
+    let mut said = read(bucket).await?;
+    let silent = take_silent(&mut said);
+    let mut words = Words {
+        agents: said.agents.clone(),
+        correlators: said.correlators.clone(),
+        agents_after: said.agents.clone(),
+    };
+    if !at_rest(&judge(&words)) {
+        let agents = newest(words.agents.iter().map(|a| a.at));
+        words.correlators = later(bucket, |s| s.correlators.clone(), |c| c.at > agents).await?;
+        let correlators = newest(words.correlators.iter().map(|c| c.at));
+        words.agents_after = later(bucket, |s| s.agents.clone(), |a| a.at > correlators).await?;
+    }
+    let balance = judge(&words);
+    let correlators = words.correlators.iter().map(Replica::of).collect();
+    Ok(Report { exact: balance.unaccounted.is_empty(), balance, correlators, storage: said.storage, silent })
+}
+
+/// Nothing is on its way and nothing is missing: nothing to wait for.
+fn at_rest(balance: &Balance) -> bool {
+    balance.unaccounted.is_empty() && balance.accounts.iter().all(|a| a.in_stream == 0)
+}
+
+fn newest(times: impl Iterator<Item = UnixNanos>) -> UnixNanos {
+    times.max().unwrap_or_default()
+}
+
+/// What a side says once all of it that is not silent has spoken again; what it said last when that takes too long.
+async fn later<T>(
+    bucket: &Kv,
+    side: impl Fn(&Said) -> Vec<T>,
+    has_spoken: impl Fn(&T) -> bool,
+) -> anyhow::Result<Vec<T>> {
+    let deadline = Instant::now() + WORDS_WAIT_MAX;
+    loop {
+        let mut said = read(bucket).await?;
+        take_silent(&mut said);
+        let words = side(&said);
+        if words.iter().all(&has_spoken) || Instant::now() >= deadline {
+            return Ok(words);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn read(bucket: &Kv) -> anyhow::Result<Said> {
+    let mut said = Said::default();
+    let mut watch = bucket.watch(KEY_STATUS_PREFIX).await?;
+    loop {
+        let event =
+            tokio::time::timeout(WORDS_WAIT_MAX, watch.next()).await.context("NATS does not answer")??;
+        match event {
+            KvEvent::Put { key, entry } => match key.split('.').nth(1) {
+                Some("agent") => said.agents.extend(parse(&key, &entry.value)),
+                Some("correlator") => said.correlators.extend(parse(&key, &entry.value)),
+                Some("storage") => said.storage.extend(parse(&key, &entry.value)),
+                _ => {}
+            },
+            KvEvent::Gone { .. } => {}
+            KvEvent::Current => return Ok(said),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value)
+        .map_err(|error| eprintln!("tapio: {key} is of another version: {error}"))
+        .ok()
+}
+
+/// Takes out who has not spoken lately; of an agent that is gone the account stays.
+fn take_silent(said: &mut Said) -> Vec<(&'static str, String)> {
+    let since = UnixNanos(SystemClock::new().now_unix_nanos()).minus(SILENT_AFTER.as_nanos() as u64);
+    let mut silent = Vec::new();
+    said.agents.retain(|a| {
+        let speaks = a.at > since;
+        if !speaks {
+            silent.push(("agent", a.node.clone()));
+        }
+        speaks
+    });
+    said.correlators.retain(|c| {
+        // A replica that has been stopped owns nothing; it is no news.
+        let speaks = c.at > since;
+        if !speaks && !c.shards.is_empty() {
+            silent.push(("correlator", c.replica.clone()));
+        }
+        speaks
+    });
+    silent.extend(said.storage.iter().filter(|s| s.at <= since).map(|s| ("storage", s.name.clone())));
+    said.storage.retain(|s| s.at > since);
+    silent
+}
+
+impl Replica {
+    fn of(status: &CorrelatorStatus) -> Self {
+        let lag = status.shards.iter().map(|shard| status.at.since(shard.3) / 1_000_000).max();
+        Self {
+            replica: status.replica.clone(),
+            shards: status.shards.len(),
+            lag_ms: lag.unwrap_or_default(),
+            circuit: status.circuit.clone(),
+            findings: status.findings,
+            batches_rejected: status.batches_rejected,
+            batches_deferred: status.batches_deferred,
+            producers_left_out: status.producers_left_out,
+            memory_free_permille: status.memory_free_permille,
+        }
+    }
+}
+
+fn human(report: &Report, all: bool) -> String {
+    let mut out = String::new();
+    let mut accounts: Vec<&Account> = report.balance.accounts.iter().collect();
+    accounts.sort_by_key(|a| (std::cmp::Reverse(a.missing), a.node.clone()));
+    let _ = writeln!(
+        out,
+        "{:<20} {:>12} {:>12} {:>9} {:>9} {:>9} {:>12} {:>9} {:>9}  nats",
+        "agent",
+        "produced",
+        "acknowledged",
+        "spooled",
+        "in flight",
+        "in stream",
+        "processed",
+        "dropped",
+        "missing"
+    );
+    let shown = if all { accounts.len() } else { AGENTS_SHOWN_MAX };
+    for a in accounts.iter().take(shown) {
+        let dropped: u64 = a.dropped.iter().map(|d| d.count).sum();
+        let _ = writeln!(
+            out,
+            "{:<20} {:>12} {:>12} {:>9} {:>9} {:>9} {:>12} {:>9} {:>9}  {}",
+            a.node,
+            a.produced,
+            a.acknowledged,
+            a.spooled,
+            a.in_flight,
+            a.in_stream,
+            a.processed,
+            dropped,
+            a.missing,
+            a.circuit
+        );
+        for d in &a.dropped {
+            let _ = writeln!(out, "  dropped {}.{}: {}", d.stage, d.reason, d.count);
+        }
+    }
+    if accounts.len() > shown {
+        let _ = writeln!(out, "and {} more: tapio status --all", accounts.len() - shown);
+    }
+    for r in &report.correlators {
+        let _ = writeln!(
+            out,
+            "correlator {}: {} shards, {:.1} s behind, {} findings, {} batches refused, {} put off, nats {}",
+            r.replica,
+            r.shards,
+            r.lag_ms as f64 / 1000.0,
+            r.findings,
+            r.batches_rejected,
+            r.batches_deferred,
+            r.circuit
+        );
+        if r.producers_left_out > 0 {
+            let _ = writeln!(out, "  {} producers are left out of its word", r.producers_left_out);
+        }
+    }
+    for s in &report.storage {
+        let refused: u64 = s.refused.iter().map(|d| d.count).sum();
+        let _ = writeln!(
+            out,
+            "storage {}: {} findings received, {} stored, {refused} refused, {} waiting, nats {}",
+            s.name, s.received, s.stored, s.behind, s.circuit
+        );
+        for gap in &s.gaps {
+            let _ = writeln!(out, "  {gap}");
+        }
+    }
+    for (role, name) in &report.silent {
+        let _ = writeln!(out, "silent: {role} {name}");
+    }
+    let _ = match report.balance.unaccounted.as_slice() {
+        [] if report.balance.accounts.is_empty() => writeln!(out, "balance: no agent speaks"),
+        [] => writeln!(out, "balance: exact"),
+        lost => lost.iter().try_for_each(|u| {
+            writeln!(
+                out,
+                "balance: {} events unaccounted between {} and {} ({})",
+                u.events, u.after, u.before, u.node
+            )
+        }),
+    };
+    out
+}
