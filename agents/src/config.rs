@@ -8,6 +8,7 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
 use crate::collectors::kubernetes::KubernetesConfig;
+use crate::collectors::network::NetworkConfig;
 use crate::collectors::otlp::OtlpConfig;
 use crate::collectors::systemd::SystemdConfig;
 
@@ -39,6 +40,8 @@ pub struct AgentConfig {
     pub kubernetes: KubernetesConfig,
     /// Units of systemd.
     pub systemd: SystemdConfig,
+    /// Counters of the network.
+    pub network: NetworkConfig,
 }
 
 impl Default for AgentConfig {
@@ -56,6 +59,7 @@ impl Default for AgentConfig {
             otlp: OtlpConfig::default(),
             kubernetes: KubernetesConfig::default(),
             systemd: SystemdConfig::default(),
+            network: NetworkConfig::default(),
         }
     }
 }

@@ -161,6 +161,10 @@ pub struct SeriesConfig {
     pub cpu_pressure: f64,
     /// … for input and output. Default 40.
     pub io_pressure: f64,
+    /// Packets dropped per second, in two samples in a row, that are news. Default 2.
+    pub drops_per_s: f64,
+    /// Where packets are always dropped: so many times the usual rate are news. Default 4.
+    pub drops_factor: f64,
 }
 
 impl Default for SeriesConfig {
@@ -179,6 +183,8 @@ impl Default for SeriesConfig {
             memory_pressure: 20.0,
             cpu_pressure: 60.0,
             io_pressure: 40.0,
+            drops_per_s: 2.0,
+            drops_factor: 4.0,
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod ebpf;
 pub mod kubernetes;
+pub mod network;
 pub mod otlp;
 mod start;
 mod status;

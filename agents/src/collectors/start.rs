@@ -12,7 +12,7 @@ use tapio_schemas::ids::ProducerId;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
-use super::{cgroup, ebpf, systemd};
+use super::{cgroup, ebpf, network, systemd};
 use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
@@ -25,6 +25,7 @@ pub struct Sinks {
     otlp: EventSink,
     kubernetes: EventSink,
     systemd: EventSink,
+    network: EventSink,
 }
 
 impl Sinks {
@@ -36,6 +37,7 @@ impl Sinks {
             otlp: open("otlp"),
             kubernetes: open("kubernetes"),
             systemd: open("systemd"),
+            network: open("network"),
         }
     }
 }
@@ -112,6 +114,7 @@ pub async fn start(
     start_kubernetes(wiring, supervision, sinks.kubernetes).await?;
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
     start_systemd(wiring, supervision, sinks.systemd).await?;
+    start_network(wiring, supervision, sinks.network).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
     Ok(Collectors { states: wiring.states.clone(), otlp })
 }
@@ -235,6 +238,26 @@ async fn start_systemd(
             systemd::run(parts.clone(), context)
         })
         .await
+}
+
+async fn start_network(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<(), SuperviseError> {
+    let config = wiring.config.network.clone();
+    if !config.enabled {
+        wiring.states.set("network", CollectorState::Disabled("network.enabled is false".to_owned()));
+        return Ok(());
+    }
+    let (node, clock) = (wiring.attribution.node(), wiring.parts.clock.clone());
+    supervision
+        .add_task("agent-network", RestartPolicy::default(), move |context| {
+            network::run(config.clone(), Arc::clone(&node), clock.clone(), sink.clone(), context)
+        })
+        .await?;
+    wiring.states.set("network", CollectorState::Running);
+    Ok(())
 }
 
 async fn start_ebpf(

@@ -59,6 +59,7 @@ pub fn bare(cluster: &str) -> AgentConfig {
     config.otlp.enabled = false;
     config.kubernetes.enabled = false;
     config.systemd.enabled = false;
+    config.network.enabled = false;
     config
 }
 

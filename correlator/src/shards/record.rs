@@ -11,6 +11,9 @@ use tapio_schemas::{EntityRef, EventId, SpanId, TraceId, UnifiedEvent, UnixNanos
 
 use super::series::Meter;
 
+/// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
+const DROP_LABELS: [&str; 3] = ["reason", "network.interface.name", "device"];
+
 /// An event that waits for its turn.
 #[derive(Debug)]
 pub enum Record {
@@ -41,6 +44,8 @@ pub struct Sample {
     pub value: f64,
     /// Its limit, zero for none.
     pub limit: f64,
+    /// Why or where, for series of drops: the reason, else the interface.
+    pub label: SmolStr,
 }
 
 /// A span, reduced.
@@ -153,6 +158,12 @@ fn sample(
     if !value.is_finite() {
         return None;
     }
+    let label = match meter {
+        Meter::NetDrops => {
+            DROP_LABELS.iter().find_map(|key| attribute(key)).map_or_else(SmolStr::default, SmolStr::new)
+        }
+        _ => SmolStr::default(),
+    };
     Some(Sample {
         at: view.timestamp(),
         id: EventId(view.event.id.0.to_native()),
@@ -162,6 +173,7 @@ fn sample(
         meter,
         value,
         limit: metric.limit.to_native(),
+        label,
     })
 }
 

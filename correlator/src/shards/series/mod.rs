@@ -1,5 +1,6 @@
 //! Detectors on series of samples, with bounded memory. Samples come in event-time order.
 
+mod drops;
 mod growth;
 mod level;
 mod trend;
@@ -15,6 +16,7 @@ use super::counters::Counters;
 use super::episode::{EpisodeKey, Observation, episode_key};
 use super::record::Sample;
 use crate::config::{SeriesConfig, nanos};
+use drops::{Drops, drops};
 use level::{Level, Stands, Threshold};
 use window::{Point, Window, WindowSize};
 
@@ -50,6 +52,8 @@ pub enum Meter {
     Pids = 11,
     /// File system usage as a share of its size.
     DiskShare = 12,
+    /// Packets dropped or broken, cumulative.
+    NetDrops = 13,
 }
 
 impl Meter {
@@ -80,6 +84,11 @@ impl Meter {
             "container.io.pressure" => Self::IoPressure,
             "container.pids.count" => Self::Pids,
             "k8s.volume.utilization" | "system.filesystem.utilization" => Self::DiskShare,
+            "system.network.dropped"
+            | "system.network.packet.dropped"
+            | "system.network.errors"
+            | "system.network.packet.errors"
+            | "system.network.stack.dropped" => Self::NetDrops,
             _ => return None,
         })
     }
@@ -113,6 +122,7 @@ struct Series {
     growing: u32,
     flat: u32,
     is_growing: bool,
+    drops: Drops,
     /// Since when it climbs, as far as a few samples tell: a trend may begin here.
     climbs_from: Option<UnixNanos>,
 }
@@ -168,6 +178,7 @@ impl SeriesStore {
             Meter::MemoryShare => {}
             Meter::OomKills => kills(series, shared, sample, out),
             Meter::CpuPeriods => shared.periods += increase(series, sample),
+            Meter::NetDrops => drops(series, sample, config, out),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
             meter => plain_level(series, sample, meter, config, out),
         }
@@ -181,7 +192,7 @@ impl SeriesStore {
             .values()
             .flat_map(|s| {
                 let telling = s.is_growing || s.growing > 0;
-                [s.climbs_from, telling.then(|| s.window.fine_start()).flatten()]
+                [s.climbs_from, telling.then(|| s.window.fine_start()).flatten(), s.drops.needs_from()]
             })
             .flatten()
             .min()

@@ -1,0 +1,161 @@
+//! Reads the counters of one network namespace and gives them as events.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tapio_schemas::attribute::Attribute;
+use tapio_schemas::entity::EntityRef;
+use tapio_schemas::event::UnifiedEvent;
+use tapio_schemas::ids::{EventId, UnixNanos};
+use tapio_schemas::kind::{EventKind, EventSeverity, Source};
+use tapio_schemas::payload::{MetricData, MetricKind, Payload};
+
+use super::config::NetworkConfig;
+use super::parse::{Direction, Interface, Table, interfaces, softnet_dropped};
+
+/// Packets that the stack itself dropped: why, and which counters say so. The second is contained in the first.
+const STACK_DROPS: [(&str, &str, &str, Option<&str>); 8] = [
+    ("listen_overflow", "TcpExt", "ListenOverflows", None),
+    ("listen_other", "TcpExt", "ListenDrops", Some("ListenOverflows")),
+    ("request_queue_full", "TcpExt", "TCPReqQFullDrop", None),
+    ("tcp_backlog_full", "TcpExt", "TCPBacklogDrop", None),
+    ("tcp_receive_queue_full", "TcpExt", "TCPRcvQDrop", None),
+    ("udp_receive_buffer_full", "Udp", "RcvbufErrors", None),
+    ("ip_receive", "Ip", "InDiscards", None),
+    ("ip_transmit", "Ip", "OutDiscards", None),
+];
+/// Further counters: metric, unit, and where they stand.
+const TCP: [(&str, &str, &str); 4] = [
+    ("system.network.tcp.segments.sent", "{segment}", "OutSegs"),
+    ("system.network.tcp.segments.retransmitted", "{segment}", "RetransSegs"),
+    ("system.network.tcp.connections.reset", "{connection}", "EstabResets"),
+    ("system.network.tcp.connections.failed", "{connection}", "AttemptFails"),
+];
+/// Ends of containers' interfaces, of which there are many.
+const CONTAINER_PREFIXES: [&str; 4] = ["veth", "cali", "lxc", "tap"];
+
+/// The counters of one namespace.
+pub struct Sampler {
+    dir: PathBuf,
+    interfaces_max: usize,
+    node: Arc<EntityRef>,
+    left_out: usize,
+}
+
+impl Sampler {
+    /// Reads the configured directory, or that of the agent's own namespace where it cannot be read.
+    pub fn new(config: &NetworkConfig, node: Arc<EntityRef>) -> Self {
+        let readable = fs::read_to_string(config.dir.join("dev")).is_ok();
+        let dir = if readable { config.dir.clone() } else { PathBuf::from("/proc/self/net") };
+        Self { dir, interfaces_max: config.interfaces_max, node, left_out: 0 }
+    }
+
+    /// Where it reads.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// Interfaces left out by `interfaces_max` in the last sample.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
+    /// One sample.
+    pub fn sample(&mut self, at: UnixNanos) -> Vec<UnifiedEvent> {
+        let read = |name: &str| fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+        let (snmp, netstat, softnet, dev) =
+            (read("snmp"), read("netstat"), read("softnet_stat"), read("dev"));
+        let (snmp, netstat) = (Table::read(&snmp), Table::read(&netstat));
+        let counter =
+            |protocol: &str, name: &str| snmp.get(protocol, name).or_else(|| netstat.get(protocol, name));
+        let mut writer = Writer { node: &self.node, at, out: Vec::new() };
+        for (reason, protocol, name, without) in STACK_DROPS {
+            let Some(count) = counter(protocol, name) else { continue };
+            let others = without.and_then(|other| counter(protocol, other)).unwrap_or(0);
+            writer.stack_drop(reason, count.saturating_sub(others));
+        }
+        if let Some(count) = softnet_dropped(&softnet) {
+            writer.stack_drop("softnet_backlog_full", count);
+        }
+        for (metric, unit, name) in TCP {
+            if let Some(count) = snmp.get("Tcp", name) {
+                writer.sum(metric, unit, count, vec![]);
+            }
+        }
+        let mut all = interfaces(&dev);
+        // A stable sort: the machine's own first, in the order of the kernel.
+        all.sort_by_key(|interface| is_of_container(&interface.name));
+        let over = all.len().saturating_sub(self.interfaces_max);
+        if over > 0 && self.left_out == 0 {
+            tracing::warn!(over, "more interfaces than network.interfaces_max: some are not sampled");
+        }
+        all.truncate(self.interfaces_max);
+        all.iter().for_each(|interface| writer.interface(interface));
+        let out = writer.out;
+        self.left_out = over;
+        out
+    }
+}
+
+fn is_of_container(name: &str) -> bool {
+    CONTAINER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+struct Writer<'a> {
+    node: &'a Arc<EntityRef>,
+    at: UnixNanos,
+    out: Vec<UnifiedEvent>,
+}
+
+impl Writer<'_> {
+    fn stack_drop(&mut self, reason: &str, count: u64) {
+        self.sum("system.network.stack.dropped", "{packet}", count, vec![Attribute::new("reason", reason)]);
+    }
+
+    fn interface(&mut self, interface: &Interface) {
+        self.direction(&interface.name, "receive", &interface.receive);
+        self.direction(&interface.name, "transmit", &interface.transmit);
+    }
+
+    fn direction(&mut self, interface: &str, direction: &str, counters: &Direction) {
+        let values = [
+            ("system.network.io", "By", counters.bytes),
+            ("system.network.packets", "{packet}", counters.packets),
+            ("system.network.errors", "{error}", counters.errors),
+            ("system.network.dropped", "{packet}", counters.dropped),
+        ];
+        for (metric, unit, count) in values {
+            let attributes = vec![
+                Attribute::new("network.interface.name", interface),
+                Attribute::new("network.io.direction", direction),
+            ];
+            self.sum(metric, unit, count, attributes);
+        }
+    }
+
+    fn sum(&mut self, name: &str, unit: &str, value: u64, attributes: Vec<Attribute>) {
+        let texts: Vec<String> = attributes.iter().map(|a| a.value.to_string()).collect();
+        let seed = format!("{:032x}{name}{}", self.node.lineage, texts.join("/"));
+        let metric = MetricData {
+            name: name.into(),
+            unit: unit.into(),
+            kind: MetricKind::CumulativeSum,
+            monotonic: true,
+            value: value as f64,
+            attributes,
+            ..MetricData::default()
+        };
+        self.out.push(UnifiedEvent {
+            id: EventId::derive(self.at, seed.as_bytes()),
+            timestamp: self.at,
+            observed_at: self.at,
+            kind: EventKind::Metric,
+            source: Source::Network,
+            severity: EventSeverity::Info,
+            entity: Arc::clone(self.node),
+            payload: Payload::Metric(Box::new(metric)),
+            ..UnifiedEvent::default()
+        });
+    }
+}
