@@ -107,6 +107,28 @@ pub struct EntityRef {
     pub lineage: u128,
 }
 
+impl ArchivedEntityRef {
+    /// All text fields, in the order of declaration.
+    pub(crate) fn texts(&self) -> [&crate::wire::ArchivedStringIndex; 14] {
+        [
+            &self.cluster,
+            &self.namespace,
+            &self.workload_kind,
+            &self.workload,
+            &self.pod,
+            &self.pod_uid,
+            &self.container,
+            &self.container_id,
+            &self.service,
+            &self.node,
+            &self.unit,
+            &self.cgroup,
+            &self.object_kind,
+            &self.object,
+        ]
+    }
+}
+
 impl EntityRef {
     /// Computes the lineage; call once when all fields are set.
     pub fn sealed(mut self) -> Self {

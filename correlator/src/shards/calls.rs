@@ -231,10 +231,10 @@ pub fn callee_by_name(peer: &str, namespace: &str) -> Option<Entity> {
         Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => peer,
     };
-    let labels: Vec<&str> = host.split('.').collect();
-    match labels[..] {
-        [name] => Some(Entity::namespaced(kinds::SERVICE, namespace, name)),
-        [name, ns] | [name, ns, "svc", ..] => Some(Entity::namespaced(kinds::SERVICE, ns, name)),
+    let mut labels = host.split('.');
+    match (labels.next(), labels.next(), labels.next()) {
+        (Some(name), None, _) => Some(Entity::namespaced(kinds::SERVICE, namespace, name)),
+        (Some(name), Some(ns), None | Some("svc")) => Some(Entity::namespaced(kinds::SERVICE, ns, name)),
         _ => Some(Entity::new(kinds::EXTERNAL, "", host, "")),
     }
 }

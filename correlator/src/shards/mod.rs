@@ -6,6 +6,7 @@ mod confirm;
 mod context;
 mod counters;
 mod endings;
+mod entities;
 mod episode;
 mod exits;
 mod groups;

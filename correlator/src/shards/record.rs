@@ -9,6 +9,7 @@ use tapio_schemas::payload::{ArchivedMetricData, ArchivedPayload, ArchivedSpanDa
 use tapio_schemas::wire::{ArchivedStringIndex, EventView};
 use tapio_schemas::{EntityRef, EventId, SpanId, TraceId, UnifiedEvent, UnixNanos};
 
+use super::entities::BatchEntity;
 use super::series::Meter;
 
 /// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
@@ -20,7 +21,7 @@ pub enum Record {
     /// A value of a watched series.
     Sample(Sample),
     /// A span.
-    Span(Box<SpanRecord>),
+    Span(SpanRecord),
     /// Anything that may be news, whole.
     Event(Box<UnifiedEvent>),
 }
@@ -97,25 +98,20 @@ pub enum Triage {
     Keep(Record),
     /// Only where it was seen counts (topology).
     Sighting,
-    /// Nothing of it is used.
-    Ignore,
 }
 
 /// Decides in place; copies only what is kept.
-pub fn triage(view: &EventView<'_>, entities: &[Arc<EntityRef>], owners: &[u128]) -> Triage {
-    let index = view.entity_index();
-    let (Some(entity), Some(owner)) = (entities.get(index), owners.get(index)) else {
-        return Triage::Ignore;
-    };
+pub fn triage(view: &EventView<'_>, of: &BatchEntity) -> Triage {
+    let (entity, owner) = (&of.entity, of.owner);
     match (&view.event.kind, &view.event.payload) {
         (ArchivedEventKind::Metric | ArchivedEventKind::CgroupSample, ArchivedPayload::Metric(metric)) => {
-            match sample(view, metric, entity, *owner) {
+            match sample(view, metric, entity, owner) {
                 Some(sample) => Triage::Keep(Record::Sample(sample)),
                 None => Triage::Sighting,
             }
         }
         (ArchivedEventKind::Span, ArchivedPayload::Span(span)) => {
-            Triage::Keep(Record::Span(Box::new(span_record(view, span, entity))))
+            Triage::Keep(Record::Span(span_record(view, span, entity)))
         }
         (ArchivedEventKind::Log, _) if view.event.severity < ArchivedEventSeverity::Error => Triage::Sighting,
         // A connection that was given up by the kernel is closed with an errno.
@@ -133,7 +129,7 @@ pub fn triage(view: &EventView<'_>, entities: &[Arc<EntityRef>], owners: &[u128]
         {
             Triage::Sighting
         }
-        _ => Triage::Keep(Record::Event(Box::new(view.to_owned(entities)))),
+        _ => Triage::Keep(Record::Event(Box::new(view.to_owned_with(entity)))),
     }
 }
 

@@ -12,13 +12,14 @@ use super::calls::Calls;
 use super::context::{self, Bounds};
 use super::counters::Counters;
 use super::endings;
+use super::entities::Entities;
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::groups::Groups;
 use super::losses;
 use super::news;
 use super::record::{Record, Triage, owner_identity, triage};
-use super::reorder::{Admitted, Reorder};
+use super::reorder::Reorder;
 use super::sequences::{AccountLine, Order, Sequences};
 use super::series::{Finding, SeriesStore};
 use super::topology::Topology;
@@ -37,6 +38,7 @@ pub struct Shard {
     rate_max: u32,
     /// Last step that was run: everything up to it has been said.
     step: UnixNanos,
+    entities: Entities,
     reorder: Reorder,
     sequences: Sequences,
     episodes: Episodes,
@@ -62,6 +64,7 @@ impl Shard {
             age_max_ns: nanos(config.age_max),
             rate_max: config.producer_events_per_s_max,
             step: UnixNanos(0),
+            entities: Entities::new(config.signals.entities_max),
             reorder: Reorder::new(config.reorder_events_max),
             sequences: Sequences::new(config.producers_max),
             episodes: Episodes::new(cluster, config.signals.clone()),
@@ -79,10 +82,10 @@ impl Shard {
 
     /// Takes a checked batch. Events after `newest_allowed` are refused. Nothing is said before [`Self::advance`].
     pub fn take(&mut self, batch: &EventBatchView<'_>, newest_allowed: UnixNanos) {
-        let entities = batch.own_entities();
-        let owners: Vec<u128> = entities.iter().map(|e| owner_identity(e)).collect();
+        self.entities.load(batch);
+        let entities = &mut self.entities.batch;
         let newest = batch.iter().map(|e| e.timestamp()).max().unwrap_or_default();
-        let node = entities.first().map_or("", |e| e.node.as_str());
+        let node = entities.first().map_or("", |e| e.entity.node.as_str());
         let (order, producer) = self.sequences.observe(batch.header(), newest, node, &mut self.counters);
         if order == Order::Duplicate {
             self.counters.duplicate_batches += 1;
@@ -91,7 +94,6 @@ impl Shard {
         }
         let before = (self.counters.events, self.counters.late, self.counters.dropped.clone());
         let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: newest_allowed };
-        let mut last_sighting = (usize::MAX, UnixNanos(0));
         for view in batch.iter() {
             self.counters.events += 1;
             if !context::is_acceptable(&view, bounds, &mut self.counters.dropped) {
@@ -103,18 +105,14 @@ impl Shard {
                 continue;
             }
             self.counters.late += u64::from(at <= self.step);
-            let sighting = (view.entity_index(), grid_ceil(at));
-            if sighting != last_sighting
-                && let (Some(entity), Some(owner)) = (entities.get(sighting.0), owners.get(sighting.0))
-            {
-                self.topology.sight(sighting.1, *owner, entity);
-                last_sighting = sighting;
+            let Some(entity) = entities.get_mut(view.entity_index()) else { continue };
+            let step = grid_ceil(at);
+            if entity.sighted != step {
+                entity.sighted = step;
+                self.topology.sight(step, entity.owner, &entity.entity);
             }
-            if let Triage::Keep(record) = triage(&view, &entities, &owners) {
-                let id = EventId(view.event.id.0.to_native());
-                if self.reorder.admit(at, id, record) == Admitted::Duplicate {
-                    self.counters.dropped.duplicate += 1;
-                }
+            if let Triage::Keep(record) = triage(&view, entity) {
+                self.reorder.admit(at, EventId(view.event.id.0.to_native()), record);
             }
         }
         if producer.accounts_for(batch.header()) {
@@ -161,7 +159,8 @@ impl Shard {
     /// Oldest event time that is needed to come to the same conclusions again.
     pub fn low_water(&self) -> UnixNanos {
         let warm = Some(self.step.minus(WARM_NS));
-        [self.reorder.oldest(), self.episodes.earliest_onset(), self.series.needs_from(), warm]
+        let waiting = self.reorder.oldest().map(|step| step.minus(TICK_NS));
+        [waiting, self.episodes.earliest_onset(), self.series.needs_from(), warm]
             .into_iter()
             .flatten()
             .min()
@@ -201,6 +200,7 @@ impl Shard {
         while let Some(record) = self.reorder.pop_until(step) {
             self.judge(step, record, out);
         }
+        self.counters.dropped.duplicate += std::mem::take(&mut self.reorder.duplicates);
         self.calls.tell(step, &mut out.tallies);
         self.topology.tell(step, &mut out.facts);
         self.sequences.tell(step, &mut out.gaps, &mut self.counters);

@@ -129,6 +129,29 @@ impl<'a> EventBatchView<'a> {
         self.frame.own_entities()
     }
 
+    /// Owned copy of one entity of the table; the default for an index outside of it.
+    pub fn own_entity(&self, index: usize) -> Arc<EntityRef> {
+        let mut reader = BatchReader { strings: self.frame.strings, entities: &[] };
+        let owned = self.frame.entities.get(index).map(|archived| {
+            let owned: Result<EntityRef, Error> = rkyv::api::deserialize_using(archived, &mut reader);
+            owned.unwrap_or_default()
+        });
+        Arc::new(owned.unwrap_or_default())
+    }
+
+    /// Hash of all that an entity of the table says, the same in every batch; zero for an index outside of it.
+    pub fn entity_identity(&self, index: usize) -> u128 {
+        let Some(entity) = self.frame.entities.get(index) else { return 0 };
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for text in entity.texts() {
+            let text = self.frame.strings.get(text.index());
+            hash.update(&(text.len() as u32).to_le_bytes());
+            hash.update(text.as_bytes());
+        }
+        hash.update(&entity.lineage.to_native().to_le_bytes());
+        hash.digest128()
+    }
+
     /// Events in place.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = EventView<'a>> + '_ {
         let (strings, entities) = (self.frame.strings, self.frame.entities.as_slice());
@@ -178,6 +201,13 @@ impl<'a> EventView<'a> {
             Some(trace) => ShardKey::trace(trace.trace_id.0.to_native()),
             None => ShardKey::derived(self.entity().map_or(0, |e| e.lineage.to_native())),
         }
+    }
+
+    /// Owned copy, with this entity.
+    pub fn to_owned_with(&self, entity: &Arc<EntityRef>) -> UnifiedEvent {
+        let mut owned = self.to_owned(&[]);
+        owned.entity = Arc::clone(entity);
+        owned
     }
 
     /// Owned copy. `entities` is [`EventBatchView::own_entities`] of the same batch.

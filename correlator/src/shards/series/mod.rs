@@ -268,7 +268,6 @@ fn memory(
             std::mem::replace(&mut series.cell, cell) != cell || series.is_growing || series.growing > 0;
         if fresh { find_growth(series.window.coarse(), series.limit, config) } else { None }
     });
-    let key = episode_key(SignalKind::MemoryGrowth, &sample.entity, None, 0);
     match growth {
         Some(growth) => {
             (series.growing, series.flat) = (series.growing + 1, 0);
@@ -283,7 +282,7 @@ fn memory(
             let dropped = series.last.is_some_and(|(_, before)| sample.value < 0.5 * before);
             if series.is_growing && (series.flat >= GROWTH_LEFT || dropped) {
                 series.is_growing = false;
-                out.push(Finding::Over(key));
+                out.push(Finding::Over(key_of(SignalKind::MemoryGrowth, &sample.entity)));
             }
         }
     }
