@@ -13,7 +13,7 @@ use tapio_schemas::names::{SHARD_COUNT, events_subject};
 
 use crate::error::LoadError;
 use crate::load::faults::Injection;
-use crate::load::generator::Generator;
+use crate::load::generator::{Encoded, Generator};
 use crate::rig::stack::CLUSTER;
 
 /// Batches sent and not yet acknowledged.
@@ -25,6 +25,39 @@ const AHEAD_MIN: Duration = Duration::from_micros(150);
 /// How often a sender that is too far ahead looks again.
 const BACKLOG_WAIT: Duration = Duration::from_millis(1);
 
+/// Where batches come from.
+pub enum Batches {
+    /// Made when they are due.
+    Live(Box<Generator>),
+    /// Made before the start: on the machine that is measured nobody does the agents' work at the same time.
+    Prepared(VecDeque<Encoded>),
+}
+
+impl Batches {
+    /// Makes all batches of a load of this rate and length.
+    pub fn prepare(mut generator: Generator, start: Start, rate: f64, length: Duration) -> Self {
+        let mut made = VecDeque::new();
+        let mut events = 0;
+        for shard in (0..SHARD_COUNT).cycle() {
+            let due = Duration::from_secs_f64(events as f64 / rate);
+            if due >= length {
+                break;
+            }
+            let batch = generator.batch(shard, start.after(due));
+            events += batch.events;
+            made.push_back(batch);
+        }
+        Self::Prepared(made)
+    }
+
+    fn next(&mut self, shard: u16, until: UnixNanos) -> Option<Encoded> {
+        match self {
+            Self::Live(generator) => Some(generator.batch(shard, until)),
+            Self::Prepared(made) => made.pop_front(),
+        }
+    }
+}
+
 /// How to publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Drive {
@@ -32,7 +65,7 @@ pub struct Drive {
     pub rate: Option<f64>,
     /// How long.
     pub length: Duration,
-    /// Without a rate: batches that may be published and not yet processed.
+    /// Batches that may be published and not yet processed; then the sender waits, whatever its rate.
     pub backlog_batches: u64,
 }
 
@@ -96,7 +129,7 @@ impl Driven {
 /// When a message is refused for good.
 pub async fn drive(
     bus: &Bus,
-    generator: Generator,
+    batches: Batches,
     injections: Vec<Injection>,
     start: Start,
     drive: Drive,
@@ -107,7 +140,7 @@ pub async fn drive(
     let acks = tokio::spawn(acknowledge(reports, counts.clone(), start));
     let injecting = tokio::spawn(inject(bus.clone(), injections, start));
     let sending = tokio::task::spawn_blocking(move || {
-        Sender { generator, publisher, counts, start, drive, processed }.run()
+        Sender { batches, publisher, counts, start, drive, processed }.run()
     });
     let sent = sending.await.map_err(ended)??;
     let acknowledged = acks.await.map_err(ended)??;
@@ -129,7 +162,7 @@ fn ended(error: tokio::task::JoinError) -> LoadError {
 type Counts = Arc<Mutex<VecDeque<u64>>>;
 
 struct Sender {
-    generator: Generator,
+    batches: Batches,
     publisher: Publisher,
     counts: Counts,
     start: Start,
@@ -143,7 +176,7 @@ impl Sender {
         let mut driven = Driven::default();
         for shard in (0..SHARD_COUNT).cycle() {
             let Some(until) = self.wait(&mut driven) else { break };
-            let batch = self.generator.batch(shard, until);
+            let Some(batch) = self.batches.next(shard, until) else { break };
             driven.produced += batch.events;
             driven.batches += 1;
             driven.bytes += batch.bytes.len() as u64;
@@ -160,16 +193,16 @@ impl Sender {
 
     /// Time up to which the next batch reaches; `None` when the load is over.
     fn wait(&self, driven: &mut Driven) -> Option<UnixNanos> {
-        let Some(rate) = self.drive.rate else {
-            while driven.batches.saturating_sub(self.processed.load(Ordering::Relaxed))
-                >= self.drive.backlog_batches
-            {
-                if self.start.instant.elapsed() >= self.drive.length {
-                    return None;
-                }
-                std::thread::sleep(BACKLOG_WAIT);
+        while driven.batches.saturating_sub(self.processed.load(Ordering::Relaxed))
+            >= self.drive.backlog_batches
+        {
+            if self.start.instant.elapsed() >= self.drive.length {
+                return None;
             }
-            let elapsed = self.start.instant.elapsed();
+            std::thread::sleep(BACKLOG_WAIT);
+        }
+        let elapsed = self.start.instant.elapsed();
+        let Some(rate) = self.drive.rate else {
             return (elapsed < self.drive.length).then(|| self.start.after(elapsed));
         };
         // By the schedule, not by when it is really sent: a stall shows as latency of everything it delays.
@@ -177,7 +210,6 @@ impl Sender {
         if due >= self.drive.length {
             return None;
         }
-        let elapsed = self.start.instant.elapsed();
         if due > elapsed + AHEAD_MIN {
             std::thread::sleep(due - elapsed);
         } else {

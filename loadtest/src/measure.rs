@@ -10,7 +10,7 @@ use tapio_schemas::UnixNanos;
 
 use crate::balance::Balance;
 use crate::ceiling::{self, Ceiling};
-use crate::drive::{self, Drive, Driven, Start};
+use crate::drive::{self, Batches, Drive, Driven, Start};
 use crate::error::LoadError;
 use crate::load::faults::{self, Fault, Plan};
 use crate::load::generator::{Cut, Generator, Templates};
@@ -35,6 +35,9 @@ const STANDSTILL: Duration = Duration::from_secs(20);
 const FINDINGS: Duration = Duration::from_secs(20);
 /// Event time after the last event that has to pass before nothing more is expected.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Preparing takes as long as making, and a little more.
+const PREPARE_MIN: Duration = Duration::from_secs(1);
+const PREPARE_FACTOR: f64 = 1.3;
 /// What the generator alone is measured for.
 const GENERATOR_ALONE: Duration = Duration::from_millis(300);
 
@@ -57,8 +60,10 @@ pub struct Measure {
     pub producers: usize,
     /// Correlator processes.
     pub replicas: usize,
-    /// Without a rate: batches published and not yet processed.
+    /// Batches published and not yet processed; then the sender waits.
     pub backlog_batches: u64,
+    /// With a rate: make all batches before the start.
+    pub prepared: bool,
     /// Time between two faults.
     pub fault_every: Duration,
     /// Changes per second that measure the way to the signal.
@@ -157,8 +162,8 @@ async fn load(
     let bus = stack::connect(&stack.url(), "loadtest-producers").await?;
     let plan = measure.plan();
     let faults = faults::plan(world, &plan);
-    let start = Start::now();
-    let generator = Generator::new(templates, PRODUCER, start.unix);
+    // Nothing else runs meanwhile, so this thread may be kept.
+    let (start, batches) = tokio::task::block_in_place(|| batches(templates, measure, generator_ns));
     let injections = faults::injections(world, &plan, &faults, start.unix)?;
     observer.expect(injections.iter().filter(|i| i.is_news).map(|i| (i.event, i.timestamp)));
 
@@ -166,7 +171,7 @@ async fn load(
     let processed = Arc::new(AtomicU64::new(0));
     let drive =
         Drive { rate: measure.rate, length: measure.length, backlog_batches: measure.backlog_batches };
-    let driving = drive::drive(&bus, generator, injections, start, drive, Arc::clone(&processed));
+    let driving = drive::drive(&bus, batches, injections, start, drive, Arc::clone(&processed));
     let (driven, sizes) = watch(stack, start, driving, &processed).await?;
     let batches = "tapio_correlator_batches_total";
     stack.wait_counter(batches, driven.batches, STANDSTILL).await?;
@@ -177,6 +182,21 @@ async fn load(
     settle(observer, &faults, start.after(measure.length.max(driven.took))).await?;
     let balance = Balance::new(driven.produced, driven.acknowledged, &stack.correlator_metrics().await?);
     Ok(Ran { start, faults, driven, balance, processed_in, before, after, sizes, generator_ns })
+}
+
+/// The batches and the moment of the start, which lies ahead when they are prepared.
+fn batches(templates: &Templates, measure: &Measure, generator_ns: f64) -> (Start, Batches) {
+    let now = Start::now();
+    let Some(rate) = measure.rate.filter(|_| measure.prepared) else {
+        return (now, Batches::Live(Box::new(Generator::new(templates, PRODUCER, now.unix))));
+    };
+    let events = rate * measure.length.as_secs_f64();
+    let ahead = PREPARE_MIN + Duration::from_secs_f64(PREPARE_FACTOR * events * generator_ns / 1e9);
+    let start = Start { unix: now.after(ahead), instant: now.instant + ahead };
+    let generator = Generator::new(templates, PRODUCER, start.unix);
+    let batches = Batches::prepare(generator, start, rate, measure.length);
+    std::thread::sleep(start.instant.saturating_duration_since(Instant::now()));
+    (start, batches)
 }
 
 /// Follows the correlators' progress, which holds the sender back, and their sizes.

@@ -20,13 +20,23 @@ use crate::exit::FAILED;
 /// Changes per second that measure the way to the signal.
 const BEACONS_PER_S: f64 = 2.0;
 /// … where that is what is measured.
-const BEACONS_PER_S_LATENCY: f64 = 10.0;
+const BEACONS_PER_S_LATENCY: f64 = 20.0;
 
 /// Correlators of `chaos`.
 const CHAOS_REPLICAS: usize = 3;
 
-/// Runs it and prints the report.
+/// Runs it and prints the report; an interrupt ends it and takes its processes and files away.
 pub async fn run(args: LoadtestArgs) -> anyhow::Result<i32> {
+    tokio::select! {
+        code = carry_out(&args) => code,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            anyhow::bail!("interrupted: nothing was measured");
+        }
+    }
+}
+
+async fn carry_out(args: &LoadtestArgs) -> anyhow::Result<i32> {
     let report = match &args.mode {
         Mode::Throughput(mode) => {
             let base = Measure {
@@ -34,7 +44,8 @@ pub async fn run(args: LoadtestArgs) -> anyhow::Result<i32> {
                 length: seconds("seconds", mode.seconds)?,
                 rate: mode.rate.map(|rate| positive("rate", rate)).transpose()?,
                 backlog_batches: mode.backlog.max(64),
-                ..measure_of(&args)?
+                prepared: mode.prepared,
+                ..measure_of(args)?
             };
             measure::run(&base).await?
         }
@@ -45,7 +56,7 @@ pub async fn run(args: LoadtestArgs) -> anyhow::Result<i32> {
                 rate: Some(positive("rate", mode.rate)?),
                 batch_age: Some(seconds("batch-age-ms", mode.batch_age_ms / 1e3)?),
                 beacons_per_s: BEACONS_PER_S_LATENCY,
-                ..measure_of(&args)?
+                ..measure_of(args)?
             };
             measure::run(&base).await?
         }
@@ -55,13 +66,13 @@ pub async fn run(args: LoadtestArgs) -> anyhow::Result<i32> {
                 length: seconds("minutes", mode.minutes * 60.0)?,
                 rate: Some(positive("rate", mode.rate)?),
                 batch_age: Some(seconds("batch-age-ms", mode.batch_age_ms / 1e3)?),
-                ..measure_of(&args)?
+                ..measure_of(args)?
             };
             measure::run(&base).await?
         }
-        Mode::Chaos(mode) => chaos::run(&chaos_of(&args, mode)?).await?,
+        Mode::Chaos(mode) => chaos::run(&chaos_of(args, mode)?).await?,
         Mode::Producer(mode) => {
-            producer::run(producer_of(&args, mode)?).await?;
+            producer::run(producer_of(args, mode)?).await?;
             return Ok(0);
         }
     };
@@ -80,6 +91,7 @@ fn measure_of(args: &LoadtestArgs) -> anyhow::Result<Measure> {
         producers: args.producers,
         replicas: args.replicas.unwrap_or(1),
         backlog_batches: u64::MAX,
+        prepared: false,
         fault_every: fault_every(args),
         beacons_per_s: BEACONS_PER_S,
         ceiling: seconds("ceiling-seconds", args.ceiling_seconds)?,

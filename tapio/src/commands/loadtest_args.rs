@@ -65,8 +65,12 @@ pub struct ThroughputArgs {
     #[arg(long)]
     pub rate: Option<f64>,
     /// Batches that may be published and not yet processed.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 512)]
     pub backlog: u64,
+    /// Make all messages before the start (60 bytes of memory per event), so that the work of the node agents, which is
+    /// done on other machines, does not take part in the measurement.
+    #[arg(long, requires = "rate")]
+    pub prepared: bool,
 }
 
 /// Arguments of `loadtest latency`.
