@@ -133,7 +133,10 @@ fn process_end(signal: &Signal) -> Option<String> {
         SignalKind::UnitFailed => {
             let result = text(signal, "result").map_or_else(String::new, |r| format!(" ({r})"));
             let message = text(signal, "message").map_or_else(String::new, |m| format!(": {m}"));
-            format!("the unit failed{result}{message}")
+            match number(signal, "restarted") {
+                Some(n) => format!("the unit ended{result} and was restarted, {n:.0} times so far"),
+                None => format!("the unit failed{result}{message}"),
+            }
         }
         SignalKind::ContainerCrashed => {
             let code = number(signal, "exit_code").map_or_else(String::new, |c| format!(" with code {c:.0}"));

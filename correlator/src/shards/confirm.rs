@@ -22,6 +22,8 @@ const NOT_READY_NS: u64 = 30_000_000_000;
 const MOUNT_NS: u64 = 30_000_000_000;
 /// Failures of a probe before Kubernetes acts on them, by default.
 const PROBE_FAILURES: u64 = 3;
+/// Ends of a unit that is restarted each time: systemd mends one, not the third.
+const UNIT_ENDS: u64 = 3;
 /// Starts of containers remembered per shard; when full, remembering begins anew (a single end is then told at worst).
 const STARTS_MAX: usize = 4096;
 
@@ -53,6 +55,11 @@ impl Confirm {
             SignalKind::ProbeFailed => Some(Self { seen_min: PROBE_FAILURES, ..Self::NEVER }),
             _ => None,
         }
+    }
+
+    /// Of a unit that systemd starts again and again: that it is repeated.
+    pub fn restarted_unit() -> Self {
+        Self { seen_min: UNIT_ENDS, ..Self::NEVER }
     }
 
     /// It runs again: that it lasts is no longer told by silence.

@@ -1,9 +1,10 @@
 //! What events show to be over.
 
-use tapio_schemas::payload::Payload;
+use tapio_schemas::payload::{Payload, SystemdData};
 use tapio_schemas::{EntityRef, EventKind, SignalKind, UnifiedEvent, UnixNanos};
 
 use super::episode::{EpisodeKey, Episodes, episode_key};
+use super::news::RESTARTED;
 
 /// What is over in a pod that is ready and stays so …
 const CALMED_BY_READY: [SignalKind; 3] =
@@ -82,12 +83,28 @@ fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
                 _ => &[],
             }
         }
-        (EventKind::SystemdUnitStarted, _) => &[SignalKind::UnitFailed],
+        (EventKind::SystemdUnitStarted | EventKind::SystemdUnitStopped, Payload::Systemd(data)) => {
+            return over_unit(event, data);
+        }
         // With the object goes what was wrong with it.
         (EventKind::K8sObjectDeleted, _) => &[SignalKind::NodeNotReady, SignalKind::NodePressure],
         _ => &[],
     };
     kinds.iter().map(|kind| episode_key(*kind, &event.entity, None, 0)).collect()
+}
+
+/// A unit that runs has not failed; one that systemd has started again may end again. Somebody who starts it begins the
+/// count of restarts anew; somebody who stops it, or resets its failure, has seen to it.
+fn over_unit(event: &UnifiedEvent, data: &SystemdData) -> Vec<EpisodeKey> {
+    let is_started = event.kind == EventKind::SystemdUnitStarted;
+    let is_stopped = event.kind == EventKind::SystemdUnitStopped && data.active_state == "inactive";
+    let key = |topic| episode_key(SignalKind::UnitFailed, &event.entity, None, topic);
+    match (is_started, is_stopped) {
+        (true, _) if data.restarts == 0 => vec![key(0), key(RESTARTED)],
+        (true, _) => vec![key(0)],
+        (_, true) => vec![key(0), key(RESTARTED)],
+        _ => vec![],
+    }
 }
 
 /// Deviations that a container's new start does not end, but of which it shows that they did not last.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tapio_schemas::entity::kinds;
-use tapio_schemas::payload::{KernelData, KubernetesData};
+use tapio_schemas::payload::{KernelData, KubernetesData, SystemdData};
 use tapio_schemas::{EntityRef, EventId, EventKind, Payload, Signal, SignalKind, UnifiedEvent, UnixNanos};
 
-use super::shard_tests::{Sim, event};
+use super::confirm::FAINT;
+use super::shard_tests::{Sim, event, seconds};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_700_000_000 * SECOND;
@@ -248,4 +249,69 @@ proptest! {
         shuffled.sort_by_key(|e| (e.id.0 as u64).wrapping_mul(order | 1).rotate_left(17));
         prop_assert_eq!(run(&events), run(&shuffled));
     }
+}
+
+fn unit(kind: EventKind, at: f64, states: (&str, &str), restarts: u32) -> UnifiedEvent {
+    let entity = EntityRef {
+        cluster: "c".into(),
+        node: "n1".into(),
+        unit: "a.service".into(),
+        ..EntityRef::default()
+    };
+    let data = SystemdData {
+        unit: "a.service".into(),
+        active_state: states.0.into(),
+        sub_state: states.1.into(),
+        result: "exit-code".into(),
+        exit_code: 7,
+        restarts,
+        ..SystemdData::default()
+    };
+    let id = EventId::derive(seconds(at), kind.as_str().as_bytes());
+    event(kind, &Arc::new(entity.sealed()), seconds(at), id, Payload::Systemd(Box::new(data)))
+}
+
+/// Ends every five seconds, each followed by a start of systemd's.
+fn restarts(count: u32) -> Vec<UnifiedEvent> {
+    let one = |n: u32| {
+        let at = f64::from(n) * 5.0;
+        let end = unit(EventKind::SystemdUnitStopped, at, ("activating", "auto-restart"), n);
+        [end, unit(EventKind::SystemdUnitStarted, at + 1.0, ("active", "running"), n + 1)]
+    };
+    (0..count).flat_map(one).collect()
+}
+
+fn unit_signals(events: &[UnifiedEvent]) -> Vec<Signal> {
+    let mut sim = Sim::new();
+    sim.feed(events);
+    sim.finish();
+    sim.signals.into_iter().filter(|s| s.kind == SignalKind::UnitFailed).collect()
+}
+
+#[test]
+fn a_unit_that_ends_again_and_again_has_failed_though_it_is_restarted() {
+    let told = unit_signals(&restarts(6));
+    assert!(told[0].strength.get() <= FAINT, "{:?}", told[0]);
+    let certain = told.iter().find(|s| s.strength.get() > FAINT).expect("certain");
+    assert_eq!((certain.count, certain.last_seen), (3, seconds(10.0)));
+    let last = told.last().unwrap();
+    assert!(last.ended && last.count == 6 && last.id == told[0].id);
+    assert_eq!(last.attribute("restarted").and_then(|v| v.as_f64()), Some(6.0));
+    assert!(last.last_seen >= seconds(25.0 + 300.0), "until it has run for a while");
+}
+
+#[test]
+fn a_restart_by_hand_is_no_failure_and_ends_one() {
+    let stop = |at| unit(EventKind::SystemdUnitStopped, at, ("inactive", "dead"), 0);
+    let start = |at| unit(EventKind::SystemdUnitStarted, at, ("active", "running"), 0);
+    assert_eq!(unit_signals(&[stop(1.0), start(2.0)]), vec![]);
+    for end in [stop(40.0), start(40.0)] {
+        let told = unit_signals(&[restarts(6), vec![end]].concat());
+        let last = told.last().unwrap();
+        assert!(last.ended && last.last_seen < seconds(42.0), "{last:?}");
+    }
+    // systemd gave up, and somebody took note of it.
+    let failed = unit(EventKind::SystemdUnitFailed, 1.0, ("failed", "failed"), 4);
+    let told = unit_signals(&[failed, stop(9.0)]);
+    assert!(told.last().unwrap().ended && told.last().unwrap().last_seen < seconds(11.0));
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use tapio_schemas::entity::{Entity, kinds};
-use tapio_schemas::payload::{KubernetesData, NetworkData, Payload};
+use tapio_schemas::payload::{KubernetesData, NetworkData, Payload, SystemdData};
 use tapio_schemas::{EventKind, SignalKind, UnifiedEvent};
 
 use super::confirm::Confirm;
@@ -25,14 +25,7 @@ pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -
         },
         Payload::Network(data) => network(event, data),
         Payload::Kubernetes(data) => kubernetes(event, data),
-        Payload::Systemd(data) if event.kind == EventKind::SystemdUnitFailed => Some(
-            at(event, SignalKind::UnitFailed)
-                .with("unit", data.unit.as_str())
-                .with("result", data.result.as_str())
-                .with("exit_code", i64::from(data.exit_code))
-                .with("restarts", i64::from(data.restarts))
-                .with("message", cut(&data.message).as_str()),
-        ),
+        Payload::Systemd(data) => unit(event, data),
         Payload::Runtime(data) if event.kind == EventKind::ContainerOom => Some(
             at(event, SignalKind::ContainerOomKilled)
                 .with("reason", "OOMKilled")
@@ -87,6 +80,33 @@ fn weak(mut seen: Observation, strength: f64) -> Observation {
 fn keyed(event: &UnifiedEvent, mut seen: Observation) -> Observation {
     seen.key = event.key();
     seen
+}
+
+/// Deviations of a unit that systemd restarts each time it ends; those of one that it gave up have topic zero.
+pub const RESTARTED: u64 = 1;
+/// Such a unit is over it when it has run for this long.
+const RESTARTED_IDLE_NS: u64 = 300_000_000_000;
+
+/// systemd gave up on a unit, or starts it again after it ended with an error.
+fn unit(event: &UnifiedEvent, data: &SystemdData) -> Option<Observation> {
+    let is_restarted =
+        event.kind == EventKind::SystemdUnitStopped && data.sub_state.starts_with("auto-restart");
+    if event.kind != EventKind::SystemdUnitFailed && !is_restarted {
+        return None;
+    }
+    let mut seen = at(event, SignalKind::UnitFailed)
+        .with("unit", data.unit.as_str())
+        .with("result", data.result.as_str())
+        .with("exit_code", i64::from(data.exit_code))
+        .with("restarts", i64::from(data.restarts))
+        .with("message", cut(&data.message).as_str());
+    if is_restarted {
+        (seen.topic, seen.idle_ns) = (RESTARTED, RESTARTED_IDLE_NS);
+        seen.confirm = Some(Confirm::restarted_unit());
+        // The number is that before the restart which follows.
+        seen = seen.with("restarted", i64::from(data.restarts) + 1);
+    }
+    Some(seen)
 }
 
 fn oom_kill(event: &UnifiedEvent, data: &tapio_schemas::payload::KernelData) -> Observation {
