@@ -8,9 +8,10 @@ export CARGO_TERM_COLOR ?= auto
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 FUZZ_SECONDS ?= 30
+SEEDS ?= 1000
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc unit bench loadtest soak chaos fuzz deny clean
+.PHONY: help setup build demo test check lint doc unit simulate bench loadtest soak chaos fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ unit:
 	else \
 	    set -x; cargo test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi
+
+simulate: setup ## the correlator with faults over an in-memory bus, SEEDS=1000 of them (docs/simulation.md)
+	TAPIO_SIM_SEEDS=$(SEEDS) cargo test --release --locked -p tapio-correlator --lib simulation::any_seed -- --nocapture
 
 bench: setup ## criterion benchmarks
 	cargo bench --workspace --locked

@@ -18,6 +18,7 @@ use crate::aligned::Aligned;
 use crate::fence::Heard;
 use crate::kept_key::KeptKey;
 use crate::low_water::LowWater;
+use crate::order::Told;
 
 /// Most bytes of one kept value: below the bucket's limit of 1 MiB. Above it the older half of the changes is left out.
 const VALUE_BYTES_MAX: usize = 900 << 10;
@@ -34,6 +35,9 @@ pub struct Standing {
     /// How far each shard was heard before the mark's sequence.
     #[serde(default)]
     pub heard: Vec<Heard>,
+    /// How far each worker of stage one was heard before it.
+    #[serde(default)]
+    pub told: Vec<Told>,
 }
 
 /// What outlives the reading again.
@@ -194,7 +198,12 @@ mod tests {
     fn a_checkpoint_takes_over_the_memory_of_one_that_was_not_kept() {
         let mark = |sequence| LowWater { sequence, from: UnixNanos(1) };
         let checkpoint = |sequence, memory| Checkpoint {
-            standing: Standing { mark: mark(sequence), decided: UnixNanos(2), heard: Vec::new() },
+            standing: Standing {
+                mark: mark(sequence),
+                decided: UnixNanos(2),
+                heard: Vec::new(),
+                told: Vec::new(),
+            },
             memory,
         };
         let memory = Memory { changes: vec![change(1, "a")], machines: Vec::new() };

@@ -7,8 +7,7 @@ use tapio_schemas::{Finding, UnixNanos};
 
 use crate::checkpoint::{Fresh, Kept, Memory, Standing};
 use crate::config::{CorrelatorConfig, nanos};
-use crate::engine::{StageTwo, StageTwoCounters};
-use crate::fence::Heard;
+use crate::engine::{Place, StageTwo, StageTwoCounters};
 use crate::ledger::{Ledger, LedgerCounters};
 use crate::low_water::{LowWater, Marks};
 use crate::model::Model;
@@ -30,7 +29,7 @@ pub struct DeciderCounters {
 pub struct Decider {
     stage_two: StageTwo,
     ledger: Ledger,
-    marks: Marks<Vec<Heard>>,
+    marks: Marks<Place>,
     topology_ns: u64,
 }
 
@@ -46,7 +45,7 @@ impl Decider {
     ) -> Self {
         let mut stage_two = StageTwo::new(config, model);
         if let Some(standing) = kept.standing.filter(|_| goes_on) {
-            stage_two.resume(&standing.heard);
+            stage_two.resume(&Place { heard: standing.heard, told: standing.told });
         }
         stage_two.remember(kept.changes, kept.machines);
         let topology_ns = nanos(config.signals.topology_refresh);
@@ -66,8 +65,8 @@ impl Decider {
             let now = grid_floor(self.stage_two.watermark());
             out.extend(self.ledger.settle(now, |id| incidents.stands_for(id)));
         }
-        if let Some(heard) = self.stage_two.heard() {
-            self.marks.record_with(sequence, self.stage_two.newest(), || heard.to_vec());
+        if !self.stage_two.is_amid() {
+            self.marks.record_with(sequence, self.stage_two.newest(), || self.stage_two.place());
         }
         applied.map(|()| out)
     }
@@ -79,9 +78,9 @@ impl Decider {
         // Who owns what is told again once in a while; a restart must hear one telling of it.
         let topology = watermark.minus(self.topology_ns + self.topology_ns / 10);
         let from = self.stage_two.low_water().min(topology);
-        let (sequence, heard) = self.marks.place_for(from)?;
-        let mark = LowWater { sequence, from };
-        Some(Standing { mark, decided: grid_floor(watermark), heard: heard.clone() })
+        let (sequence, place) = self.marks.place_for(from)?;
+        let (mark, Place { heard, told }) = (LowWater { sequence, from }, place.clone());
+        Some(Standing { mark, decided: grid_floor(watermark), heard, told })
     }
 
     /// What outlives the reading again.

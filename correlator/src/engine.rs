@@ -11,6 +11,7 @@ use crate::config::{CorrelatorConfig, nanos};
 use crate::fence::{FenceCounters, Fences, Heard};
 use crate::incidents::{IncidentCounters, IncidentEngine};
 use crate::model::Model;
+use crate::order::{Order, OrderCounters, Told};
 use crate::shards::{BatchError, Counters, ShardSet, TICK_NS, Watermark};
 use crate::unite::Uniter;
 
@@ -19,14 +20,26 @@ const HORIZON_NS: u64 = 15 * 60 * 1_000_000_000;
 
 /// Stage two without its transport: unites the parts, then decides.
 pub struct StageTwo {
+    order: Order,
     fences: Fences,
     uniter: Uniter,
     incidents: IncidentEngine,
 }
 
+/// How far everyone was heard, as kept for a restart.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// Each shard.
+    pub heard: Vec<Heard>,
+    /// Each worker.
+    pub told: Vec<Told>,
+}
+
 /// What stage two refused or forgot so far, by where.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTwoCounters {
+    /// On the way to the door.
+    pub order: OrderCounters,
     /// At the door.
     pub fences: FenceCounters,
     /// Deviations closed because too many were united.
@@ -37,9 +50,12 @@ pub struct StageTwoCounters {
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 11] {
-        let (fences, incidents) = (&self.fences, &self.incidents);
+    pub fn by_reason(&self) -> [(&'static str, u64); 14] {
+        let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
         [
+            ("overtook", order.overtook),
+            ("abandoned", order.abandoned),
+            ("repeated_message", order.repeated),
             ("fenced", fences.fenced),
             ("repeated", fences.repeated),
             ("unfinished_step", fences.unfinished),
@@ -59,41 +75,59 @@ impl StageTwo {
     /// An empty stage two.
     pub fn new(config: &CorrelatorConfig, model: Arc<Model>) -> Self {
         Self {
+            order: Order::default(),
             fences: Fences::default(),
             uniter: Uniter::default(),
             incidents: IncidentEngine::new(config.incidents.clone(), model),
         }
     }
 
-    /// Takes a section of a run of stage one; returns the findings that follow.
-    pub fn apply(&mut self, producer: ProducerId, section: SignalSection) -> Vec<Finding> {
-        let section = self.fences.admit(producer, section);
-        if section.marks.is_empty() && section.is_heartbeat() {
-            return Vec::new();
+    /// Takes a numbered section of a worker of stage one; returns the findings that follow.
+    pub fn apply(&mut self, producer: ProducerId, number: u64, section: SignalSection) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for section in self.order.take(producer, number, section) {
+            let section = self.fences.admit(producer, section);
+            if section.marks.is_empty() && section.is_heartbeat() {
+                continue;
+            }
+            self.incidents.apply(self.uniter.apply(section));
+            findings.extend(self.incidents.advance());
         }
-        self.incidents.apply(self.uniter.apply(section));
-        self.incidents.advance()
+        if self.order.is_amid_a_hole() {
+            let heard = self.fences.heard();
+            let epoch = |shard: u16| heard.get(usize::from(shard)).map_or(0, |heard| heard.epoch);
+            self.order.abandon(|mark| mark.epoch >= epoch(mark.shard));
+        }
+        findings
     }
 
     /// Takes an encoded section, checked.
     pub fn apply_bytes(&mut self, bytes: &[u8]) -> Result<Vec<Finding>, WireError> {
         let mut aligned = crate::aligned::Aligned::default();
         let batch = SignalBatchView::check(aligned.of(bytes))?;
-        Ok(self.apply(batch.header().producer, batch.to_section()))
+        let header = batch.header();
+        let (producer, number) = (header.producer, header.first_sequence);
+        Ok(self.apply(producer, number, batch.to_section()))
     }
 
-    /// Goes on where an earlier process was: how far each shard was heard before the first section that comes now.
-    pub fn resume(&mut self, heard: &[Heard]) {
-        self.fences.restore(heard);
-        let marks =
-            heard.iter().zip(0..).map(|(heard, shard)| ShardMark { shard, epoch: heard.epoch, at: heard.at });
+    /// Goes on where an earlier process was, before the first section that comes now.
+    pub fn resume(&mut self, place: &Place) {
+        self.order.restore(&place.told);
+        self.fences.restore(&place.heard);
+        let marks = place.heard.iter().zip(0..);
+        let marks = marks.map(|(heard, shard)| ShardMark { shard, epoch: heard.epoch, at: heard.at });
         let section = SignalSection { marks: marks.collect(), ..SignalSection::default() };
         self.incidents.apply(self.uniter.apply(section));
     }
 
-    /// How far each shard was heard; `None` amid a step, where no restart can begin.
-    pub fn heard(&self) -> Option<&[Heard]> {
-        (!self.fences.is_amid_a_step()).then(|| self.fences.heard())
+    /// True amid a step or a hole, where no restart can begin.
+    pub fn is_amid(&self) -> bool {
+        self.fences.is_amid_a_step() || self.order.is_amid_a_hole()
+    }
+
+    /// How far everyone was heard.
+    pub fn place(&self) -> Place {
+        Place { heard: self.fences.heard().to_vec(), told: self.order.told() }
     }
 
     /// What a restart needs beside the signals it reads again.
@@ -109,6 +143,7 @@ impl StageTwo {
     /// What was refused or forgotten so far.
     pub fn counters(&self) -> StageTwoCounters {
         StageTwoCounters {
+            order: self.order.counters(),
             fences: self.fences.counters(),
             united_evicted: self.uniter.evicted,
             incidents: self.incidents.counters(),
@@ -224,7 +259,7 @@ impl Engine {
                 // Too large for one message: in process nothing is lost by going without the encoding.
                 Err(error) => {
                     tracing::warn!(%error, "a section of signals does not fit one message");
-                    self.findings.extend(self.stage_two.apply(ProducerId(1), section));
+                    self.findings.extend(self.stage_two.apply(ProducerId(1), self.sequence, section));
                 }
             }
         }

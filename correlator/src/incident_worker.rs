@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tapio_runtime::bus::{BusError, Fence, Headers, Outgoing, PublishReports, Publisher, TrySubmitError};
+use tapio_runtime::bus::{BusError, Headers, Outgoing};
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::{Receiver, RecvTimeoutError};
-use tapio_runtime::shutdown::Shutdown;
-use tapio_runtime::supervise::WorkerResult;
+use tapio_runtime::supervise::{WorkerError, WorkerResult};
 use tapio_schemas::names::{
     CLOUDEVENT_TYPE_FINDING, HEADER_ORIGIN, HEADER_REASON, deadletter_subject, signals_subject,
 };
@@ -18,11 +17,12 @@ use tokio::sync::{mpsc, watch};
 use crate::checkpoint::{Checkpoint, Fresh};
 use crate::decider::{Decider, DeciderCounters};
 use crate::metrics::CorrelatorMetrics;
-use crate::stage_two::{StageTwoParts, not_the_owner};
+use crate::outbox::{BusOutlet, Outbox, Outlet};
+use crate::stage_two::not_the_owner;
 
 const IDLE_WAIT: Duration = Duration::from_millis(50);
 /// Findings without acknowledgement.
-const PUBLISH_WINDOW: usize = 64;
+pub const PUBLISH_WINDOW: usize = 64;
 /// Time between two checkpoints.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 
@@ -42,20 +42,25 @@ struct Waiting {
     version: u64,
 }
 
+/// What the worker gets.
+pub struct IncidentParts {
+    /// Cluster.
+    pub cluster: String,
+    /// Where checkpoints go.
+    pub to_keep: mpsc::Sender<Checkpoint>,
+    /// Where it is told how fresh the verdicts are.
+    pub fresh: watch::Sender<Fresh>,
+    /// Clock.
+    pub clock: SharedClock,
+    /// Metrics.
+    pub metrics: CorrelatorMetrics,
+}
+
 /// The thread's state.
-pub struct IncidentWorker {
-    cluster: String,
+pub struct IncidentWorker<O> {
+    parts: IncidentParts,
     decider: Decider,
-    publisher: Publisher,
-    reports: PublishReports,
-    /// Findings are stored only while this is the newest owner.
-    fence: Fence,
-    to_keep: mpsc::Sender<Checkpoint>,
-    fresh: watch::Sender<Fresh>,
-    clock: SharedClock,
-    metrics: CorrelatorMetrics,
-    submitted: u64,
-    acknowledged: u64,
+    outbox: Outbox<O>,
     waiting: Option<Waiting>,
     checkpoint_due: Duration,
     /// Version of the memory that was handed over last.
@@ -64,36 +69,11 @@ pub struct IncidentWorker {
     counted: DeciderCounters,
 }
 
-impl IncidentWorker {
-    /// A worker that goes on where `decider` stands.
-    pub fn new(
-        parts: &StageTwoParts,
-        decider: Decider,
-        fence: Fence,
-        to_keep: mpsc::Sender<Checkpoint>,
-        fresh: watch::Sender<Fresh>,
-    ) -> Self {
-        let (publisher, reports) = parts.bus.publisher(PUBLISH_WINDOW, Shutdown::new());
-        Self {
-            cluster: parts.config.cluster.clone(),
-            remembered: decider.memory_version(),
-            decider,
-            publisher,
-            reports,
-            fence,
-            to_keep,
-            fresh,
-            clock: parts.clock.clone(),
-            metrics: parts.metrics.clone(),
-            submitted: 0,
-            acknowledged: 0,
-            waiting: None,
-            checkpoint_due: Duration::ZERO,
-            counted: DeciderCounters::default(),
-        }
-    }
-
+impl IncidentWorker<BusOutlet> {
     /// Works until the ring is closed and empty and every finding is acknowledged.
+    ///
+    /// # Errors
+    /// When a message can never be stored, or another replica owns the incidents.
     pub fn run(mut self, mut sections: Receiver<Section>) -> WorkerResult {
         loop {
             match sections.recv_timeout(IDLE_WAIT) {
@@ -101,34 +81,84 @@ impl IncidentWorker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Closed) => break,
             }
-            while let Some(report) = self.reports.try_next() {
-                self.acknowledge(report.result.map(|_| ()))?;
+            self.turn()?;
+            while !self.is_ready() {
+                if !self.outbox.wait().map_err(|error| self.stopped(error))? {
+                    return Err(BusError::Closed.into());
+                }
+                self.turn()?;
             }
-            self.hand_over();
         }
-        while self.acknowledged < self.submitted {
-            let Some(report) = self.reports.next_blocking() else { break };
-            self.acknowledge(report.result.map(|_| ()))?;
+        while !self.is_settled() && self.outbox.wait().map_err(|error| self.stopped(error))? {
+            self.turn()?;
         }
-        self.hand_over();
-        // The last word: who goes on has nothing to decide again.
-        self.checkpoint_due = Duration::ZERO;
-        self.checkpoint();
+        self.finish();
+        Ok(())
+    }
+}
+
+impl<O: Outlet> IncidentWorker<O> {
+    /// A worker that goes on where `decider` stands. Findings are stored only while `outlet` has the newest fence.
+    pub fn new(parts: IncidentParts, decider: Decider, outlet: O) -> Self {
+        Self {
+            parts,
+            remembered: decider.memory_version(),
+            decider,
+            outbox: Outbox::new(outlet),
+            waiting: None,
+            checkpoint_due: Duration::ZERO,
+            counted: DeciderCounters::default(),
+        }
+    }
+
+    /// Whether it takes a section: everything said is on its way.
+    pub fn is_ready(&self) -> bool {
+        self.outbox.is_clear()
+    }
+
+    /// Everything said is stored.
+    pub fn is_settled(&self) -> bool {
+        self.outbox.is_settled()
+    }
+
+    /// What is to be done between two sections: sends, takes acknowledgements, hands a checkpoint over.
+    ///
+    /// # Errors
+    /// When a message can never be stored, or another replica owns the incidents.
+    pub fn turn(&mut self) -> WorkerResult {
+        self.outbox.turn().map_err(|error| self.stopped(error))?;
         self.hand_over();
         Ok(())
     }
 
-    fn section(&mut self, section: &Section) -> WorkerResult {
+    /// The last word, once everything said is stored: who goes on has nothing to decide again.
+    pub fn finish(&mut self) {
+        self.hand_over();
+        self.checkpoint_due = Duration::ZERO;
+        self.checkpoint();
+        self.hand_over();
+    }
+
+    /// Takes a section. What it says waits for the next turn.
+    ///
+    /// # Errors
+    /// When a finding cannot be written as JSON.
+    pub fn section(&mut self, section: &Section) -> WorkerResult {
         match self.decider.apply(section.sequence, &section.payload) {
             Ok(findings) => findings.iter().try_for_each(|finding| self.publish(finding))?,
             Err(error) => {
-                self.metrics.reject("signals");
+                self.parts.metrics.reject("signals");
                 tracing::warn!(%error, sequence = section.sequence, "a section of signals is refused");
                 let headers = Headers::new()
                     .with(HEADER_REASON, error.to_string())
-                    .with(HEADER_ORIGIN, signals_subject(&self.cluster));
+                    .with(HEADER_ORIGIN, signals_subject(&self.parts.cluster));
                 let subject = deadletter_subject("signals");
-                self.submit(Outgoing { subject, msg_id: None, headers, payload: section.payload.clone() })?;
+                self.outbox.say(Outgoing {
+                    subject,
+                    msg_id: None,
+                    headers,
+                    payload: section.payload.clone(),
+                });
             }
         }
         self.checkpoint();
@@ -141,72 +171,52 @@ impl IncidentWorker {
             .with("content-type", "application/json")
             .with("ce-specversion", "1.0")
             .with("ce-type", CLOUDEVENT_TYPE_FINDING)
-            .with("ce-source", format!("/tapio/correlator/{}", self.cluster))
+            .with("ce-source", format!("/tapio/correlator/{}", self.parts.cluster))
             .with("ce-id", id.clone())
             .with("ce-time", finding.emitted_at.to_string())
             .with("ce-subject", finding.entity().map(ToString::to_string).unwrap_or_default());
-        let headers = self.fence.stamp(headers);
+        let headers = self.outbox.stamp(headers);
         let payload = Bytes::from(serde_json::to_vec(finding)?);
-        self.metrics.findings.inc();
-        self.submit(Outgoing { subject: finding.subject(), msg_id: Some(id), headers, payload })
+        self.parts.metrics.findings.inc();
+        self.outbox.say(Outgoing { subject: finding.subject(), msg_id: Some(id), headers, payload });
+        Ok(())
     }
 
-    fn submit(&mut self, mut outgoing: Outgoing) -> WorkerResult {
-        loop {
-            match self.publisher.try_submit(outgoing) {
-                Ok(_) => {
-                    self.submitted += 1;
-                    return Ok(());
-                }
-                Err(TrySubmitError::Full(back)) => outgoing = back,
-                Err(TrySubmitError::Closed(_)) => return Err(BusError::Closed.into()),
-            }
-            match self.reports.next_blocking() {
-                Some(report) => self.acknowledge(report.result.map(|_| ()))?,
-                None => return Err(BusError::Closed.into()),
-            }
-        }
-    }
-
-    fn acknowledge(&mut self, result: Result<(), BusError>) -> WorkerResult {
-        match result {
-            Err(BusError::Fenced { .. }) => Err(not_the_owner(&self.cluster)),
-            result => {
-                result?;
-                self.acknowledged += 1;
-                Ok(())
-            }
+    fn stopped(&self, error: BusError) -> WorkerError {
+        match error {
+            BusError::Fenced { .. } => not_the_owner(&self.parts.cluster),
+            error => error.into(),
         }
     }
 
     fn checkpoint(&mut self) {
-        if self.clock.monotonic() < self.checkpoint_due || self.waiting.is_some() {
+        if self.parts.clock.monotonic() < self.checkpoint_due || self.waiting.is_some() {
             return;
         }
-        self.checkpoint_due = self.clock.monotonic() + CHECKPOINT_EVERY;
+        self.checkpoint_due = self.parts.clock.monotonic() + CHECKPOINT_EVERY;
         self.count();
-        self.fresh.send_replace(self.decider.fresh());
+        self.parts.fresh.send_replace(self.decider.fresh());
         let Some(standing) = self.decider.standing() else { return };
         let version = self.decider.memory_version();
         let memory = (version != self.remembered).then(|| self.decider.memory());
         let checkpoint = Checkpoint { standing, memory };
-        self.waiting = Some(Waiting { checkpoint, ticket: self.submitted, version });
+        self.waiting = Some(Waiting { checkpoint, ticket: self.outbox.said(), version });
     }
 
     fn count(&mut self) {
-        let lag = UnixNanos(self.clock.now_unix_nanos()).since(self.decider.watermark()) / 1_000_000;
-        self.metrics.lag_ms.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        let lag = UnixNanos(self.parts.clock.now_unix_nanos()).since(self.decider.watermark()) / 1_000_000;
+        self.parts.metrics.lag_ms.set(i64::try_from(lag).unwrap_or(i64::MAX));
         let now = self.decider.counters();
         let before = std::mem::replace(&mut self.counted, now);
-        self.metrics.add_dropped(&now.stage_two.by_reason(), &before.stage_two.by_reason());
-        self.metrics.add_settled(&now.ledger.by_reason(), &before.ledger.by_reason());
+        self.parts.metrics.add_dropped(&now.stage_two.by_reason(), &before.stage_two.by_reason());
+        self.parts.metrics.add_settled(&now.ledger.by_reason(), &before.ledger.by_reason());
     }
 
     fn hand_over(&mut self) {
-        let acknowledged = self.acknowledged;
+        let acknowledged = self.outbox.acknowledged();
         let Some(waiting) = self.waiting.take_if(|waiting| waiting.ticket <= acknowledged) else { return };
         // Full: the next one says more.
-        if self.to_keep.try_send(waiting.checkpoint).is_ok() {
+        if self.parts.to_keep.try_send(waiting.checkpoint).is_ok() {
             self.remembered = waiting.version;
         }
     }

@@ -16,11 +16,15 @@ mod ledger;
 mod low_water;
 mod metrics;
 pub mod model;
+mod order;
+mod outbox;
 mod partition;
 pub mod pipeline;
 #[cfg(test)]
 mod restart_tests;
 pub mod shards;
+#[cfg(test)]
+mod simulation;
 mod stage_one;
 mod stage_two;
 mod status;

@@ -82,12 +82,17 @@ pub async fn start_at(
     otherwise: UnixNanos,
 ) -> Result<StartAt, BusError> {
     let state = bus.stream_state(stream).await?;
-    Ok(match low_water {
+    Ok(start_in(state.last_sequence, low_water, otherwise))
+}
+
+/// Where to begin in a stream that ends with `last_sequence`.
+pub fn start_in(last_sequence: u64, low_water: Option<LowWater>, otherwise: UnixNanos) -> StartAt {
+    match low_water {
         // A stream that is shorter than the mark was made anew.
-        Some(mark) if mark.sequence <= state.last_sequence + 1 => StartAt::Sequence(mark.sequence),
+        Some(mark) if mark.sequence <= last_sequence + 1 => StartAt::Sequence(mark.sequence),
         Some(_) => StartAt::Beginning,
         None => StartAt::UnixNanos(otherwise.0),
-    })
+    }
 }
 
 #[cfg(test)]

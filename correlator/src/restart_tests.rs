@@ -294,6 +294,8 @@ fn handed_over(handover: &Handover) -> Encoded {
     let (mut out, mut number): (Encoded, u64) = (Vec::new(), 0);
     let mut turns = handover.turns.iter().cycle();
     let mut is_heard = false;
+    // Each worker numbers what it says.
+    let mut numbers = [0u64; 2];
     while old.peek().is_some() || new.peek().is_some() {
         number += 1;
         let is_new = number > handover.taken as u64 && (turns.next() == Some(&true) || old.peek().is_none());
@@ -309,7 +311,9 @@ fn handed_over(handover: &Handover) -> Encoded {
             let mine = section.marks.iter_mut().filter(|mark| moves(mark.shard));
             mine.for_each(|mark| mark.at = mark.at.plus(120 * SECOND));
         }
-        out.push((at, encode_signals(producer, 0, number, &section).expect("encoded")));
+        let own = &mut numbers[usize::from(producer == ProducerId(2))];
+        *own += 1;
+        out.push((at, encode_signals(producer, 0, *own, &section).expect("encoded")));
     }
     out
 }

@@ -18,14 +18,15 @@ use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS, insights_fence_subje
 use tapio_schemas::{Finding, UnixNanos};
 use tokio::sync::{mpsc, watch};
 
-use crate::checkpoint::{Checkpoint, Fresh, StageTwoStore};
+use crate::checkpoint::{Checkpoint, Fresh, Kept, StageTwoStore};
 use crate::config::{CorrelatorConfig, nanos};
 use crate::decider::Decider;
-use crate::incident_worker::{IncidentWorker, Section};
+use crate::incident_worker::{IncidentParts, IncidentWorker, PUBLISH_WINDOW, Section};
 use crate::ledger::Ledger;
-use crate::low_water::start_at;
+use crate::low_water::{LowWater, start_at};
 use crate::metrics::CorrelatorMetrics;
 use crate::model::Model;
+use crate::outbox::BusOutlet;
 
 const READ_SECTIONS: usize = 64;
 const READ_WAIT: Duration = Duration::from_millis(100);
@@ -64,16 +65,11 @@ impl StageTwoParts {
         // First of all: what an owner before publishes from here on is refused, so what is read now is all there is.
         let fence = self.bus.fence(&insights_fence_subject(&self.config.cluster), &lease).await?;
         let (store, kept) = StageTwoStore::take_over(&self.bus, &self.config.cluster).await?;
-        let now = UnixNanos(self.clock.now_unix_nanos());
-        let otherwise = now.minus(nanos(self.config.replay_max));
-        let mark = kept.standing.as_ref().map(|standing| standing.mark);
-        let since = mark.map_or(otherwise, |mark| mark.from).minus(nanos(self.config.age_max));
-        let mut ledger = self.published(since, &context).await?;
-        let decided = kept.standing.as_ref().map_or(UnixNanos(0), |standing| standing.decided);
-        ledger.begin(mark.map_or(otherwise, |mark| mark.from), decided, now);
-        let start = start_at(&self.bus, STREAM_SIGNALS, mark, otherwise).await?;
-        // Marks are of the place that is read from; from another place all of it is heard.
-        let goes_on = mark.is_some_and(|mark| start == StartAt::Sequence(mark.sequence));
+        let resume = Resume::new(&self.config, &kept, UnixNanos(self.clock.now_unix_nanos()));
+        let mut ledger = self.published(resume.told_since, &context).await?;
+        resume.begin(&mut ledger);
+        let start = start_at(&self.bus, STREAM_SIGNALS, resume.mark, resume.from).await?;
+        let goes_on = resume.goes_on(&start);
         let config = OrderedConfig {
             filters: vec![signals_subject(&self.config.cluster)],
             start,
@@ -86,7 +82,15 @@ impl StageTwoParts {
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
         let decider = Decider::new(&self.config, Arc::clone(&self.model), ledger, kept, goes_on);
-        let worker = IncidentWorker::new(&self, decider, fence, checkpoints, fresh);
+        let parts = IncidentParts {
+            cluster: self.config.cluster.clone(),
+            to_keep: checkpoints,
+            fresh,
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let worker =
+            IncidentWorker::new(parts, decider, BusOutlet::new(&self.bus, PUBLISH_WINDOW, Some(fence)));
         let thread =
             std::thread::Builder::new().name("incidents".to_owned()).spawn(move || worker.run(sections))?;
         let mut reader = Reader {
@@ -128,6 +132,38 @@ impl StageTwoParts {
                 ledger.read(finding);
             }
         }
+    }
+}
+
+/// Where a term of office begins, by what was kept and the clock.
+pub struct Resume {
+    /// Where to read the signals on; `None` when nothing was kept.
+    pub mark: Option<LowWater>,
+    /// Event time from which on the signals are read.
+    pub from: UnixNanos,
+    /// Time from which on it is to be known what was published.
+    pub told_since: UnixNanos,
+    decided: UnixNanos,
+    now: UnixNanos,
+}
+
+impl Resume {
+    /// After what was `kept`, at `now`.
+    pub fn new(config: &CorrelatorConfig, kept: &Kept, now: UnixNanos) -> Self {
+        let mark = kept.standing.as_ref().map(|standing| standing.mark);
+        let from = mark.map_or(now.minus(nanos(config.replay_max)), |mark| mark.from);
+        let decided = kept.standing.as_ref().map_or(UnixNanos(0), |standing| standing.decided);
+        Self { mark, from, told_since: from.minus(nanos(config.age_max)), decided, now }
+    }
+
+    /// All that was published is in the ledger.
+    pub fn begin(&self, ledger: &mut Ledger) {
+        ledger.begin(self.from, self.decided, self.now);
+    }
+
+    /// Marks are of the place that is read from; from another place all of it is heard.
+    pub fn goes_on(&self, start: &StartAt) -> bool {
+        self.mark.is_some_and(|mark| *start == StartAt::Sequence(mark.sequence))
     }
 }
 

@@ -227,7 +227,8 @@ impl IncidentEngine {
         self.known.len()
     }
 
-    /// Next tick at which something can change.
+    /// Next tick at which something can change. What is no signal waits for a moment of looking: a new owner of a shard
+    /// tells edges again, and that must not move the moments of decision.
     fn next_tick(&self) -> Option<UnixNanos> {
         let next = |at: UnixNanos| tick_from(at).max(self.tick.plus(TICK_NS));
         let due = self.incidents.iter().map(|incident| {
@@ -235,10 +236,11 @@ impl IncidentEngine {
             match incident.over_since {
                 _ if self.tick < settled => settled,
                 Some(over) => over.plus(nanos(self.config.reopen)),
-                None => self.tick.plus(LOOK_NS),
+                None => look_from(self.tick.plus(1)),
             }
         });
-        due.chain(self.pending.oldest()).map(next).min()
+        let said = self.pending.oldest().map(look_from).into_iter().chain(self.pending.oldest_signal());
+        due.chain(said).map(next).min()
     }
 
     fn take(&mut self, said: Said) {
@@ -361,6 +363,11 @@ impl IncidentEngine {
         let members: BTreeSet<_> = of.iter().flat_map(|i| &i.members).copied().collect();
         self.known.retain(|s| is_change(s.kind) || !members.contains(&s.id));
     }
+}
+
+/// First moment of looking at or after `at`: the same ones whatever happened before.
+fn look_from(at: UnixNanos) -> UnixNanos {
+    UnixNanos(at.0.div_ceil(LOOK_NS).saturating_mul(LOOK_NS))
 }
 
 fn is_kernel(kind: SignalKind) -> bool {

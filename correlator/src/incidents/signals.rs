@@ -60,6 +60,8 @@ pub enum Said {
 #[derive(Debug, Default)]
 pub struct Pending {
     items: BTreeMap<(UnixNanos, u8, u128, u64), Said>,
+    /// Times of the signals among them, and how many are of each.
+    signals: BTreeMap<UnixNanos, usize>,
 }
 
 impl Pending {
@@ -67,7 +69,9 @@ impl Pending {
     pub fn extend(&mut self, section: SignalSection) {
         for signal in section.signals {
             let key = (signal.last_seen, 3, signal.id.0, u64::from(signal.revision));
-            self.items.insert(key, Said::Signal(Box::new(signal)));
+            if self.items.insert(key, Said::Signal(Box::new(signal))).is_none() {
+                *self.signals.entry(key.0).or_default() += 1;
+            }
         }
         for fact in section.facts {
             let id = order(&[&fact.from, &fact.to], fact.edge as u64);
@@ -92,12 +96,27 @@ impl Pending {
 
     /// Next one whose time is not after `tick`.
     pub fn take_until(&mut self, tick: UnixNanos) -> Option<Said> {
-        self.items.first_entry().filter(|e| e.key().0 <= tick).map(|e| e.remove())
+        self.oldest().filter(|oldest| *oldest <= tick)?;
+        self.take_oldest()
     }
 
     /// Takes the oldest, whatever its time.
     pub fn take_oldest(&mut self) -> Option<Said> {
-        self.items.pop_first().map(|(_, said)| said)
+        let (key, said) = self.items.pop_first()?;
+        if matches!(said, Said::Signal(_))
+            && let Some(count) = self.signals.get_mut(&key.0)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.signals.remove(&key.0);
+            }
+        }
+        Some(said)
+    }
+
+    /// Time of the oldest signal.
+    pub fn oldest_signal(&self) -> Option<UnixNanos> {
+        self.signals.first_key_value().map(|(at, _)| *at)
     }
 
     /// Time of the oldest.

@@ -416,3 +416,20 @@ fn a_hundred_services_in_trouble_are_judged_in_time() {
     assert!(took < std::time::Duration::from_secs(20), "{took:?}");
     println!("200 signals: {took:?}");
 }
+
+#[test]
+fn edges_told_again_do_not_move_the_moments_of_decision() {
+    let story = |told_again: &[f64]| {
+        let mut engine = engine();
+        engine.apply(said(vec![signal(SignalKind::CrashSignal, &cgroup("/a"), 1.0)]));
+        for second in told_again {
+            let mut edge = calls(&service("web"), &service("api"));
+            edge.facts[0].at = at(*second);
+            engine.apply(edge);
+        }
+        let findings = engine.finish(at(900.0));
+        findings.iter().map(|f| (f.revision, f.emitted_at, f.title.to_string())).collect::<Vec<_>>()
+    };
+    assert!(story(&[]).len() >= 2, "it is told, and that it is over");
+    assert_eq!(story(&[]), story(&[3.6, 7.1, 40.3]));
+}

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Duration;
 
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use tapio_runtime::bus::{Bus, BusError, ConnectionState, Message, OrderedConfig, OrderedConsumer};
@@ -10,19 +9,16 @@ use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::Sender;
 use tapio_runtime::supervise::WorkerResult;
 use tapio_schemas::UnixNanos;
-use tapio_schemas::names::{SHARD_COUNT, events_subject};
+use tapio_schemas::names::events_subject;
 use tokio::sync::mpsc;
 use tokio_stream::StreamMap;
 
+use super::readings::{QUIET, Readings};
 use super::worker::Work;
 use crate::low_water::{LowWater, start_at};
 
 /// Messages asked for at a time, per shard: with 64 KiB each, a replica with all shards holds at most 64 MiB unread.
 const READ_BATCH: usize = 16;
-/// A shard of which nothing has come for this long is caught up, when nothing is pending either.
-const QUIET: Duration = Duration::from_millis(50);
-/// After a lost connection the clock is not followed for this long: events from before may still come.
-const RECONNECT_GRACE: Duration = Duration::from_secs(2);
 
 /// What the control side tells a lane.
 pub enum Command {
@@ -55,18 +51,7 @@ pub struct Intake {
     commands: mpsc::Receiver<Command>,
     feeds: StreamMap<u16, Feed>,
     opening: FuturesUnordered<Opening>,
-    shards: Vec<Reading>,
-    away_until: Duration,
-}
-
-/// How far reading one shard is.
-#[derive(Clone, Copy, Default)]
-struct Reading {
-    /// Epoch of its lease; zero when it is not ours.
-    epoch: u64,
-    /// Everything that was there is read.
-    current: bool,
-    read_at: Duration,
+    readings: Readings,
 }
 
 impl Intake {
@@ -88,8 +73,7 @@ impl Intake {
             commands,
             feeds: StreamMap::new(),
             opening: FuturesUnordered::new(),
-            shards: vec![Reading::default(); usize::from(SHARD_COUNT)],
-            away_until: Duration::ZERO,
+            readings: Readings::new(),
         }
     }
 
@@ -121,7 +105,7 @@ impl Intake {
     async fn obey(&mut self, command: Command) -> WorkerResult {
         match command {
             Command::Own { shard, epoch, from } => {
-                self.shards[usize::from(shard)] = Reading { epoch, ..Reading::default() };
+                self.readings.own(shard, epoch);
                 self.feeds.remove(&shard);
                 self.give(Work::Own { shard, epoch, from }).await?;
                 self.opening.push(self.open(shard, epoch, from));
@@ -139,7 +123,7 @@ impl Intake {
     }
 
     fn stop_reading(&mut self, shard: u16) {
-        self.shards[usize::from(shard)] = Reading::default();
+        self.readings.stop(shard);
         self.feeds.remove(&shard);
     }
 
@@ -167,7 +151,7 @@ impl Intake {
     fn opened(&mut self, shard: u16, epoch: u64, opened: Result<OrderedConsumer, BusError>) -> WorkerResult {
         let consumer = opened?;
         // Released or lost while it was opened.
-        if self.shards[usize::from(shard)].epoch != epoch {
+        if !self.readings.is_of(shard, epoch) {
             return Ok(());
         }
         let feed = futures::stream::unfold(consumer, |mut consumer| async move {
@@ -179,32 +163,18 @@ impl Intake {
     }
 
     async fn take(&mut self, shard: u16, item: Option<Message>) -> WorkerResult {
-        let reading = &mut self.shards[usize::from(shard)];
         let Some(message) = item else {
-            reading.current = true;
+            self.readings.current(shard);
             return Ok(());
         };
-        reading.current = message.pending == 0;
-        reading.read_at = self.clock.monotonic();
+        self.readings.read(shard, message.pending, self.clock.monotonic());
         self.give(Work::Batch { shard, sequence: message.sequence, payload: message.payload }).await
     }
 
     /// Shards with nothing left to read follow the clock. What was read before is before this in the ring.
     async fn follow_clock(&mut self) -> WorkerResult {
-        let now = self.clock.monotonic();
-        if self.bus.state() != ConnectionState::Connected {
-            self.away_until = now + RECONNECT_GRACE;
-        }
-        if now < self.away_until {
-            return Ok(());
-        }
-        let quiet = |reading: &Reading| {
-            reading.epoch > 0 && reading.current && now.saturating_sub(reading.read_at) >= QUIET
-        };
-        let mut shards = 0u64;
-        for (shard, reading) in self.shards.iter().enumerate() {
-            shards |= u64::from(quiet(reading)) << shard;
-        }
+        let is_connected = self.bus.state() == ConnectionState::Connected;
+        let shards = self.readings.caught_up(self.clock.monotonic(), is_connected);
         if shards == 0 {
             return Ok(());
         }

@@ -9,8 +9,9 @@
 //! left out by stage two, and so is what an owner says that has lost its lease: each step of a shard counts once.
 
 mod intake;
-mod owned;
-mod worker;
+pub(crate) mod owned;
+pub(crate) mod readings;
+pub(crate) mod worker;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use tokio::sync::mpsc;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::low_water::LowWater;
 use crate::metrics::CorrelatorMetrics;
+use crate::outbox::BusOutlet;
 use intake::{Command, Intake};
 use worker::{Answer, Shared, Worker, WorkerParts, WorkerStop};
 
@@ -92,26 +94,23 @@ impl StageOne {
         shared: &Arc<Shared>,
         answers: &mpsc::Sender<Answer>,
     ) -> Result<Vec<Lane>, std::io::Error> {
-        // A name of this run: acknowledged messages of an earlier run are not taken for ours.
-        let producer = ProducerId(self.clock.now_unix_nanos());
+        let started = self.clock.now_unix_nanos();
+        let run = format!("{} {started}", self.config.replica_name(started));
         (0..self.config.worker_count())
             .map(|index| {
                 let name = format!("shards-{index}");
                 let batches = self.config.ring_batches.max(1);
                 let (sender, receiver) = ring::ring(&name, batches, self.clock.clone(), &self.registry);
-                // Not stopped by the context: what stage one has said is sent before it ends.
-                let (publisher, reports) = self.bus.publisher(PUBLISH_WINDOW, Shutdown::new());
-                let worker = Worker::new(WorkerParts {
+                let parts = WorkerParts {
                     index,
-                    producer,
+                    producer: worker_id(&run, index),
                     config: self.config.clone(),
-                    publisher,
-                    reports,
                     shared: Arc::clone(shared),
                     answers: answers.clone(),
                     clock: self.clock.clone(),
                     metrics: self.metrics.clone(),
-                });
+                };
+                let worker = Worker::new(parts, BusOutlet::new(&self.bus, PUBLISH_WINDOW, None));
                 let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(receiver))?;
                 let (commands, told) = mpsc::channel(COMMANDS_MAX);
                 let intake = Intake::new(
@@ -250,6 +249,11 @@ impl Control {
 
 fn lane_gone(lane: usize) -> Box<dyn std::error::Error + Send + Sync> {
     format!("lane {lane} of the shard workers stopped").into()
+}
+
+/// The name of a worker of this run: neither those of other replicas nor those of an earlier run have it.
+fn worker_id(run: &str, index: usize) -> ProducerId {
+    ProducerId(xxhash_rust::xxh3::xxh3_64(format!("{run} {index}").as_bytes()))
 }
 
 fn shard_of(lease: &Lease) -> Option<u16> {

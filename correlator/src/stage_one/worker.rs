@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tapio_runtime::bus::{BusError, Headers, Outgoing, PublishReports, Publisher, TrySubmitError};
+use tapio_runtime::bus::{BusError, Headers, Outgoing};
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::{Receiver, RecvTimeoutError};
 use tapio_schemas::names::{
@@ -20,6 +20,7 @@ use super::owned::OwnedShard;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::low_water::LowWater;
 use crate::metrics::CorrelatorMetrics;
+use crate::outbox::{BusOutlet, Outbox, Outlet};
 use crate::shards::{ShardSet, TICK_NS};
 
 /// Longest wait for work: how late acknowledgements are noticed.
@@ -120,10 +121,6 @@ pub struct WorkerParts {
     pub producer: ProducerId,
     /// Settings.
     pub config: CorrelatorConfig,
-    /// Window of outstanding acknowledgements.
-    pub publisher: Publisher,
-    /// Their outcome.
-    pub reports: PublishReports,
     /// Shared with the other workers.
     pub shared: Arc<Shared>,
     /// Where answers go.
@@ -135,15 +132,13 @@ pub struct WorkerParts {
 }
 
 /// One worker.
-pub struct Worker {
+pub struct Worker<O> {
     parts: WorkerParts,
+    outbox: Outbox<O>,
     shards: ShardSet,
     owned: Vec<Option<OwnedShard>>,
     sections: Vec<SignalSection>,
     sequence: u64,
-    /// Messages submitted and acknowledged.
-    submitted: u64,
-    acknowledged: u64,
     /// Answers, and how many messages must be acknowledged before they are true.
     waiting: VecDeque<(Answer, u64)>,
     marks_due: Duration,
@@ -151,25 +146,11 @@ pub struct Worker {
     status_due: Duration,
 }
 
-impl Worker {
-    /// A worker without shards.
-    pub fn new(parts: WorkerParts) -> Self {
-        Self {
-            shards: ShardSet::new(&parts.config.cluster, [], &parts.config),
-            owned: (0..SHARD_COUNT).map(|_| None).collect(),
-            sections: Vec::new(),
-            sequence: 0,
-            submitted: 0,
-            acknowledged: 0,
-            waiting: VecDeque::new(),
-            marks_due: Duration::ZERO,
-            checkpoint_due: Duration::ZERO,
-            status_due: Duration::ZERO,
-            parts,
-        }
-    }
-
+impl Worker<BusOutlet> {
     /// Works until the ring is closed and empty and everything said is acknowledged.
+    ///
+    /// # Errors
+    /// [`WorkerStop`].
     pub fn run(mut self, mut ring: Receiver<Work>) -> Result<(), WorkerStop> {
         loop {
             if let Some(turns) = self.parts.shared.turns.get(self.parts.index) {
@@ -180,36 +161,75 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Closed) => break,
             }
-            while let Some(report) = self.parts.reports.try_next() {
-                self.acknowledge(report.result.map(|_| ()))?;
+            self.turn()?;
+            while !self.is_ready() {
+                if !self.outbox.wait()? {
+                    return Err(BusError::Closed.into());
+                }
+                self.outbox.turn()?;
             }
-            let now = self.parts.clock.monotonic();
-            if now >= self.marks_due {
-                self.marks_due = now + MARKS_EVERY;
-                self.tell_marks()?;
-                self.count();
-            }
-            if now >= self.status_due {
-                self.status_due = now + tapio_schemas::status::EVERY / 2;
-                let owned = self.owned.iter().flatten().map(OwnedShard::status).collect();
-                self.parts.metrics.board.set(self.parts.index, owned, self.shards.accounts());
-            }
-            if now >= self.checkpoint_due {
-                self.checkpoint_due = now + CHECKPOINT_EVERY;
-                self.checkpoint();
-            }
-            self.answer();
         }
-        while self.acknowledged < self.submitted {
-            let Some(report) = self.parts.reports.next_blocking() else { break };
-            self.acknowledge(report.result.map(|_| ()))?;
+        while !self.outbox.is_settled() && self.outbox.wait()? {
+            self.outbox.turn()?;
         }
         self.answer();
         self.count();
         Ok(())
     }
+}
 
-    fn work(&mut self, work: Work) -> Result<(), WorkerStop> {
+impl<O: Outlet> Worker<O> {
+    /// A worker without shards.
+    pub fn new(parts: WorkerParts, outlet: O) -> Self {
+        Self {
+            shards: ShardSet::new(&parts.config.cluster, [], &parts.config),
+            outbox: Outbox::new(outlet),
+            owned: (0..SHARD_COUNT).map(|_| None).collect(),
+            sections: Vec::new(),
+            sequence: 0,
+            waiting: VecDeque::new(),
+            marks_due: Duration::ZERO,
+            checkpoint_due: Duration::ZERO,
+            status_due: Duration::ZERO,
+            parts,
+        }
+    }
+
+    /// Whether it takes work: everything said is on its way.
+    pub fn is_ready(&self) -> bool {
+        self.outbox.is_clear()
+    }
+
+    /// What is to be done between two pieces of work: sends, takes acknowledgements, tells marks and answers.
+    ///
+    /// # Errors
+    /// [`WorkerStop`].
+    pub fn turn(&mut self) -> Result<(), WorkerStop> {
+        let now = self.parts.clock.monotonic();
+        if now >= self.marks_due {
+            self.marks_due = now + MARKS_EVERY;
+            self.tell_marks()?;
+            self.count();
+        }
+        if now >= self.status_due {
+            self.status_due = now + tapio_schemas::status::EVERY / 2;
+            let owned = self.owned.iter().flatten().map(OwnedShard::status).collect();
+            self.parts.metrics.board.set(self.parts.index, owned, self.shards.accounts());
+        }
+        self.outbox.turn()?;
+        if now >= self.checkpoint_due {
+            self.checkpoint_due = now + CHECKPOINT_EVERY;
+            self.checkpoint();
+        }
+        self.answer();
+        Ok(())
+    }
+
+    /// Does a piece of work. What it says waits for the next turn.
+    ///
+    /// # Errors
+    /// [`WorkerStop`].
+    pub fn work(&mut self, work: Work) -> Result<(), WorkerStop> {
         match work {
             Work::Batch { shard, sequence, payload } => self.batch(shard, sequence, &payload),
             Work::CaughtUp { shards, now } => {
@@ -264,7 +284,7 @@ impl Worker {
         let Some(mut owned) = self.disown(shard) else { return };
         let low_water = needed.and_then(|needed| owned.last_low_water(needed));
         let answer = Answer { shard, epoch: owned.epoch, low_water, released: true };
-        self.waiting.push_back((answer, self.submitted));
+        self.waiting.push_back((answer, self.outbox.said()));
     }
 
     fn batch(&mut self, shard: u16, sequence: u64, payload: &Bytes) -> Result<(), WorkerStop> {
@@ -289,8 +309,10 @@ impl Worker {
                 let headers =
                     Headers::new().with(HEADER_REASON, error.to_string()).with(HEADER_ORIGIN, subject);
                 // The same batch may be refused again by another owner: one letter.
-                let id = format!("dead-{shard}-{sequence}");
-                self.submit(deadletter_subject("events"), Some(id), headers, payload.clone())
+                let msg_id = Some(format!("dead-{shard}-{sequence}"));
+                let subject = deadletter_subject("events");
+                self.outbox.say(Outgoing { subject, msg_id, headers, payload: payload.clone() });
+                Ok(())
             }
         }
     }
@@ -338,42 +360,16 @@ impl Worker {
         for part in parts(section) {
             self.sequence += 1;
             let bytes = encode_signals(self.parts.producer, 0, self.sequence, &part)?;
-            let id = format!("sig-{}-{}-{}", self.parts.producer, self.parts.index, self.sequence);
+            let msg_id = Some(format!("sig-{}-{}-{}", self.parts.producer, self.parts.index, self.sequence));
             self.parts.metrics.sections.inc();
             let subject = signals_subject(&self.parts.config.cluster);
-            self.submit(subject, Some(id), Headers::new(), Bytes::from(bytes))?;
+            self.outbox.say(Outgoing {
+                subject,
+                msg_id,
+                headers: Headers::new(),
+                payload: Bytes::from(bytes),
+            });
         }
-        Ok(())
-    }
-
-    fn submit(
-        &mut self,
-        subject: String,
-        msg_id: Option<String>,
-        headers: Headers,
-        payload: Bytes,
-    ) -> Result<(), WorkerStop> {
-        // Reports must be read while we wait for room, or the window never opens.
-        let mut outgoing = Outgoing { subject, msg_id, headers, payload };
-        loop {
-            match self.parts.publisher.try_submit(outgoing) {
-                Ok(_) => {
-                    self.submitted += 1;
-                    return Ok(());
-                }
-                Err(TrySubmitError::Full(back)) => outgoing = back,
-                Err(TrySubmitError::Closed(_)) => return Err(BusError::Closed.into()),
-            }
-            match self.parts.reports.next_blocking() {
-                Some(report) => self.acknowledge(report.result.map(|_| ()))?,
-                None => return Err(BusError::Closed.into()),
-            }
-        }
-    }
-
-    fn acknowledge(&mut self, result: Result<(), BusError>) -> Result<(), WorkerStop> {
-        result?;
-        self.acknowledged += 1;
         Ok(())
     }
 
@@ -393,14 +389,14 @@ impl Worker {
             let low_water = self.shards.low_water_of(owned.shard).and_then(|needed| owned.low_water(needed));
             if low_water.is_some() {
                 let answer = Answer { shard: owned.shard, epoch: owned.epoch, low_water, released: false };
-                self.waiting.push_back((answer, self.submitted));
+                self.waiting.push_back((answer, self.outbox.said()));
             }
         }
     }
 
     fn answer(&mut self) {
         while let Some((answer, ticket)) = self.waiting.front().copied() {
-            if ticket > self.acknowledged {
+            if ticket > self.outbox.acknowledged() {
                 return;
             }
             match self.parts.answers.try_send(answer) {
