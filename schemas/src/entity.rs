@@ -26,6 +26,8 @@ pub mod kinds {
     pub const SYSTEMD_UNIT: &str = "SystemdUnit";
     pub const CGROUP: &str = "Cgroup";
     pub const EXTERNAL: &str = "External";
+    /// A part of Tapio itself.
+    pub const TAPIO: &str = "Tapio";
 }
 
 /// Everything known about the thing an event is about. Empty text means "not known" or "none".

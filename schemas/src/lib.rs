@@ -16,6 +16,7 @@ pub mod proto;
 pub mod shard;
 pub mod signal;
 pub mod status;
+pub mod trouble;
 pub mod vocabulary;
 pub mod wire;
 

@@ -74,6 +74,12 @@ vocabulary! {
         K8sWarning = 172 => "k8s.warning",
         SandboxFailed = 173 => "k8s.sandbox_failed",
         NodePressure = 174 => "k8s.node_pressure",
+
+        TapioLoss = 180 => "tapio.loss",
+        TapioSpooling = 181 => "tapio.spooling",
+        TapioCircuitOpen = 182 => "tapio.circuit_open",
+        TapioLag = 183 => "tapio.lag",
+        TapioDiskRefuses = 184 => "tapio.disk_refuses",
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ProducerId, UnixNanos};
+use crate::signal::SignalKind;
+use crate::trouble::{LAG_MAX, Trouble};
 
 /// Time between two words.
 pub const EVERY: Duration = Duration::from_secs(2);
@@ -122,12 +124,8 @@ pub struct CorrelatorStatus {
     pub producers_left_out: u64,
     /// Batches refused and put into the dead-letter stream.
     pub batches_rejected: u64,
-    /// Batches put off because they took too long.
-    pub batches_deferred: u64,
     /// Finding revisions published.
     pub findings: u64,
-    /// Least free share of the memory bound, in permille; 1000 without a bound.
-    pub memory_free_permille: u64,
     /// State of the way to NATS.
     pub circuit: String,
 }
@@ -149,8 +147,73 @@ pub struct StorageStatus {
     pub retried: u64,
     /// Findings that wait in the stream.
     pub behind: u64,
+    /// Why the store does not take findings, when it does not.
+    pub failed: Option<String>,
     /// What is wrong, in words.
     pub gaps: Vec<String>,
     /// State of the way to NATS.
     pub circuit: String,
+}
+
+/// What a process tells of itself.
+pub trait Word: Serialize {
+    /// Its troubles, which become events about Tapio itself. The agent tells its own on the way of its events.
+    fn troubles(&self) -> Vec<Trouble>;
+    /// When it said so.
+    fn at(&self) -> UnixNanos;
+}
+
+impl Word for AgentStatus {
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
+    }
+
+    fn at(&self) -> UnixNanos {
+        self.at
+    }
+}
+
+impl CorrelatorStatus {
+    /// Event time by which the slowest of its shards is behind the clock.
+    pub fn lag(&self) -> Duration {
+        // A shard of which nothing is read yet is behind since it is owned.
+        let behind = self.shards.iter().map(|shard| self.at.since(shard.3.max(shard.2)));
+        Duration::from_nanos(behind.max().unwrap_or_default())
+    }
+}
+
+impl Word for CorrelatorStatus {
+    fn troubles(&self) -> Vec<Trouble> {
+        let lag = self.lag();
+        if lag <= LAG_MAX {
+            return Vec::new();
+        }
+        let says = format!("replica {} is {} s behind the events", self.replica, lag.as_secs());
+        vec![Trouble {
+            part: "correlator",
+            place: self.replica.as_str().into(),
+            kind: SignalKind::TapioLag,
+            says,
+        }]
+    }
+
+    fn at(&self) -> UnixNanos {
+        self.at
+    }
+}
+
+impl Word for StorageStatus {
+    fn troubles(&self) -> Vec<Trouble> {
+        let trouble = |says: &String| Trouble {
+            part: "storage",
+            place: self.name.as_str().into(),
+            kind: SignalKind::TapioDiskRefuses,
+            says: says.clone(),
+        };
+        self.failed.iter().map(trouble).collect()
+    }
+
+    fn at(&self) -> UnixNanos {
+        self.at
+    }
 }
