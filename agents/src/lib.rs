@@ -21,4 +21,5 @@ mod publish;
 pub mod sink;
 mod spool;
 mod status;
+mod trouble;
 mod validate;

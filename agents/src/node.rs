@@ -40,6 +40,7 @@ use crate::publish::{self, DRAIN_PUBLISH_MAX, PublishParts};
 use crate::sink::{self, EventSink, Intake, Wake};
 use crate::spool::{Spool, SpoolError};
 use crate::status::{self, Word};
+use crate::trouble::TroubleWatch;
 use crate::validate::Validator;
 
 /// Longest sleep of the node thread: how late it sees a stop, and how often it says that it lives.
@@ -161,6 +162,8 @@ impl NodeAgent {
             clock: parts.clock.clone(),
             losses: LossWatch::new(UnixNanos(parts.clock.now_unix_nanos())),
             own: ledger.collector("agent"),
+            troubles: TroubleWatch::new(&node_name, parts.bus.clone(), backlog_bytes(&config)),
+            cluster: config.cluster.clone(),
         };
         add_node_thread(&supervision, node).await?;
         let wiring = Wiring {
@@ -228,6 +231,12 @@ impl AgentHandle {
     }
 }
 
+/// Bytes that may wait in memory and on disk as configured.
+fn backlog_bytes(config: &AgentConfig) -> u64 {
+    let spool = if config.data_dir.is_some() { config.backlog.spool.bytes() } else { 0 };
+    config.backlog.memory.bytes() + spool
+}
+
 fn open_spool(config: &AgentConfig) -> Result<Option<Spool>, SpoolError> {
     let Some(dir) = &config.data_dir else { return Ok(None) };
     if config.backlog.spool.bytes() == 0 {
@@ -282,6 +291,8 @@ struct NodeThread {
     losses: LossWatch,
     /// Counts the gaps it tells.
     own: Counter,
+    troubles: TroubleWatch,
+    cluster: String,
 }
 
 impl NodeThread {
@@ -296,6 +307,7 @@ impl NodeThread {
             let took = self.turn();
             let monotonic = self.clock.monotonic();
             self.tell_losses(monotonic, stopping && !took);
+            self.tell_troubles(monotonic, stopping && !took);
             for frame in self.batcher.flush(monotonic, stopping && !took) {
                 self.outbox.push(frame);
             }
@@ -358,11 +370,24 @@ impl NodeThread {
         }
         let now = UnixNanos(self.clock.now_unix_nanos());
         for gap in self.losses.look(&self.ledger, monotonic, now, last) {
-            self.ledger.produced(&self.own, 1);
-            self.ledger.enter(Place::Batch, 1);
-            if let Some(frame) = self.batcher.push(gap.event(&self.attribution.node()), monotonic) {
-                self.outbox.push(frame);
-            }
+            self.push_own(gap.event(&self.attribution.node()), monotonic);
+        }
+    }
+
+    /// Also while others are shed: these are few, and say why.
+    fn tell_troubles(&mut self, monotonic: Duration, last: bool) {
+        let now = UnixNanos(self.clock.now_unix_nanos());
+        for trouble in self.troubles.look(&self.ledger, &self.outbox, monotonic, last) {
+            tracing::warn!(kind = trouble.kind.as_str(), "{}", trouble.says);
+            self.push_own(trouble.event(&self.cluster, now), monotonic);
+        }
+    }
+
+    fn push_own(&mut self, event: UnifiedEvent, monotonic: Duration) {
+        self.ledger.produced(&self.own, 1);
+        self.ledger.enter(Place::Batch, 1);
+        if let Some(frame) = self.batcher.push(event, monotonic) {
+            self.outbox.push(frame);
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use tapio_runtime::status::Speaker;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::ids::{ProducerId, UnixNanos};
-use tapio_schemas::names::status_key;
 use tapio_schemas::status::{AgentStatus, Dropped, InFlight, SentShard};
 
 use crate::ledger::Ledger;
@@ -82,11 +82,11 @@ impl Word {
 /// # Errors
 /// When the supervisor is gone.
 pub async fn add(supervision: &Supervision, cluster: &str, word: Word) -> Result<(), SuperviseError> {
-    let key = status_key("agent", cluster, &word.node);
+    let speaker = Speaker { role: "agent", cluster: Some(cluster.to_owned()), name: word.node.clone() };
     supervision
         .add_task("agent-status", RestartPolicy::default(), move |context| {
             let word = word.clone();
-            tapio_runtime::status::tell(word.parts.bus.clone(), key.clone(), move || word.read(), context)
+            tapio_runtime::status::tell(word.parts.bus.clone(), speaker.clone(), move || word.read(), context)
         })
         .await
 }

@@ -27,6 +27,7 @@ use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::{EventKind, EventSeverity, Source};
 use tapio_schemas::payload::{CustomData, Payload};
+use tapio_schemas::{SignalKind, trouble};
 
 /// Letters in an event that do not pack.
 const NOISE_BYTES: usize = 64;
@@ -52,6 +53,11 @@ fn event(number: u64, severity: EventSeverity) -> UnifiedEvent {
         payload: Payload::Custom(Box::new(CustomData { name: "load".into(), attributes, tags: vec![] })),
         ..UnifiedEvent::default()
     }
+}
+
+fn trouble_of(event: &UnifiedEvent) -> Option<SignalKind> {
+    let Payload::Custom(data) = &event.payload else { return None };
+    trouble::told(data).map(|(kind, _)| kind)
 }
 
 fn at(ledger: &LedgerSnapshot, place: Place) -> u64 {
@@ -204,6 +210,10 @@ async fn a_full_disk_sheds_the_unimportant_first_and_what_was_kept_arrives_in_or
         "the disk is never asked for more than it has: {error:?}"
     );
     sink.send((0..20).map(|n| event(n, EventSeverity::Critical)).collect()).await.unwrap();
+    // Its own word waits for room, too; the agent looks at itself each second.
+    let held = Duration::from_millis(1_500);
+    // check: allow sleep, one look of the agent at itself while the disk is full
+    tokio::time::sleep(held).await;
 
     nats.restart().expect("nats-server starts again");
     until("all to be published", || (ledger.snapshot().in_flight_total() == 0).then_some(())).await;
@@ -214,6 +224,9 @@ async fn a_full_disk_sheds_the_unimportant_first_and_what_was_kept_arrives_in_or
     let events: Vec<_> = batches.into_iter().flat_map(|b| b.events).collect();
     assert_eq!(events.len() as u64, end.published);
     assert_eq!(events.iter().filter(|e| e.severity == EventSeverity::Critical).count(), 20);
-    assert!(events.iter().any(|e| e.source == Source::Tapio), "the loss is told");
+    let told: Vec<_> = events.iter().filter(|e| e.source == Source::Tapio).filter_map(trouble_of).collect();
+    for kind in [SignalKind::TapioLoss, SignalKind::TapioCircuitOpen] {
+        assert!(told.contains(&kind), "{kind:?} is not told: {told:?}, {error:?}, {end:?}");
+    }
     drop(disk);
 }
