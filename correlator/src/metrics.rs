@@ -28,8 +28,6 @@ pub struct CorrelatorMetrics {
     pub findings: Count,
     /// Milliseconds between the clock and the event time that stage two has passed.
     pub lag_ms: Level,
-    /// Batches put off because they took too long.
-    pub deferred: Count,
     /// What the status of this replica is made of.
     pub board: Arc<Board>,
     events: Count,
@@ -56,10 +54,6 @@ impl CorrelatorMetrics {
             sections: count("correlator_sections", "Messages published on the signal stream"),
             findings: count("correlator_findings", "Finding revisions published"),
             lag_ms: metrics.shared("correlator_watermark_lag_ms", "Event time not yet decided, milliseconds"),
-            deferred: count(
-                "correlator_batches_deferred",
-                "Batches given up because they took longer than the limit, and dead-lettered",
-            ),
             board: Arc::default(),
             events: count("correlator_events", "Events read from batches"),
             dropped: by_label("correlator_events_dropped", "Events not used, by reason"),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tapio_runtime::status::Speaker;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
-use tapio_schemas::names::status_key;
 use tapio_schemas::status::{
     CorrelatorStatus, Dropped, OwnedShardStatus, PRODUCERS_MAX, ProducerRead, ReadShard,
 };
@@ -158,7 +158,7 @@ pub async fn add(
 ) -> Result<(), SuperviseError> {
     let (bus, clock, metrics) = (parts.bus.clone(), parts.clock.clone(), metrics.clone());
     let replica = config.replica_name(clock.now_unix_nanos());
-    let key = status_key("correlator", &config.cluster, &replica);
+    let speaker = Speaker { role: "correlator", cluster: Some(config.cluster.clone()), name: replica };
     supervision
         .add_task("correlator.status", RestartPolicy::default(), move |context| {
             let (told, clock, metrics) = (bus.clone(), clock.clone(), metrics.clone());
@@ -171,13 +171,11 @@ pub async fn add(
                     producers,
                     producers_left_out,
                     batches_rejected: metrics.board.rejected(),
-                    batches_deferred: metrics.deferred.get(),
                     findings: metrics.findings.get(),
-                    memory_free_permille: 1000,
                     circuit: told.circuit().as_str().to_owned(),
                 }
             };
-            tapio_runtime::status::tell(bus.clone(), key.clone(), read, context)
+            tapio_runtime::status::tell(bus.clone(), speaker.clone(), read, context)
         })
         .await
 }

@@ -4,7 +4,7 @@ use super::pattern::{Pattern, SymptomSpec};
 use super::template::Template;
 
 /// Categories of causes.
-const CATEGORIES: [&str; 19] = [
+const CATEGORIES: [&str; 20] = [
     "cpu",
     "memory",
     "storage",
@@ -24,6 +24,7 @@ const CATEGORIES: [&str; 19] = [
     "controlplane",
     "rollout",
     "probe",
+    "tapio",
 ];
 /// Names every template may use.
 const TEMPLATE_ROOTS: [&str; 3] = ["seat", "forecast", "change"];

@@ -49,6 +49,11 @@ const BUILTIN: &[(&str, &str)] = &[
     ("scheduling.unschedulable.yaml", include_str!("../../patterns/scheduling.unschedulable.yaml")),
     ("probe.kills_healthy.yaml", include_str!("../../patterns/probe.kills_healthy.yaml")),
     ("quota.exceeded.yaml", include_str!("../../patterns/quota.exceeded.yaml")),
+    ("tapio.disk_full.yaml", include_str!("../../patterns/tapio.disk_full.yaml")),
+    ("tapio.falling_behind.yaml", include_str!("../../patterns/tapio.falling_behind.yaml")),
+    ("tapio.losing_events.yaml", include_str!("../../patterns/tapio.losing_events.yaml")),
+    ("tapio.nats_away.yaml", include_str!("../../patterns/tapio.nats_away.yaml")),
+    ("tapio.slow_stream.yaml", include_str!("../../patterns/tapio.slow_stream.yaml")),
     ("rollout.bad_image.yaml", include_str!("../../patterns/rollout.bad_image.yaml")),
 ];
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use tapio_schemas::entity::{Entity, kinds};
 use tapio_schemas::payload::{KubernetesData, NetworkData, Payload, SystemdData};
-use tapio_schemas::{EventKind, SignalKind, UnifiedEvent};
+use tapio_schemas::{EventKind, SignalKind, Source, UnifiedEvent, trouble};
 
 use super::confirm::Confirm;
 use super::counters::Counters;
@@ -47,6 +47,10 @@ pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -
             };
             let seen = change(event, kind, &data.old_value, &data.new_value);
             Some(seen.with("what", data.what.as_str()).with("changed_by", data.who.as_str()))
+        }
+        Payload::Custom(data) if event.source == Source::Tapio => {
+            let (kind, says) = trouble::told(data)?;
+            Some(at(event, kind).with("message", cut(says).as_str()))
         }
         Payload::Application(data) => Some(
             weak(at(event, SignalKind::LogErrors), 0.4)
