@@ -2,16 +2,13 @@
 
 use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::SharedClock;
+use tapio_runtime::status::Speaker;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::UnixNanos;
-use tapio_schemas::names::status_key;
 use tapio_schemas::status::{Dropped, StorageStatus};
 
 use crate::condition::Condition;
 use crate::store::StoreMetrics;
-
-/// Storage keeps the findings of all clusters.
-const EVERY_CLUSTER: &str = "all";
 
 /// What the word is made of.
 #[derive(Clone)]
@@ -47,6 +44,7 @@ impl Word {
             retried: self.metrics.retried_count(),
             refused,
             behind: self.condition.behind(),
+            failed: self.condition.watch().borrow().as_deref().map(str::to_owned),
             gaps: self.condition.gaps(),
             circuit: self.bus.circuit().as_str().to_owned(),
         }
@@ -58,11 +56,11 @@ impl Word {
 /// # Errors
 /// When the supervisor is gone.
 pub async fn add(supervision: &Supervision, word: Word) -> Result<(), SuperviseError> {
-    let key = status_key("storage", EVERY_CLUSTER, &word.name);
+    let speaker = Speaker { role: "storage", cluster: None, name: word.name.clone() };
     supervision
         .add_task("storage-status", RestartPolicy::default(), move |context| {
             let word = word.clone();
-            tapio_runtime::status::tell(word.bus.clone(), key.clone(), move || word.read(), context)
+            tapio_runtime::status::tell(word.bus.clone(), speaker.clone(), move || word.read(), context)
         })
         .await
 }

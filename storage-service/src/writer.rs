@@ -12,7 +12,7 @@ use crate::cell::StoreCell;
 use crate::condition::Condition;
 use crate::live::Live;
 use crate::open::OpenFindings;
-use crate::store::{Incoming, Limits, PutReport, StoreError};
+use crate::store::{Incoming, Limits, PutReport, Store, StoreError};
 
 /// Batches that may wait; senders wait beyond it.
 const MAILBOX_BATCHES: usize = 4;
@@ -88,6 +88,12 @@ impl Writer {
     /// Also opens a failed store again, when there is nothing else to do.
     fn enforce_when_due(&mut self) -> Result<(), StoreError> {
         let store = self.parts.cell.healthy()?;
+        self.enforce(&store)?;
+        // What the retention removed may have made room.
+        store.refuse_without_room(0)
+    }
+
+    fn enforce(&mut self, store: &Store) -> Result<(), StoreError> {
         let now = self.context.clock.monotonic();
         if now < self.retention_at {
             return Ok(());

@@ -44,6 +44,16 @@ pub enum StoreError {
     /// Writing or flushing failed: nothing of the batch may be acknowledged.
     #[error("cannot write the store: {0}; is the disk full")]
     Write(sled::Error),
+    /// The disk has too little left to begin a write: nothing was written, and it can be tried again.
+    #[error(
+        "the disk has {free} bytes left and {needed} are needed: make room, or lower storage.retention_bytes"
+    )]
+    NoRoom {
+        /// Bytes left.
+        free: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
     /// An earlier write failed, so what is in memory may not be on disk; open the store again.
     #[error("the store refuses to work after a failed write until it is opened again")]
     Poisoned,

@@ -59,6 +59,11 @@ impl StoreOptions {
     }
 }
 
+/// Left free on the disk for what the database writes of its own accord: segments, snapshots.
+const DISK_RESERVE_BYTES: u64 = 8 << 20;
+/// Bytes that a byte of a document may take on disk, with indexes and what is not yet cleaned up.
+const DISK_BYTES_PER_BYTE: u64 = 8;
+
 /// An open store.
 pub struct Store {
     db: sled::Db,
@@ -150,6 +155,19 @@ impl Store {
     fn commit(&self, batch: sled::Batch) -> Result<(), StoreError> {
         let written = self.db.apply_batch(batch).and_then(|()| self.db.flush());
         written.map(|_| ()).map_err(|error| self.poison(error))
+    }
+
+    /// Refuses before anything is written when the disk may not hold it. The database does not get over a write that
+    /// fails half way, so it is never asked to.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`].
+    pub fn refuse_without_room(&self, batch_bytes: u64) -> Result<(), StoreError> {
+        let needed = DISK_RESERVE_BYTES + batch_bytes.saturating_mul(DISK_BYTES_PER_BYTE);
+        // Not known is taken for enough: then the write tells.
+        let free =
+            rustix::fs::statvfs(&self.path).map_or(u64::MAX, |d| d.f_bavail.saturating_mul(d.f_frsize));
+        if free < needed { Err(StoreError::NoRoom { free, needed }) } else { Ok(()) }
     }
 
     fn poison(&self, error: sled::Error) -> StoreError {

@@ -67,9 +67,10 @@ impl Store {
     /// an earlier attempt may have been applied and not flushed.
     ///
     /// # Errors
-    /// [`StoreError::Write`], after which the store is poisoned and nothing may be acknowledged.
+    /// [`StoreError::NoRoom`], after which it can be tried again; [`StoreError::Write`], after which the store is poisoned and nothing may be acknowledged.
     pub fn put(&self, incoming: Vec<Incoming>, now: UnixNanos) -> Result<PutReport, StoreError> {
         self.refuse_when_poisoned()?;
+        self.refuse_without_room(incoming.iter().map(|item| item.json.len() as u64).sum())?;
         let mut pending = Pending {
             store: self,
             batch: sled::Batch::default(),
