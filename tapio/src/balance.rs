@@ -244,9 +244,7 @@ mod tests {
             }],
             producers_left_out: 0,
             batches_rejected: 0,
-            batches_deferred: 0,
             findings: 0,
-            memory_free_permille: 1000,
             circuit: "closed".into(),
         }
     }

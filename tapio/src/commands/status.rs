@@ -56,9 +56,7 @@ struct Replica {
     circuit: String,
     findings: u64,
     batches_rejected: u64,
-    batches_deferred: u64,
     producers_left_out: u64,
-    memory_free_permille: u64,
 }
 
 /// Asks NATS, adds up, prints.
@@ -177,17 +175,14 @@ fn take_silent(said: &mut Said) -> Vec<(&'static str, String)> {
 
 impl Replica {
     fn of(status: &CorrelatorStatus) -> Self {
-        let lag = status.shards.iter().map(|shard| status.at.since(shard.3) / 1_000_000).max();
         Self {
             replica: status.replica.clone(),
             shards: status.shards.len(),
-            lag_ms: lag.unwrap_or_default(),
+            lag_ms: u64::try_from(status.lag().as_millis()).unwrap_or(u64::MAX),
             circuit: status.circuit.clone(),
             findings: status.findings,
             batches_rejected: status.batches_rejected,
-            batches_deferred: status.batches_deferred,
             producers_left_out: status.producers_left_out,
-            memory_free_permille: status.memory_free_permille,
         }
     }
 }
@@ -236,13 +231,12 @@ fn human(report: &Report, all: bool) -> String {
     for r in &report.correlators {
         let _ = writeln!(
             out,
-            "correlator {}: {} shards, {:.1} s behind, {} findings, {} batches refused, {} put off, nats {}",
+            "correlator {}: {} shards, {:.1} s behind, {} findings, {} batches refused, nats {}",
             r.replica,
             r.shards,
             r.lag_ms as f64 / 1000.0,
             r.findings,
             r.batches_rejected,
-            r.batches_deferred,
             r.circuit
         );
         if r.producers_left_out > 0 {
