@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 1000
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc unit simulate bench loadtest soak chaos fuzz deny clean
+.PHONY: help setup build demo test check lint doc unit simulate bench flood loadtest soak chaos fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ simulate: setup ## the correlator with faults over an in-memory bus, SEEDS=1000 
 
 bench: setup ## criterion benchmarks
 	cargo bench --workspace --locked
+
+flood: setup ## the node agent under RATE=20000 connections/s with its real kernel programs, then idle (root)
+	cargo bench --locked -p tapio-agents --bench flood -- --seconds 30 --rate $(or $(RATE),20000)
+	cargo bench --locked -p tapio-agents --bench flood -- --seconds 30 --idle
 
 loadtest: build ## throughput for a minute, then latency at RATE=165000 events/s
 	$(TARGET_DIR)/release/tapio loadtest throughput

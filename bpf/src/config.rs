@@ -24,6 +24,8 @@ pub struct BpfConfig {
     pub signals: SignalMask,
     /// Walk all open files once, to learn whose the sockets are that were there before. Needs Linux 5.11.
     pub scan_sockets: bool,
+    /// Report that a connect begins, and not its end alone: one record more per attempt.
+    pub connect_begins: bool,
     /// The programs to load, each at most once.
     pub programs: Vec<Program>,
 }
@@ -35,6 +37,7 @@ impl Default for BpfConfig {
             connections_max: CONNECTIONS_MAX_DEFAULT,
             signals: SignalMask::default(),
             scan_sockets: true,
+            connect_begins: true,
             programs: Program::ALL.to_vec(),
         }
     }

@@ -105,10 +105,12 @@ impl Loader {
         let btf = Btf::from_sys_fs().map_err(|source| BpfError::NoBtf { path: BTF_PATH, source })?;
         let signals = self.config.signals.bits();
         let shed_bytes = u64::from(self.config.ring_bytes) / 4 * 3;
+        let connect_begins = u8::from(self.config.connect_begins);
         let ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("tapio_signal_mask", &signals, true)
             .override_global("tapio_shed_bytes", &shed_bytes, true)
+            .override_global("tapio_tell_connect_begin", &connect_begins, true)
             .map_max_entries(MAP_EVENTS, self.config.ring_bytes)
             .map_max_entries(MAP_CONNECTIONS, self.config.connections_max)
             .load(OBJECT)

@@ -40,7 +40,7 @@ const WALK_INTERVAL_MIN: Duration = Duration::from_millis(200);
 const RETRY_POD: Duration = Duration::from_secs(1);
 
 /// Ids of the control groups of one process, as the kernel programs report them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct CgroupIds {
     /// In the tree where its memory is charged.
     pub memory: Option<u64>,
@@ -140,6 +140,11 @@ impl Attribution {
 
     /// What owns the groups; the node, when they are unknown or the root. `pid` helps while it is alive.
     pub fn resolve(&self, ids: CgroupIds, pid: Option<u32>) -> Arc<EntityRef> {
+        self.resolve_known(ids, pid).0
+    }
+
+    /// As [`Attribution::resolve`], and whether all of the groups are known: if not, the answer may change.
+    pub fn resolve_known(&self, ids: CgroupIds, pid: Option<u32>) -> (Arc<EntityRef>, bool) {
         let mut state = self.lock();
         let mut found = self.find(&mut state, ids);
         if found.is_none() && self.is_unknown(&state, ids) {
@@ -152,9 +157,10 @@ impl Attribution {
                 found = self.find(&mut state, ids);
             }
         }
+        let is_known = !self.is_unknown(&state, ids);
         match found {
-            Some(path) => self.entity_of(&mut state, &path),
-            None => self.node(),
+            Some(path) => (self.entity_of(&mut state, &path), is_known),
+            None => (self.node(), is_known),
         }
     }
 

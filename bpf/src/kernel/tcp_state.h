@@ -22,6 +22,9 @@ enum {
 	EHOSTUNREACH = 113,
 };
 
+/* Whether an attempt is told when it begins as well. Its end tells all of it; the loader says who wants both. */
+const volatile __u8 tapio_tell_connect_begin = 1;
+
 /* connect() sends its SYN: process context, `current` is who connects. */
 static __always_inline void tapio_connect_begins(struct sock *sk)
 {
@@ -42,6 +45,8 @@ static __always_inline void tapio_connect_begins(struct sock *sk)
 		tapio_owner_of_task(&connection.owner, task);
 	bpf_map_update_elem(&tapio_connections, &key, &connection, BPF_ANY);
 
+	if (!tapio_tell_connect_begin)
+		return;
 	record = tapio_reserve(TAPIO_KIND_TCP_CONNECT_BEGIN, TAPIO_PROGRAM_TCP_STATE, sizeof(*record), TAPIO_ROUTINE);
 	if (!record)
 		return;

@@ -43,6 +43,8 @@ impl EbpfConfig {
             ring_bytes: u32::try_from(self.ring.bytes()).unwrap_or(u32::MAX),
             connections_max: self.connections_max,
             signals: SignalMask::of(&self.signals),
+            // The end of an attempt tells all of it.
+            connect_begins: false,
             programs: Program::ALL.into_iter().filter(wanted).collect(),
             ..BpfConfig::default()
         }

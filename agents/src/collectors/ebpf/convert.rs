@@ -1,5 +1,6 @@
 //! A record of the kernel programs as an event.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tapio_bpf::{
     Body, CloseReason, Comm, ConnectOutcome, Exec, Exit, OomVictim, Owner, RawRecord, Signal, TcpClosed,
     TcpConnectEnd, Tuple,
 };
+use tapio_schemas::entity::EntityRef;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::{EventId, ProducerId, UnixNanos};
 use tapio_schemas::kind::{EventKind, EventSeverity, Source};
@@ -25,12 +27,19 @@ const SIGKILL: u8 = 9;
 /// SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS: the process broke.
 const CRASH_SIGNALS: [u8; 10] = [3, 4, 5, 6, 7, 8, 11, 24, 25, 31];
 
+/// How long the owner of a group is not asked for again: a flood of records is of few groups.
+const OWNERS_KEEP: Duration = Duration::from_secs(1);
+/// Groups whose owner is kept.
+const OWNERS_MAX: usize = 1024;
+
 /// Turns records into events, in the order of the ring.
 pub struct Converter {
     attribution: Arc<Attribution>,
     producer: ProducerId,
     sequence: u64,
     inits: Inits,
+    owners: HashMap<CgroupIds, Arc<EntityRef>>,
+    owners_since: Duration,
 }
 
 type Converted = (EventKind, EventSeverity, Payload);
@@ -38,7 +47,22 @@ type Converted = (EventKind, EventSeverity, Payload);
 impl Converter {
     /// A converter that knows the main processes of running containers.
     pub fn new(attribution: Arc<Attribution>, producer: ProducerId) -> Self {
-        Self { attribution, producer, sequence: 0, inits: Inits::scan() }
+        Self {
+            attribution,
+            producer,
+            sequence: 0,
+            inits: Inits::scan(),
+            owners: HashMap::new(),
+            owners_since: Duration::ZERO,
+        }
+    }
+
+    /// A batch of records begins at `now`, on the clock of attribution.
+    pub fn begin(&mut self, now: Duration) {
+        if now.saturating_sub(self.owners_since) >= OWNERS_KEEP {
+            self.owners.clear();
+            self.owners_since = now;
+        }
     }
 
     /// The event of a record; `None` for a connect that has only begun: its end will be told.
@@ -71,7 +95,7 @@ impl Converter {
         let entity = match pid {
             // An older kernel names the victim and nothing else.
             Some(pid) if ids == CgroupIds::default() => self.attribution.resolve_process(pid),
-            _ => self.attribution.resolve(ids, pid),
+            _ => self.owner_of(ids, pid),
         };
         let at = UnixNanos(record.unix_ns);
         Some(UnifiedEvent {
@@ -92,6 +116,18 @@ impl Converter {
     pub fn gap(&mut self, gap: &Gap) -> UnifiedEvent {
         let id = self.next_id(gap.to);
         UnifiedEvent { id, source: Source::Ebpf, ..gap.event(&self.attribution.node()) }
+    }
+
+    fn owner_of(&mut self, ids: CgroupIds, pid: Option<u32>) -> Arc<EntityRef> {
+        if let Some(known) = self.owners.get(&ids) {
+            return Arc::clone(known);
+        }
+        let (entity, is_known) = self.attribution.resolve_known(ids, pid);
+        // What is not known yet may be with the next record.
+        if is_known && self.owners.len() < OWNERS_MAX {
+            self.owners.insert(ids, Arc::clone(&entity));
+        }
+        entity
     }
 
     fn next_id(&mut self, at: UnixNanos) -> EventId {
@@ -234,7 +270,10 @@ fn comm(owner: &Owner) -> SmolStr {
 }
 
 fn text(comm: &Comm) -> SmolStr {
-    comm.to_smolstr()
+    match std::str::from_utf8(comm.as_bytes()) {
+        Ok(text) => SmolStr::new(text),
+        Err(_) => comm.to_smolstr(),
+    }
 }
 
 fn comm_of_live(pid: u32) -> SmolStr {

@@ -8,6 +8,7 @@ mod config;
 mod convert;
 mod init;
 mod losses;
+mod pace;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use config::EbpfConfig;
 pub use convert::Converter;
 
 use losses::Losses;
+use pace::Pace;
 
 /// Records taken from the ring at once.
 const BATCH_RECORDS_MAX: usize = 1024;
@@ -101,15 +103,17 @@ pub fn run(parts: &Parts, context: &WorkerContext) -> WorkerResult {
     let mut converter = Converter::new(Arc::clone(&parts.attribution), parts.producer);
     let mut records = Vec::with_capacity(BATCH_RECORDS_MAX);
     let mut next_count = Duration::ZERO;
+    let mut pace = Pace::default();
     loop {
         context.progress.tick();
         if context.shutdown.is_triggered() {
             waker.close();
         }
         let batch = reader.next_batch(&mut records, BATCH_RECORDS_MAX, Some(WAIT_MAX))?;
+        let now = parts.clock.monotonic();
+        converter.begin(now);
         let mut events: Vec<UnifiedEvent> =
             records.drain(..).filter_map(|record| converter.event(&record)).collect();
-        let now = parts.clock.monotonic();
         if now >= next_count || batch == Batch::Closed {
             next_count = now + COUNT_INTERVAL;
             let gap = losses.count(&loaded, &parts.sink, parts.clock.now_unix_nanos());
@@ -117,6 +121,11 @@ pub fn run(parts: &Parts, context: &WorkerContext) -> WorkerResult {
         }
         if parts.sink.send_blocking(events).is_err() || batch == Batch::Closed {
             return Ok(());
+        }
+        if let Batch::Records(count) = batch
+            && let Some(rest) = pace.rest(now, count >= BATCH_RECORDS_MAX)
+        {
+            std::thread::sleep(rest);
         }
     }
 }
