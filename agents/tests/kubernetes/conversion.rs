@@ -299,3 +299,22 @@ fn a_list_that_lacks_an_object_means_that_it_was_deleted() {
     assert_eq!((gone[0].entity.pod_uid.as_str(), cluster.0.len()), (UID, 1), "the node was not in question");
     assert!(cluster.0.list_ends(at(NOW), "Pod").is_empty());
 }
+
+#[test]
+fn what_belongs_to_what_is_told_again_and_nothing_else() {
+    let second = |s: u64| std::time::Duration::from_secs(s);
+    let mut cluster = Cluster::after(&[replica_set(1), killed_pod(2), node(3, "True", "KubeletReady")]);
+    assert!(cluster.0.retell(at(NOW), second(0), second(300)).is_empty(), "it was told just now");
+    let again = cluster.0.retell(at(NOW), second(300), second(300));
+    assert_eq!(kinds_of(&again), [EventKind::K8sObjectAdded], "not that it was killed");
+    assert_eq!(data(&again[0]).object_name, "api-5f6585d649-x2x2x");
+    assert!(
+        data(&again[0])
+            .relations
+            .iter()
+            .any(|r| (r.edge.as_str(), r.name.as_str()) == ("mounts", "settings"))
+    );
+    assert_eq!(again[0].timestamp, at(NOW));
+    cluster.0.object(at(NOW), UnixNanos(0), WatchType::Deleted, &killed_pod(4)).unwrap();
+    assert!(cluster.0.retell(at(NOW), second(900), second(300)).is_empty(), "what is gone is not told");
+}

@@ -79,6 +79,10 @@ impl Running {
             backoff_max: HumanDuration::from_millis(5),
             ..KubernetesConfig::default()
         };
+        Self::of(config, states).await
+    }
+
+    async fn of(config: KubernetesConfig, states: Option<CollectorStates>) -> Self {
         let (collector, intake, pods) = connect(config).await;
         let collector = collector.unwrap();
         let collector = match states {
@@ -150,6 +154,30 @@ async fn a_dropped_watch_goes_on_where_it_was() {
     let events = running.stop().await;
     for n in 1..=6 {
         assert_eq!(times(&events, EventKind::K8sObjectAdded, &format!("api-5f6585d649-{n:05}")), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_object_is_told_again_and_again_without_a_change_of_it() {
+    let (server, address) = Server::start().await;
+    for n in 1..=3 {
+        server.change("ADDED", |version| numbered(n, version));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let retell = HumanDuration::from_secs(1);
+    let config = KubernetesConfig {
+        kubeconfig: Some(kubeconfig(dir.path(), address)),
+        retell,
+        ..KubernetesConfig::default()
+    };
+    let mut running = Running::of(config, None).await;
+    running.wait_for(EventKind::K8sObjectAdded, 9).await;
+    let lists = server.requests().lists;
+    let events = running.stop().await;
+    assert_eq!(lists, 1, "told from what is known");
+    for n in 1..=3 {
+        let told = times(&events, EventKind::K8sObjectAdded, &format!("api-5f6585d649-{n:05}"));
+        assert!((2..=5).contains(&told), "{told} times");
     }
 }
 

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use smol_str::SmolStr;
 use tapio_runtime::backoff::Backoff;
+use tapio_runtime::clock::SharedClock;
 use tapio_runtime::supervise::{WorkerContext, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::event::UnifiedEvent;
@@ -164,6 +165,8 @@ impl KubernetesCollector {
             failures: BTreeMap::new(),
             pods: self.pods.clone(),
             scope: self.config.scope,
+            retell: self.config.retell.get(),
+            next_retell: Duration::ZERO,
             states: self.states.clone(),
             metrics: self.metrics.clone(),
         };
@@ -186,6 +189,13 @@ impl KubernetesCollector {
                 }
                 () = context.clock.sleep(TICK) => context.progress.tick(),
             }
+            // Also between changes that come without a pause.
+            if let Some(events) = follower.retell(&context.clock) {
+                tokio::select! {
+                    sent = self.sink.send(events) => sent?,
+                    () = context.shutdown.wait() => return Ok(()),
+                }
+            }
         }
     }
 }
@@ -198,11 +208,25 @@ struct Follower {
     failures: BTreeMap<String, String>,
     pods: PodIndex,
     scope: WatchScope,
+    /// Time within which all objects are told again; zero = never.
+    retell: Duration,
+    next_retell: Duration,
     states: Option<CollectorStates>,
     metrics: CollectorMetrics,
 }
 
 impl Follower {
+    /// Objects whose turn to be told again it is, looked at once per [`TICK`].
+    fn retell(&mut self, clock: &SharedClock) -> Option<Vec<UnifiedEvent>> {
+        let now = clock.monotonic();
+        if now < self.next_retell || self.retell.is_zero() || self.scope == WatchScope::Node {
+            return None;
+        }
+        self.next_retell = now + TICK;
+        let events = self.tracker.retell(UnixNanos(clock.now_unix_nanos()), now, self.retell);
+        (!events.is_empty()).then_some(events)
+    }
+
     fn follow(&mut self, now: UnixNanos, kind: &str, change: Change) -> Vec<UnifiedEvent> {
         if !matches!(change, Change::Failed(_) | Change::ListBegins) && self.failures.remove(kind).is_some() {
             tracing::info!(kind, "watch works again");

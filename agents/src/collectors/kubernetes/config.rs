@@ -23,6 +23,9 @@ pub struct KubernetesConfig {
     pub secrets: bool,
     /// At start, Kubernetes events and container ends older than this are not reported again. Default 10 min.
     pub history: HumanDuration,
+    /// Time within which each object is told again with its relations, so that a correlator that began anew learns them;
+    /// at most 200 objects per second. Default 5 min; 0 = never.
+    pub retell: HumanDuration,
     /// Shortest and longest wait after an error of the API server; doubled from one to the next. Default 500 ms.
     pub backoff_min: HumanDuration,
     /// See `backoff_min`. Default 30 s.
@@ -51,6 +54,7 @@ impl Default for KubernetesConfig {
             config_maps: true,
             secrets: false,
             history: HumanDuration::from_secs(600),
+            retell: HumanDuration::from_secs(300),
             backoff_min: HumanDuration::from_millis(500),
             backoff_max: HumanDuration::from_secs(30),
         }

@@ -10,6 +10,7 @@ pub mod owners;
 pub mod pod;
 mod recorded;
 mod relations;
+mod retell;
 pub mod summary;
 pub mod tracker;
 mod watch;

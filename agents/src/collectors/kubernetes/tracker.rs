@@ -3,6 +3,7 @@
 //! The same code runs behind the live watches and behind a replay of recorded ones.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use serde_json::Value;
 use smol_str::SmolStr;
@@ -12,6 +13,7 @@ use tapio_schemas::ids::UnixNanos;
 use super::convert::{self, Context, EventSummary, WatchType};
 use super::index::PodIndex;
 use super::owners::Owners;
+use super::retell::Retell;
 use super::summary::{NotAnObject, Summary};
 
 /// Objects whose last state is kept; the changes of further ones are told without a comparison.
@@ -20,7 +22,7 @@ pub const OBJECTS_MAX: usize = 100_000;
 pub const EVENTS_MAX: usize = 20_000;
 
 /// Kind, namespace and name.
-type Key = (SmolStr, SmolStr, SmolStr);
+pub(super) type Key = (SmolStr, SmolStr, SmolStr);
 
 /// Follows the objects of one cluster.
 pub struct Tracker {
@@ -34,6 +36,7 @@ pub struct Tracker {
     /// Kinds that are being listed: what has been seen of them in this list.
     lists: HashMap<SmolStr, HashSet<Key>>,
     untracked: u64,
+    retell: Retell,
 }
 
 impl Tracker {
@@ -48,6 +51,7 @@ impl Tracker {
             pods,
             lists: HashMap::new(),
             untracked: 0,
+            retell: Retell::default(),
         }
     }
 
@@ -76,6 +80,9 @@ impl Tracker {
         if watch_type == WatchType::Deleted {
             self.owners.forget(&new);
         } else if self.objects.len() < OBJECTS_MAX {
+            if !new.relations.is_empty() {
+                self.retell.add(&key);
+            }
             self.objects.insert(key, new);
         } else {
             self.untracked += 1;
@@ -137,6 +144,24 @@ impl Tracker {
             self.owners.forget(&object);
         }
         events
+    }
+
+    /// Tells again what belongs to what, each object once per `interval`: the next few whose turn it is at `monotonic`.
+    pub fn retell(
+        &mut self,
+        observed_at: UnixNanos,
+        monotonic: Duration,
+        interval: Duration,
+    ) -> Vec<UnifiedEvent> {
+        let objects = &self.objects;
+        let has_relations = |key: &Key| objects.get(key).is_some_and(|o| !o.relations.is_empty());
+        let due = self.retell.turn(monotonic, interval, has_relations);
+        let context =
+            Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after: observed_at };
+        due.iter()
+            .filter_map(|key| objects.get(key))
+            .flat_map(|object| convert::again(&context, object))
+            .collect()
     }
 
     /// Number of objects that are followed.

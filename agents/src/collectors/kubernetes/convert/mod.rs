@@ -94,6 +94,13 @@ pub fn object(
     out.events
 }
 
+/// An object that is known, told as when it was added: where it belongs, and nothing that happened to it.
+pub fn again(context: &Context<'_>, object: &Summary) -> Vec<UnifiedEvent> {
+    let mut out = Changes { context, new: object, events: Vec::new() };
+    out.push_with_relations(EventKind::K8sObjectAdded, Fact::default());
+    out.events
+}
+
 /// Collects the events of one change.
 struct Changes<'a> {
     context: &'a Context<'a>,
