@@ -135,6 +135,24 @@ async fn throttling_by_a_real_quota() {
 }
 
 #[tokio::test]
+async fn a_group_of_the_cpu_tree_alone_tells_its_throttling() {
+    // With one tree, or with cpu and cpuacct in one, there is no such group.
+    let Some(group) = TestGroup::only_in("cpu", "cpu-alone") else { return };
+    group.write("cpu", "cpu.cfs_period_us", 20_000);
+    group.write("cpu", "cpu.cfs_quota_us", 4_000);
+    let mut child = group.python("print('up', flush=True)\nwhile True: pass");
+    assert_eq!(child.line(), "up");
+    let mut machine = Machine::new(&group.trees, CgroupConfig::default());
+    let interval = CgroupConfig::default().interval.get();
+    let throttled = until("throttled periods", || {
+        let metrics = of_group(&machine.after(interval), &group.path());
+        (metrics.get("container.cpu.throttled.periods")?.value >= 5.0).then_some(metrics)
+    })
+    .await;
+    assert!(!throttled.contains_key("container.memory.usage"), "{throttled:?}");
+}
+
+#[tokio::test]
 async fn an_out_of_memory_kill_is_counted_by_the_group_itself() {
     let group = TestGroup::new("count");
     group.limit_memory(24 << 20);

@@ -24,6 +24,19 @@ impl TestGroup {
         let mut roots: Vec<(String, PathBuf)> =
             trees.v1.iter().map(|(c, dir)| ((*c).to_owned(), dir.clone())).collect();
         roots.extend(trees.unified.iter().map(|dir| ("unified".to_owned(), dir.clone())));
+        Self::in_trees(trees, name, roots)
+    }
+
+    /// A group in the tree of that controller alone; `None` where it has no tree of its own.
+    pub fn only_in(controller: &str, name: &str) -> Option<Self> {
+        super::require_root();
+        let trees = Hierarchies::discover(Path::new(CGROUP_ROOT)).expect("this machine has control groups");
+        let root = trees.v1_tree(controller)?.to_owned();
+        let name = format!("tapio-test-{name}-{}", std::process::id());
+        Some(Self::in_trees(trees, name, vec![(controller.to_owned(), root)]))
+    }
+
+    fn in_trees(trees: Hierarchies, name: String, roots: Vec<(String, PathBuf)>) -> Self {
         let dirs = roots.into_iter().map(|(tree, root)| (tree, root.join(&name))).collect();
         let group = Self { trees, name, dirs };
         for (_, dir) in &group.dirs {

@@ -23,7 +23,9 @@ pub fn append(sample: &Sample, entity: &Arc<EntityRef>, at: UnixNanos, out: &mut
         }
     }
     if let Some(cpu) = &sample.cpu {
-        writer.sum("container.cpu.time", "s", cpu.used_seconds, vec![]);
+        if let Some(seconds) = cpu.used_seconds {
+            writer.sum("container.cpu.time", "s", seconds, vec![]);
+        }
         // Without a quota there are no periods, and nothing to tell.
         if let Some((periods, throttled, seconds)) = cpu.quota.filter(|(periods, ..)| *periods > 0) {
             writer.sum("container.cpu.periods", "1", periods as f64, vec![]);

@@ -28,8 +28,8 @@ pub struct MemorySample {
 /// Processor time of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CpuSample {
-    /// Seconds used, over all processors.
-    pub used_seconds: f64,
+    /// Seconds used, over all processors; `None` where the group is not in the tree that counts them (v1 `cpuacct`).
+    pub used_seconds: Option<f64>,
     /// Quota periods, those in which it was throttled, and for how many seconds; `None` without the controller.
     pub quota: Option<(u64, u64, f64)>,
 }
@@ -290,7 +290,8 @@ impl GroupReader {
             (Some(periods), Some(count), Some(seconds)) => Some((periods, count, seconds)),
             _ => None,
         };
-        used_seconds.map(|used_seconds| CpuSample { used_seconds, quota })
+        // A v1 group may be in the tree of `cpu` alone: it has a quota and no count of time.
+        (used_seconds.is_some() || quota.is_some()).then_some(CpuSample { used_seconds, quota })
     }
 }
 

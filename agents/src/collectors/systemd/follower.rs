@@ -5,7 +5,7 @@
 //! | `failed`, once per run, and still so a moment later: a unit that is restarted passes through it | `systemd.unit_failed` |
 //! | `auto-restart` after an error, once per run | `systemd.unit_stopped`, a warning, with its result and the number of restarts |
 //! | a service or a unit that had failed is up again, or ran once more and ended well | `systemd.unit_started` |
-//! | a service that was up is not, without an error; a failure that somebody reset | `systemd.unit_stopped` |
+//! | a service that was up or waited for its restart is not, without an error; a failure that somebody reset | `systemd.unit_stopped` |
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ struct Followed {
     failed: Option<(u64, u64)>,
     /// The manager has forgotten it.
     gone: bool,
-    /// A failure that may be followed by a restart.
+    /// A failure, or the end of a wait, that may be followed by a restart.
     held: Option<UnifiedEvent>,
     /// Run whose end before a restart was told.
     restarting: Option<(u64, u64)>,
@@ -76,9 +76,13 @@ impl Follower {
         if interface != UNIT_INTERFACE {
             return Vec::new();
         }
+        let waited = followed.judged.waits_for_restart();
         let told = followed.judge(unit);
         let event = told.map(|told| followed.event(now, unit, told));
-        if followed.state.active == "failed" {
+        let is_inactive = followed.state.active == "inactive";
+        // On its way from a wait to the next start a unit is inactive as well, for a moment.
+        let may_be_passing = followed.state.active == "failed" || is_inactive && waited;
+        if may_be_passing || is_inactive && followed.holds_stop() {
             // Without news, what is held stays so.
             if event.is_some() {
                 followed.held = event;
@@ -87,7 +91,8 @@ impl Follower {
             }
             return Vec::new();
         }
-        let held = followed.held.take().filter(|_| !followed.state.waits_for_restart());
+        let starts_anew = followed.holds_stop() || followed.state.waits_for_restart();
+        let held = followed.held.take().filter(|_| !starts_anew);
         held.into_iter().chain(event).collect()
     }
 
@@ -181,6 +186,11 @@ impl Follower {
 }
 
 impl Followed {
+    /// Whether the end of a wait for a restart is held back.
+    fn holds_stop(&self) -> bool {
+        self.held.as_ref().is_some_and(|event| event.kind == EventKind::SystemdUnitStopped)
+    }
+
     fn judge(&mut self, unit: &str) -> Option<Told> {
         let before = std::mem::replace(&mut self.judged, self.state.clone());
         let state = &self.state;
@@ -207,7 +217,8 @@ impl Followed {
             return (came_up && is_news).then_some((EventKind::SystemdUnitStarted, EventSeverity::Info));
         }
         if state.active == "inactive" {
-            let was_up = before.is_active() || before.active == "deactivating";
+            // Somebody may also have ended the wait for its next restart.
+            let was_up = before.is_active() || before.active == "deactivating" || before.waits_for_restart();
             if let Some(failed_run) = self.failed.take() {
                 // It ran again and is done; without a new run, somebody only took note of the failure.
                 let ran = failed_run != state.run && state.succeeded();
