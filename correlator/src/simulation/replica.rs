@@ -30,6 +30,8 @@ const RENEW: u64 = 500 * MS;
 const MARGIN: u64 = 200 * MS;
 /// Longest way of a message of the event stream to its reader.
 const READ_LAG: u64 = 60 * MS;
+/// How long after a pause nothing has come yet.
+const WAKING: u64 = 50 * MS;
 /// Messages read per shard in a turn.
 const READ_MAX: usize = 4;
 
@@ -274,18 +276,20 @@ impl Replica {
         let now = self.now();
         let monotonic = self.site.clock.monotonic();
         let is_up = self.site.server.borrow().is_up();
+        // What came while it stood still is there a moment after it goes on.
+        let is_waking = now < self.paused_until + WAKING;
         for lane in &mut self.lanes {
-            if now >= lane.quiet_due && lane.worker.is_ready() {
+            let is_idle = match is_up && !is_waking {
+                true => read(lane, &self.site, &mut self.chance),
+                false => lane.worker.is_ready(),
+            };
+            if is_idle && now >= lane.quiet_due {
                 lane.quiet_due = now + QUIET.as_nanos() as u64;
                 let shards = lane.readings.caught_up(monotonic, is_up);
                 if shards != 0 {
-                    lane.worker
-                        .work(Work::CaughtUp { shards, now: UnixNanos(now) })
-                        .expect("the clock is followed");
+                    let work = Work::CaughtUp { shards, now: UnixNanos(now) };
+                    lane.worker.work(work).expect("the clock is followed");
                 }
-            }
-            if is_up {
-                read(lane, &self.site, &mut self.chance);
             }
             lane.worker.turn().expect("nothing is refused");
         }
@@ -329,15 +333,13 @@ impl Replica {
     }
 }
 
-/// Reads a little of each shard.
-fn read(lane: &mut Lane, site: &Site, chance: &mut Chance) {
+/// Reads a little of each shard. True when nothing waits to be read.
+fn read(lane: &mut Lane, site: &Site, chance: &mut Chance) -> bool {
     let monotonic = site.clock.monotonic();
     let now = site.server.borrow().now;
+    let mut is_idle = true;
     for (shard, cursor) in &mut lane.cursors {
-        for _ in 0..READ_MAX {
-            if !lane.worker.is_ready() {
-                return;
-            }
+        for turn in 0..=READ_MAX {
             let (sequence, payload, pending) = {
                 let server = site.server.borrow();
                 let stored = &server.events[usize::from(*shard)];
@@ -347,9 +349,14 @@ fn read(lane: &mut Lane, site: &Site, chance: &mut Chance) {
                 }
                 (message.sequence, Bytes::clone(&message.payload), stored.len() - *cursor - 1)
             };
+            if turn == READ_MAX || !lane.worker.is_ready() {
+                is_idle = false;
+                break;
+            }
             *cursor += 1;
             lane.readings.read(*shard, pending as u64, monotonic);
             lane.worker.work(Work::Batch { shard: *shard, sequence, payload }).expect("a batch is taken");
         }
     }
+    is_idle && lane.worker.is_ready()
 }

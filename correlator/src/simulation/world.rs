@@ -234,20 +234,25 @@ impl World {
         if now < self.agents_back || !self.site.server.borrow().is_up() {
             return;
         }
-        let mut touched: Vec<(u64, u16)> = Vec::new();
-        while self.coming.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, event)) = self.coming.pop_front() else { break };
-            let shard = event.key().shard();
-            let key = (event.entity.lineage as u64 % PRODUCERS, shard);
-            let producer = ProducerId(7 + key.0);
-            self.batches.entry(key).or_insert_with(|| EventBatch::new(producer, 1, shard)).push(event);
-            if self.chance.per_mille(300) {
-                self.send(key);
-            } else if !touched.contains(&key) {
-                touched.push(key);
+        // After an outage all come at once, and yet none much earlier than one that should have come before it.
+        while let Some(until) =
+            self.coming.front().map(|(at, _)| at + STEP).filter(|until| *until <= now + STEP)
+        {
+            let mut touched: Vec<(u64, u16)> = Vec::new();
+            while self.coming.front().is_some_and(|(at, _)| *at <= until.min(now)) {
+                let Some((_, event)) = self.coming.pop_front() else { break };
+                let shard = event.key().shard();
+                let key = (event.entity.lineage as u64 % PRODUCERS, shard);
+                let producer = ProducerId(7 + key.0);
+                self.batches.entry(key).or_insert_with(|| EventBatch::new(producer, 1, shard)).push(event);
+                if self.chance.per_mille(300) {
+                    self.send(key);
+                } else if !touched.contains(&key) {
+                    touched.push(key);
+                }
             }
+            touched.into_iter().for_each(|key| self.send(key));
         }
-        touched.into_iter().for_each(|key| self.send(key));
         let due = self.repeated.extract_if(.., |(at, ..)| *at <= now);
         let mut server = self.site.server.borrow_mut();
         due.for_each(|(_, shard, bytes)| server.store_events(shard, bytes));

@@ -94,10 +94,11 @@ impl Intake {
                 Some((shard, epoch, opened)) = self.opening.next(), if !self.opening.is_empty() => {
                     self.opened(shard, epoch, opened)?;
                 }
-                _ = quiet.tick() => self.follow_clock().await?,
                 Some((shard, item)) = self.feeds.next(), if !self.feeds.is_empty() => {
                     self.take(shard, item?).await?;
                 }
+                // After the feeds: who follows the clock has read what has come.
+                _ = quiet.tick() => self.follow_clock().await?,
             }
         }
     }

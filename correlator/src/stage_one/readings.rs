@@ -8,14 +8,16 @@ use tapio_schemas::names::SHARD_COUNT;
 pub const QUIET: Duration = Duration::from_millis(50);
 /// After a lost connection the clock is not followed for this long: events from before may still come.
 const RECONNECT_GRACE: Duration = Duration::from_secs(2);
-/// Who looks so late was stopped, or had no processor: what came meanwhile is not read yet, however quiet it was before.
+/// Who neither read nor looked for so long was stopped, or had no processor: what came meanwhile is not read yet, however
+/// quiet it was before.
 const STALLED: Duration = Duration::from_millis(200);
 
 /// All shards of a lane.
 pub struct Readings {
     shards: Vec<Reading>,
     away_until: Duration,
-    looked: Duration,
+    /// When something was last read, or looked for.
+    turned: Duration,
 }
 
 /// How far reading one shard is.
@@ -34,7 +36,7 @@ impl Readings {
         Self {
             shards: vec![Reading::default(); usize::from(SHARD_COUNT)],
             away_until: Duration::ZERO,
-            looked: Duration::ZERO,
+            turned: Duration::ZERO,
         }
     }
 
@@ -58,6 +60,7 @@ impl Readings {
         let reading = &mut self.shards[usize::from(shard)];
         reading.current = pending == 0;
         reading.read_at = now;
+        self.turned = now;
     }
 
     /// All that was there when reading began has come.
@@ -65,12 +68,13 @@ impl Readings {
         self.shards[usize::from(shard)].current = true;
     }
 
-    /// The shards that have nothing left to read: a bit for each. To be asked every [`QUIET`].
+    /// The shards that have nothing left to read: a bit for each. To be asked every [`QUIET`], when nothing
+    /// waits to be read.
     pub fn caught_up(&mut self, now: Duration, is_connected: bool) -> u64 {
         if !is_connected {
             self.away_until = now + RECONNECT_GRACE;
         }
-        let stalled = now.saturating_sub(std::mem::replace(&mut self.looked, now));
+        let stalled = now.saturating_sub(std::mem::replace(&mut self.turned, now));
         if stalled >= STALLED {
             self.away_until = self.away_until.max(now + stalled.min(RECONNECT_GRACE));
         }
