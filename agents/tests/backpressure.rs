@@ -144,13 +144,17 @@ async fn a_slow_nats_fills_the_spool_and_everything_arrives_in_order() {
     until("the spool to be used", || (at(&ledger.snapshot(), Place::Spool) > 5_000).then_some(())).await;
     assert_eq!(ledger.snapshot().dropped, vec![], "slow is no reason to lose anything");
     throttle.set(u64::MAX);
-    until("all to be published", || (ledger.snapshot().published == COUNT).then_some(())).await;
+    // On a busy machine it takes long enough to be told as a trouble.
+    let own = ledger.collector("agent");
+    let all = || ledger.snapshot().published == COUNT + own.get();
+    until("all to be published", || all().then_some(())).await;
     let end = drain(agent).await;
-    assert_eq!((end.produced, end.published, end.dropped_total()), (COUNT, COUNT, 0));
+    let count = COUNT + own.get();
+    assert_eq!((end.produced, end.published, end.dropped_total()), (count, count, 0));
     let bus = nats.bus().await.unwrap();
     let batches = Stream::open(&bus, "slow").await.rest().await;
     assert_ordered(&batches);
-    assert_eq!(batches.iter().map(|b| b.events.len() as u64).sum::<u64>(), COUNT);
+    assert_eq!(batches.iter().map(|b| b.events.len() as u64).sum::<u64>(), count);
 }
 
 /// A file system of its own, so small that it fills up.
