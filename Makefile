@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 1000
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc unit simulate bench flood loadtest soak chaos fuzz deny clean
+.PHONY: help setup build demo test check lint doc unit simulate bench instructions flood loadtest soak chaos fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,12 @@ simulate: setup ## the correlator with faults over an in-memory bus, SEEDS=1000 
 
 bench: setup ## criterion benchmarks
 	cargo bench --workspace --locked
+
+GUNGRAUN := $(CURDIR)/.tools/gungraun
+instructions: setup ## instructions of stage one against their limits, counted by valgrind (installs gungraun-runner into .tools)
+	@command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 69; }
+	cargo install --quiet gungraun-runner --version 0.20.0 --root $(GUNGRAUN)
+	GUNGRAUN_RUNNER=$(GUNGRAUN)/bin/gungraun-runner cargo bench --locked -p tapio-correlator --bench instructions
 
 flood: setup ## the node agent under RATE=20000 connections/s with its real kernel programs, then idle (root)
 	cargo bench --locked -p tapio-agents --bench flood -- --seconds 30 --rate $(or $(RATE),20000)
