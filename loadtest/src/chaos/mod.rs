@@ -17,7 +17,7 @@ use crate::load::faults::{self, Fault, Plan};
 use crate::load::world::World;
 use crate::producer::Place;
 use crate::report::{Figures, Report, costs, rounded};
-use crate::rig::lanes::{Lanes, Stored};
+use crate::rig::lanes::{LaneReader, Stored};
 use crate::rig::observe::{Observer, Output, unix_nanos};
 use crate::rig::process::{Launch, Process, Usage};
 use crate::rig::scrape::{Sample, sum};
@@ -110,6 +110,8 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let stack = Stack::start(config, nats).await?;
     let bus = stack::connect(&stack.url(), "loadtest-observer").await?;
     let mut observer = Observer::start(&bus).await?;
+    let reading = stack::connect(&stack.url(), "loadtest-reader").await?;
+    let lanes = LaneReader::start(&reading).await?;
     let actions = schedule::plan(
         chaos.seed,
         chaos.actions,
@@ -118,7 +120,7 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
         chaos.length.saturating_sub(CALM_END.min(chaos.length / 4)),
     );
     let mut ran = under_way(chaos, stack, &observer, &actions).await?;
-    let lanes = Lanes::read(&bus).await?;
+    let lanes = lanes.finish(&bus).await?;
     (ran.1.stored, ran.1.messages, ran.1.bytes) = (lanes.stored(), lanes.messages, lanes.bytes);
     let findings = || observer.output().findings.clone();
     let unstored = store::settle(&bus, findings, PATIENCE).await?;

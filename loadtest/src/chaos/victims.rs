@@ -16,12 +16,14 @@ pub struct Victims {
     /// The producer.
     pub agent: Process,
     used: BTreeMap<&'static str, Usage>,
+    /// Of the producer's present run, as long as it could be seen.
+    agent_seen: Usage,
 }
 
 impl Victims {
     /// Everything runs.
     pub fn new(stack: Stack, agent: Process) -> Self {
-        Self { stack, agent, used: BTreeMap::new() }
+        Self { stack, agent, used: BTreeMap::new(), agent_seen: Usage::default() }
     }
 
     /// Does one step of an action.
@@ -87,7 +89,7 @@ impl Victims {
     /// What each service has used in all its runs.
     pub fn usage(&self) -> Vec<(&'static str, Usage)> {
         let mut now = self.stack.usage();
-        now.push(("agent", self.agent.usage().unwrap_or_default()));
+        now.push(("agent", self.agent.usage().unwrap_or(self.agent_seen)));
         for (name, usage) in &mut now {
             *usage = self.used.get(name).copied().unwrap_or_default().and(*usage);
         }
@@ -107,6 +109,7 @@ impl Victims {
                 process.restart()?;
             }
         }
+        self.agent_seen = self.agent.usage().unwrap_or(self.agent_seen);
         match self.agent.ended() {
             None | Some(Some(0)) => {}
             Some(code) => {

@@ -2,10 +2,12 @@
 //! or a double.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tapio_runtime::bus::{Bus, OrderedConfig};
+use tapio_runtime::bus::{Bus, OrderedConfig, OrderedConsumer};
 use tapio_schemas::names::STREAM_EVENTS;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::error::LoadError;
 
@@ -17,7 +19,8 @@ const EPOCH_AT: usize = 40;
 const HEADER_BYTES: usize = 80;
 /// Messages taken at a time.
 const READ: usize = 512;
-/// The whole stream is there: when nothing comes for so long something is missing.
+const READ_WAIT: Duration = Duration::from_millis(100);
+/// All is published: when nothing comes for so long something is missing.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A producer's numbers in one shard: (producer, run, subject).
@@ -49,33 +52,57 @@ pub struct Stored {
     pub lanes: usize,
 }
 
-impl Lanes {
-    /// Reads the whole stream of events.
+/// Reads the stream of events while it is written: it may be longer than what the server keeps of it.
+#[derive(Debug)]
+pub struct LaneReader {
+    task: JoinHandle<Result<Lanes, LoadError>>,
+    end: watch::Sender<Option<u64>>,
+}
+
+impl LaneReader {
+    /// Reads from the beginning on.
     ///
     /// # Errors
     /// When NATS refuses to.
-    pub async fn read(bus: &Bus) -> Result<Self, LoadError> {
-        let state = bus.stream_state(STREAM_EVENTS).await?;
-        let mut lanes = Self::default();
-        if state.messages == 0 {
-            return Ok(lanes);
-        }
-        let mut consumer =
-            bus.ordered_consumer(OrderedConfig { batch: READ, ..OrderedConfig::new(STREAM_EVENTS) }).await?;
-        loop {
-            let messages = consumer.next_batch(READ, PATIENCE).await?;
-            if messages.is_empty() {
-                return Ok(lanes);
-            }
-            for message in messages {
-                lanes.take(&message.subject, &message.payload);
-                if message.sequence >= state.last_sequence {
-                    return Ok(lanes);
-                }
-            }
-        }
+    pub async fn start(bus: &Bus) -> Result<Self, LoadError> {
+        let config = OrderedConfig { batch: READ, ..OrderedConfig::new(STREAM_EVENTS) };
+        let consumer = bus.ordered_consumer(config).await?;
+        let (end, told) = watch::channel(None);
+        Ok(Self { task: tokio::spawn(read(consumer, told)), end })
     }
 
+    /// What was there, up to the message that is the last one now. Without a message for [`PATIENCE`] it gives up: what it
+    /// lacks is missing.
+    ///
+    /// # Errors
+    /// When NATS is gone for good.
+    pub async fn finish(self, bus: &Bus) -> Result<Lanes, LoadError> {
+        let last = bus.stream_state(STREAM_EVENTS).await?.last_sequence;
+        self.end.send_replace(Some(last));
+        self.task.await.map_err(|error| LoadError::Generator(error.to_string()))?
+    }
+}
+
+async fn read(mut consumer: OrderedConsumer, end: watch::Receiver<Option<u64>>) -> Result<Lanes, LoadError> {
+    let (mut lanes, mut sequence) = (Lanes::default(), 0);
+    let mut silent_since = Instant::now();
+    loop {
+        let messages = consumer.next_batch(READ, READ_WAIT).await?;
+        if !messages.is_empty() {
+            silent_since = Instant::now();
+        }
+        for message in messages {
+            lanes.take(&message.subject, &message.payload);
+            sequence = message.sequence;
+        }
+        match *end.borrow() {
+            Some(last) if sequence >= last || silent_since.elapsed() >= PATIENCE => return Ok(lanes),
+            _ => {}
+        }
+    }
+}
+
+impl Lanes {
     fn take(&mut self, subject: &str, payload: &[u8]) {
         self.messages += 1;
         self.bytes += payload.len() as u64;
