@@ -66,7 +66,8 @@ impl StageTwoParts {
         let fence = self.bus.fence(&insights_fence_subject(&self.config.cluster), &lease).await?;
         let (store, kept) = StageTwoStore::take_over(&self.bus, &self.config.cluster).await?;
         let resume = Resume::new(&self.config, &kept, UnixNanos(self.clock.now_unix_nanos()));
-        let mut ledger = self.published(resume.told_since, &context).await?;
+        // Handed over before everything was read: without all of it, what was said would be said again.
+        let Some(mut ledger) = self.published(resume.told_since, &context).await? else { return Ok(()) };
         resume.begin(&mut ledger);
         let start = start_at(&self.bus, STREAM_SIGNALS, resume.mark, resume.from).await?;
         let goes_on = resume.goes_on(&start);
@@ -108,8 +109,8 @@ impl StageTwoParts {
         joined
     }
 
-    /// What was published since `since`.
-    async fn published(&self, since: UnixNanos, context: &WorkerContext) -> Result<Ledger, BusError> {
+    /// What was published since `since`; `None` when the context is shut down before all of it is read.
+    async fn published(&self, since: UnixNanos, context: &WorkerContext) -> Result<Option<Ledger>, BusError> {
         let mut ledger = Ledger::new(nanos(self.config.incidents.stale));
         let config = OrderedConfig {
             start: StartAt::UnixNanos(since.0),
@@ -121,12 +122,12 @@ impl StageTwoParts {
             context.progress.tick();
             let message = tokio::select! {
                 biased;
-                () = context.shutdown.wait() => return Ok(ledger),
+                () = context.shutdown.wait() => return Ok(None),
                 () = self.clock.sleep(READ_WAIT) => continue,
                 message = consumer.next_or_current() => message?,
             };
             // All that was there is read: the fence keeps an owner before from adding to it.
-            let Some(message) = message else { return Ok(ledger) };
+            let Some(message) = message else { return Ok(Some(ledger)) };
             let finding = serde_json::from_slice::<Finding>(&message.payload).ok();
             if let Some(finding) = finding.filter(|f| f.cluster == self.config.cluster.as_str()) {
                 ledger.read(finding);

@@ -39,7 +39,7 @@ pub enum Kind {
     UnitFailed,
     /// A dependency refuses connections for eleven seconds.
     Refused,
-    /// Memory grows until the kernel kills: takes [`make::LEAK_SECONDS`].
+    /// Memory grows until the kernel kills: takes `LEAK_SECONDS`.
     Leak,
 }
 
