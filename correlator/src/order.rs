@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tapio_schemas::ProducerId;
 use tapio_schemas::wire::{ShardMark, SignalSection};
 
-/// Sections of one worker that wait for a missing one: many times what it has under way. Above it they are let through.
-const HELD_MAX: usize = 1024;
+/// Sections of one worker that wait for a missing one: twice what it can have under way. Above it they are let through.
+const HELD_MAX: usize = 256;
 /// Workers known. Above it the one not heard for longest is forgotten.
 const PRODUCERS_MAX: usize = 512;
 
@@ -43,7 +43,8 @@ struct Producer {
     /// First number that was heard.
     first: u64,
     next: u64,
-    held: BTreeMap<u64, SignalSection>,
+    /// What came after a missing number; `None`: it came, and was let go.
+    held: BTreeMap<u64, Option<SignalSection>>,
     heard: u64,
 }
 
@@ -76,7 +77,7 @@ impl Order {
 
     /// True when something waits: no place to begin to read from.
     pub fn is_amid_a_hole(&self) -> bool {
-        self.producers.values().any(|producer| !producer.held.is_empty())
+        self.producers.values().any(|producer| producer.held.values().any(Option::is_some))
     }
 
     /// What was not put in order so far.
@@ -99,13 +100,13 @@ impl Order {
         producer.heard = self.turn;
         if number > producer.next {
             self.counters.held += 1;
-            producer.held.insert(number, section);
+            producer.held.insert(number, Some(section));
             if producer.held.len() <= HELD_MAX {
                 return Vec::new();
             }
             self.counters.overtook += producer.held.len() as u64;
             producer.next = producer.held.keys().next_back().map_or(number, |last| last + 1);
-            return std::mem::take(&mut producer.held).into_values().collect();
+            return std::mem::take(&mut producer.held).into_values().flatten().collect();
         }
         if number < producer.next && number >= producer.first {
             self.counters.repeated += 1;
@@ -114,18 +115,18 @@ impl Order {
         let mut out = vec![section];
         producer.next = producer.next.max(number + 1);
         while let Some(section) = producer.held.remove(&producer.next) {
-            out.push(section);
+            out.extend(section);
             producer.next += 1;
         }
         out
     }
 
-    /// Lets go of what waits and is of no owner any more.
+    /// Lets go of what waits and is of no owner any more. That it came is remembered: its worker may live, and go on.
     pub fn abandon(&mut self, is_of_the_owner: impl Fn(&ShardMark) -> bool) {
-        for producer in self.producers.values_mut().filter(|producer| !producer.held.is_empty()) {
-            let before = producer.held.len();
-            producer.held.retain(|_, section| section.marks.iter().any(&is_of_the_owner));
-            self.counters.abandoned += (before - producer.held.len()) as u64;
+        let held = self.producers.values_mut().flat_map(|producer| producer.held.values_mut());
+        for slot in held {
+            let over = slot.take_if(|section| !section.marks.iter().any(&is_of_the_owner));
+            self.counters.abandoned += u64::from(over.is_some());
         }
     }
 
@@ -188,6 +189,8 @@ mod tests {
         order.abandon(|mark| mark.epoch >= 2);
         assert!(!order.is_amid_a_hole());
         assert_eq!(order.counters().abandoned, 1);
+        // It was not dead, and goes on.
+        assert_eq!((heard(&mut order, 2), heard(&mut order, 4)), (vec![2], vec![4]));
     }
 
     #[test]
