@@ -54,7 +54,9 @@ simulate: setup ## the correlator with faults over an in-memory bus, SEEDS=1000 
 	TAPIO_SIM_SEEDS=$(SEEDS) cargo test --release --locked -p tapio-correlator --lib simulation::any_seed -- --nocapture
 
 bench: setup ## criterion benchmarks
-	cargo bench --workspace --locked
+	cargo bench --locked -p tapio-schemas --bench wire
+	cargo bench --locked -p tapio-runtime
+	cargo bench --locked -p tapio-correlator --bench shards
 
 GUNGRAUN := $(CURDIR)/.tools/gungraun
 instructions: setup ## instructions of stage one against their limits, counted by valgrind (installs gungraun-runner into .tools)

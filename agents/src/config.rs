@@ -81,7 +81,7 @@ impl AgentConfig {
 pub struct BatchConfig {
     /// Estimated size before packing. Default 256 KiB: large enough to share strings, and some 64 KiB when packed.
     pub bytes: ByteSize,
-    /// Number of events, at most 65536. Default 1024.
+    /// Number of events, at most 65536. Default 4096.
     pub events: usize,
     /// Time since its first event. Default 100 ms.
     pub age: HumanDuration,

@@ -173,7 +173,8 @@ impl Control {
                     if let Some(lease) = self.held.get(&answer.shard).filter(|l| l.epoch() == answer.epoch) {
                         notes.push(keep(self.leases.clone(), lease.clone(), answer));
                     }
-                    if answer.released {
+                    // Of an earlier lease, the answer says nothing of the one held now.
+                    if answer.released && self.held.get(&answer.shard).is_some_and(|l| l.epoch() == answer.epoch) {
                         self.held.remove(&answer.shard);
                     }
                 }

@@ -71,7 +71,7 @@ impl LaneReader {
         Ok(Self { task: tokio::spawn(read(consumer, told)), end })
     }
 
-    /// What was there, up to the message that is the last one now. Without a message for [`PATIENCE`] it gives up: what it
+    /// What was there, up to the message that is the last one now. Without a message for `PATIENCE` it gives up: what it
     /// lacks is missing.
     ///
     /// # Errors

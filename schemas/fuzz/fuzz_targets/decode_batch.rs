@@ -2,9 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tapio_schemas::wire::{EventBatchView, SignalBatchView};
+use tapio_schemas::wire::{EventBatchView, SignalBatchView, Unpacker};
 
 fuzz_target!(|bytes: &[u8]| {
+    let mut unpacker = Unpacker::default();
+    let Ok(bytes) = unpacker.unpack(bytes) else { return };
     if let Ok(view) = EventBatchView::check(bytes) {
         for event in view.to_events() {
             let _ = (event.key().shard(), format!("{event:?}").len());

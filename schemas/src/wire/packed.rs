@@ -16,7 +16,7 @@ const FLAGS_AT: usize = 7;
 const VERSION_AT: usize = 4;
 /// Smaller bodies stay as they are: there is little to gain.
 const PACK_BYTES_MIN: usize = 512;
-/// Level of zstd: on batches of events a negative one is as small as the positive ones, and twice as fast (docs/adr/006).
+/// Level of zstd: on batches of events a negative one is as small as the positive ones, and twice as fast (docs/adr/007).
 const LEVEL: i32 = -1;
 
 /// Packs messages, with buffers that are used again.
