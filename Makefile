@@ -19,7 +19,8 @@ help: ## this list
 setup: ## find or install nats-server, clang, libbpf headers, a Python venv
 	@scripts/setup
 
-build: setup ## the tapio binary, optimised
+build: ## the tapio binary, optimised
+	@scripts/setup --build
 	cargo build --release --locked -p tapio --bin tapio
 
 demo: build ## a real process leaks memory; watch Tapio say when, see the kill, tell the story; Ctrl-C ends it
