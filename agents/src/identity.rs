@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tapio_schemas::ids::ProducerId;
 use xxhash_rust::xxh3::Xxh3;
@@ -41,7 +42,7 @@ pub fn run_id(producer: ProducerId, run: u32) -> ProducerId {
 /// When `dir` is given and cannot be written.
 pub fn next_epoch(dir: Option<&Path>, now_unix_nanos: u64) -> Result<u32, EpochError> {
     let by_clock = u32::try_from(now_unix_nanos / 1_000_000_000).unwrap_or(u32::MAX);
-    let Some(dir) = dir else { return Ok(by_clock) };
+    let Some(dir) = dir else { return Ok(later_in_this_process(by_clock)) };
     let path = dir.join("epoch");
     let last = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u32>().ok());
     let epoch = last.map_or(by_clock, |last| by_clock.max(last.saturating_add(1)));
@@ -57,9 +58,24 @@ pub fn next_epoch(dir: Option<&Path>, now_unix_nanos: u64) -> Result<u32, EpochE
     Ok(epoch)
 }
 
+/// Without a directory, an agent that is built anew within the same second must not take the number of the one before:
+/// its first batches would count as repeated.
+fn later_in_this_process(by_clock: u32) -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    let next = |last: u32| Some(by_clock.max(last.saturating_add(1)));
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_else(|last| last);
+    by_clock.max(last.saturating_add(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn epochs_grow_within_a_second_without_a_directory() {
+        let first = next_epoch(None, 5_000_000_000).unwrap();
+        assert!(next_epoch(None, 5_900_000_000).unwrap() > first);
+    }
 
     #[test]
     fn epochs_grow_even_when_the_clock_does_not() {
