@@ -162,8 +162,11 @@ fn what_is_lost_on_the_way_is_sent_again_and_times_out() {
     watch.settle();
     let records = watch.of_pid(ended.pid);
     let again = retransmits(&records);
-    assert!(!again.is_empty());
-    assert!(again.iter().all(|again| again.state == TcpState::Established));
+    // On a busy machine the request for the connection may have been sent twice as well.
+    let (lost, requests): (Vec<_>, Vec<_>) =
+        again.iter().partition(|again| again.state == TcpState::Established);
+    assert!(!lost.is_empty());
+    assert!(requests.iter().all(|again| again.state == TcpState::SynSent), "{requests:?}");
     assert!(again.iter().all(|again| again.direction == Some(Direction::Outbound)));
     let closed = closes(&records);
     assert_eq!(closed.len(), 1, "{closed:?}");

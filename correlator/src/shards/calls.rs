@@ -4,18 +4,20 @@
 //! does; else by the name the client calls it. Traces are spread over all shards, so failures said here are
 //! parts that stage two unites (see `unite.rs`), and counts are tallies that it adds up.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use tapio_schemas::entity::{Entity, kinds};
 use tapio_schemas::payload::SpanKind;
 use tapio_schemas::signal::EdgeKind;
 use tapio_schemas::{EntityRef, Fact, ShardKey, SignalKind, SpanId, Tally, TraceId, UnixNanos};
 
 use super::counters::Counters;
+use super::entities::Known;
 use super::episode::Observation;
-use super::record::{Failure, SpanRecord};
+use super::record::{Failure, SpanRecord, entity_identity, hash_parts};
 use super::topology::Topology;
 use crate::config::{SignalConfig, nanos};
 
@@ -25,12 +27,26 @@ pub struct Calls {
     open_max: usize,
     edges_max: usize,
     /// Callee by the client span that is its parent.
-    callees: HashMap<(TraceId, SpanId), Arc<EntityRef>>,
+    callees: HashMap<(TraceId, SpanId), Arc<Known>>,
     callee_order: VecDeque<(TraceId, SpanId)>,
+    /// Callees by the names that clients call them, and the clients' namespaces.
+    names: HashMap<u128, Option<Arc<Node>>>,
     /// By start of the window: counts by edge.
-    windows: BTreeMap<u64, BTreeMap<(Entity, Entity), Counts>>,
-    paces: HashMap<(Entity, Entity), Pace>,
+    windows: BTreeMap<u64, HashMap<EdgeId, Counts>>,
+    paces: HashMap<EdgeId, Pace>,
 }
+
+/// Identities of both ends.
+type EdgeId = (u128, u128);
+
+/// A node of the entity graph and its identity.
+struct Node {
+    entity: Entity,
+    id: u128,
+}
+
+/// One end of a call.
+type End<'a> = (&'a Entity, u128);
 
 /// How long calls of an edge usually take in this shard.
 ///
@@ -78,10 +94,29 @@ pub fn bucket_ns(bucket: f64) -> u64 {
 
 #[derive(Debug, Default)]
 struct Counts {
+    from: Entity,
+    to: Entity,
     calls: u64,
     errors: u64,
     duration_ns: u64,
-    latency: BTreeMap<u16, u32>,
+    /// By bucket, in order.
+    latency: Vec<(u16, u32)>,
+}
+
+impl Counts {
+    fn between(from: &Entity, to: &Entity) -> Self {
+        Self { from: from.clone(), to: to.clone(), ..Self::default() }
+    }
+
+    fn add(&mut self, span: &SpanRecord, bucket: u16) {
+        self.calls += 1;
+        self.errors += u64::from(span.failure.is_some());
+        self.duration_ns = self.duration_ns.saturating_add(span.duration_ns);
+        match self.latency.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+            Ok(at) => self.latency[at].1 += 1,
+            Err(at) => self.latency.insert(at, (bucket, 1)),
+        }
+    }
 }
 
 impl Calls {
@@ -93,6 +128,7 @@ impl Calls {
             edges_max: config.edges_max,
             callees: HashMap::new(),
             callee_order: VecDeque::new(),
+            names: HashMap::new(),
             windows: BTreeMap::new(),
             paces: HashMap::new(),
         }
@@ -107,33 +143,35 @@ impl Calls {
         facts: &mut Vec<Fact>,
         counters: &mut Counters,
     ) -> Option<Observation> {
-        let own = span.entity.owner();
+        let own = (&span.of.tenant, span.of.tenant_id);
         match span.kind {
             SpanKind::Client | SpanKind::Producer => {
-                let named = callee_by_name(&span.peer, &span.entity.namespace);
-                let child = self.callees.get(&(span.trace, span.span)).map(|e| e.owner());
-                if let (Some(child), Some(named)) = (&child, &named)
-                    && named.kind == kinds::SERVICE
+                let named = self.callee_named(&span.peer, &span.of.entity.namespace);
+                let named = named.as_deref().map(|node| (&node.entity, node.id));
+                let child = self.callees.get(&(span.trace, span.span)).cloned();
+                let child = child.as_deref().map(|known| (&known.tenant, known.tenant_id));
+                if let (Some(child), Some(named)) = (child, named)
+                    && named.0.kind == kinds::SERVICE
                 {
-                    topology.edge(step, EdgeKind::SameAs, named.clone(), child.clone(), facts);
+                    topology.edge_of(step, EdgeKind::SameAs, named, child, facts);
                 }
                 let callee = child.or(named);
-                let to = callee.clone().unwrap_or_default();
                 let mut slow = None;
-                if callee.is_some() {
-                    topology.edge(step, EdgeKind::Calls, own.clone(), to.clone(), facts);
+                if let Some(to) = callee {
+                    topology.edge_of(step, EdgeKind::Calls, own, to, facts);
                     slow = self.tally(span, own, to, counters);
                 }
+                let callee = || callee.map(|(entity, _)| entity.clone());
                 match &span.failure {
-                    Some(failure) => Some(failed_call(span, failure, callee)),
-                    None => slow.map(|usual_ns| slow_call(span, usual_ns, callee)),
+                    Some(failure) => Some(failed_call(span, failure, callee())),
+                    None => slow.map(|usual_ns| slow_call(span, usual_ns, callee())),
                 }
             }
             SpanKind::Server | SpanKind::Consumer => {
                 if span.parent.0 != 0 {
-                    self.remember((span.trace, span.parent), &span.entity, counters);
+                    self.remember((span.trace, span.parent), &span.of, counters);
                 }
-                let slow = self.tally(span, own.clone(), own, counters);
+                let slow = self.tally(span, own, own, counters);
                 match &span.failure {
                     Some(failure) => Some(failed_request(span, failure)),
                     None => slow.map(|usual_ns| slow_call(span, usual_ns, None)),
@@ -159,27 +197,50 @@ impl Calls {
             if start + self.window_ns > step.0 {
                 break;
             }
-            out.extend(entry.remove().into_iter().map(|((from, to), counts)| Tally {
+            let first = out.len();
+            out.extend(entry.remove().into_values().map(|counts| Tally {
                 window_start: UnixNanos(start),
                 window_ns: self.window_ns,
-                from,
-                to,
+                from: counts.from,
+                to: counts.to,
                 calls: counts.calls,
                 errors: counts.errors,
                 duration_ns_sum: counts.duration_ns,
-                latency: counts.latency.into_iter().collect(),
+                latency: counts.latency,
             }));
+            out[first..].sort_unstable_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
         }
     }
 
+    /// Whom a client in this namespace means by this name.
+    fn callee_named(&mut self, peer: &str, namespace: &str) -> Option<Arc<Node>> {
+        if peer.is_empty() {
+            return None;
+        }
+        if self.names.len() >= self.edges_max {
+            // Those still in use are worked out again.
+            self.names.clear();
+        }
+        let name = self.names.entry(hash_parts(&[peer, namespace])).or_insert_with(|| {
+            let entity = callee_by_name(peer, namespace)?;
+            Some(Arc::new(Node { id: entity_identity(&entity), entity }))
+        });
+        name.clone()
+    }
+
     /// Counts a call; the usual duration when it was slow.
-    fn tally(&mut self, span: &SpanRecord, from: Entity, to: Entity, counters: &mut Counters) -> Option<u64> {
+    fn tally(
+        &mut self,
+        span: &SpanRecord,
+        from: End<'_>,
+        to: End<'_>,
+        counters: &mut Counters,
+    ) -> Option<u64> {
         // Windows are open on the left, as steps are, so that a window ends exactly with a step.
         let start = span.at.0.saturating_sub(1) / self.window_ns * self.window_ns;
         let edges = self.windows.entry(start).or_default();
-        let full = edges.len() >= self.edges_max;
-        let edge = (from, to);
-        if full && !edges.contains_key(&edge) {
+        let edge = (from.1, to.1);
+        if edges.len() >= self.edges_max && !edges.contains_key(&edge) {
             counters.evicted.edges += 1;
             return None;
         }
@@ -188,18 +249,13 @@ impl Calls {
             counters.evicted.edges += self.paces.len() as u64;
             self.paces.clear();
         }
-        let bucket = f64::from(latency_bucket(span.duration_ns));
-        let pace = self.paces.entry(edge.clone()).or_insert(Pace { bucket, seen: 0 });
-        let slow = pace.next(span.duration_ns);
-        let counts = edges.entry(edge).or_default();
-        counts.calls += 1;
-        counts.errors += u64::from(span.failure.is_some());
-        counts.duration_ns = counts.duration_ns.saturating_add(span.duration_ns);
-        *counts.latency.entry(latency_bucket(span.duration_ns)).or_default() += 1;
-        slow
+        let bucket = latency_bucket(span.duration_ns);
+        edges.entry(edge).or_insert_with(|| Counts::between(from.0, to.0)).add(span, bucket);
+        let pace = self.paces.entry(edge).or_insert(Pace { bucket: f64::from(bucket), seen: 0 });
+        pace.next(span.duration_ns)
     }
 
-    fn remember(&mut self, key: (TraceId, SpanId), callee: &Arc<EntityRef>, counters: &mut Counters) {
+    fn remember(&mut self, key: (TraceId, SpanId), callee: &Arc<Known>, counters: &mut Counters) {
         if self.callees.insert(key, Arc::clone(callee)).is_none() {
             self.callee_order.push_back(key);
         }
@@ -265,7 +321,7 @@ fn failed_call(span: &SpanRecord, failure: &Failure, callee: Option<Entity>) -> 
 }
 
 fn slow_call(span: &SpanRecord, usual_ns: u64, callee: Option<Entity>) -> Observation {
-    let mut seen = Observation::new(SignalKind::SpanSlow, &service_of(&span.entity), span.at, span.id);
+    let mut seen = Observation::new(SignalKind::SpanSlow, &service_of(&span.of.entity), span.at, span.id);
     if span.trace.0 != 0 {
         seen.key = ShardKey::trace(span.trace.0);
     }
@@ -274,7 +330,7 @@ fn slow_call(span: &SpanRecord, usual_ns: u64, callee: Option<Entity>) -> Observ
     seen.with("duration_ms", span.duration_ns as f64 / 1e6)
         .with("usual_ms", usual_ns as f64 / 1e6)
         .with("peer", span.peer.as_str())
-        .with("service", span.entity.service.as_str())
+        .with("service", span.of.entity.service.as_str())
 }
 
 fn failed_request(span: &SpanRecord, failure: &Failure) -> Observation {
@@ -286,7 +342,7 @@ fn failed_request(span: &SpanRecord, failure: &Failure) -> Observation {
 }
 
 fn failed(kind: SignalKind, span: &SpanRecord, failure: &Failure) -> Observation {
-    let mut seen = Observation::new(kind, &service_of(&span.entity), span.at, span.id);
+    let mut seen = Observation::new(kind, &service_of(&span.of.entity), span.at, span.id);
     if span.trace.0 != 0 {
         seen.key = ShardKey::trace(span.trace.0);
     }
@@ -297,7 +353,7 @@ fn failed(kind: SignalKind, span: &SpanRecord, failure: &Failure) -> Observation
         .with("message", failure.message.as_str())
         .with("http_status", i64::from(span.http_status))
         .with("duration_ms", span.duration_ns as f64 / 1e6)
-        .with("service", span.entity.service.as_str())
+        .with("service", span.of.entity.service.as_str())
         .with("timeout", tapio_schemas::AttributeValue::Bool(failure.timeout))
 }
 

@@ -1,35 +1,60 @@
-//! Entities that batches name again and again: each is copied out of the archive once.
+//! Entities that batches name again and again: each is copied out of the archive, and hashed, once.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
+use tapio_schemas::entity::Entity;
 use tapio_schemas::wire::EventBatchView;
 use tapio_schemas::{EntityRef, UnixNanos};
 
-use super::record::owner_identity;
+use super::record::{entity_identity, owner_identity};
+use super::topology::place_identity;
 
 /// The entities of the batch at hand, by their index in its table.
 #[derive(Default)]
 pub struct Entities {
-    known: HashMap<u128, Known>,
+    known: HashMap<u128, Arc<Known>>,
     known_max: usize,
-    /// Of the batch at hand: reference, identity as owner of series, and the step in which it was last sighted.
+    /// Of the batch at hand.
     pub batch: Vec<BatchEntity>,
 }
 
 /// An entity of the batch at hand.
 pub struct BatchEntity {
     /// What the events share.
-    pub entity: Arc<EntityRef>,
-    /// Identity as owner of series.
-    pub owner: u128,
+    pub known: Arc<Known>,
     /// Step in which it was last sighted in this batch.
     pub sighted: UnixNanos,
 }
 
-struct Known {
-    entity: Arc<EntityRef>,
-    owner: u128,
+/// An entity, and what is derived from it.
+#[derive(Debug)]
+pub struct Known {
+    /// The entity.
+    pub entity: Arc<EntityRef>,
+    /// Identity as owner of series.
+    pub owner: u128,
+    /// Identity of its place in the topology: owner, workload, node, service and pod.
+    pub place: u128,
+    /// Node of the entity graph that answers for it: workload, unit, cgroup or service.
+    pub tenant: Entity,
+    /// Identity of that node.
+    pub tenant_id: u128,
+}
+
+impl Known {
+    /// Derives everything once.
+    pub fn new(entity: Arc<EntityRef>) -> Self {
+        let owner = owner_identity(&entity);
+        let tenant = entity.owner();
+        Self {
+            owner,
+            place: place_identity(owner, &entity),
+            tenant_id: entity_identity(&tenant),
+            tenant,
+            entity,
+        }
+    }
 }
 
 impl Entities {
@@ -46,12 +71,9 @@ impl Entities {
             self.known.clear();
         }
         for index in 0..batch.entities().len() {
-            let known = self.known.entry(batch.entity_identity(index)).or_insert_with(|| {
-                let entity = batch.own_entity(index);
-                Known { owner: owner_identity(&entity), entity }
-            });
-            let (entity, owner) = (Arc::clone(&known.entity), known.owner);
-            self.batch.push(BatchEntity { entity, owner, sighted: UnixNanos(0) });
+            let known = self.known.entry(batch.entity_identity(index));
+            let known = Arc::clone(known.or_insert_with(|| Arc::new(Known::new(batch.own_entity(index)))));
+            self.batch.push(BatchEntity { known, sighted: UnixNanos(0) });
         }
     }
 }

@@ -3,9 +3,10 @@
 //! What is said of an episode in step `g` carries a `last_seen` inside `(g − TICK, g]`: that is the moment at which
 //! stage two may know it, whatever the order of arrival. The revision is a function of onset and `last_seen`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use tapio_schemas::signal::{Forecast, SIGNAL_EVIDENCE_MAX, Signal};
 use tapio_schemas::{
     Attribute, EntityRef, EventId, Score, ShardKey, SignalKind, SmolStr, TraceId, UnixNanos,

@@ -153,7 +153,7 @@ fn network(event: &UnifiedEvent, data: &NetworkData) -> Option<Observation> {
     };
     let mut seen = weak(at(event, kind), strength);
     seen.peer = peer(event, data);
-    let remote = endpoint(data);
+    let remote = endpoint(data.remote_addr, data.remote_port);
     if let Some(detail) = &data.detail {
         seen =
             seen.with("drop_reason", detail.drop_reason.as_str()).with("protocol", detail.protocol.as_str());
@@ -173,18 +173,23 @@ fn network(event: &UnifiedEvent, data: &NetworkData) -> Option<Observation> {
 
 /// The other end of a connection: what is known to stand behind the address, else the address.
 pub fn peer(event: &UnifiedEvent, data: &NetworkData) -> Option<Entity> {
-    if !data.peer.is_empty() {
-        return Some(Entity::namespaced(kinds::SERVICE, &event.entity.namespace, &data.peer));
+    peer_of(&event.entity.namespace, &data.peer, data.remote_addr, data.remote_port)
+}
+
+/// [`peer`] of its parts.
+pub fn peer_of(namespace: &str, peer: &str, addr: [u8; 16], port: u16) -> Option<Entity> {
+    if !peer.is_empty() {
+        return Some(Entity::namespaced(kinds::SERVICE, namespace, peer));
     }
-    (data.remote_port != 0).then(|| Entity::new(kinds::EXTERNAL, "", &endpoint(data), ""))
+    (port != 0).then(|| Entity::new(kinds::EXTERNAL, "", &endpoint(addr, port), ""))
 }
 
 /// `address:port` of the remote end.
-fn endpoint(data: &NetworkData) -> String {
-    let address = Ipv6Addr::from(data.remote_addr);
+fn endpoint(addr: [u8; 16], port: u16) -> String {
+    let address = Ipv6Addr::from(addr);
     match address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4) {
-        IpAddr::V4(v4) => format!("{v4}:{}", data.remote_port),
-        IpAddr::V6(v6) => format!("[{v6}]:{}", data.remote_port),
+        IpAddr::V4(v4) => format!("{v4}:{port}"),
+        IpAddr::V6(v6) => format!("[{v6}]:{port}"),
     }
 }
 

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use smol_str::SmolStr;
+use tapio_schemas::entity::Entity;
 use tapio_schemas::event::ArchivedTraceContext;
 use tapio_schemas::kind::{ArchivedEventKind, ArchivedEventSeverity};
-use tapio_schemas::payload::{ArchivedMetricData, ArchivedPayload, ArchivedSpanData, SpanKind, SpanStatus};
+use tapio_schemas::payload::{
+    ArchivedMetricData, ArchivedNetworkData, ArchivedPayload, ArchivedSpanData, SpanKind, SpanStatus,
+};
 use tapio_schemas::wire::{ArchivedStringIndex, EventView};
 use tapio_schemas::{EntityRef, EventId, SpanId, TraceId, UnifiedEvent, UnixNanos};
 
-use super::entities::BatchEntity;
+use super::entities::Known;
 use super::series::Meter;
 
 /// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
@@ -57,7 +60,7 @@ pub struct SpanRecord {
     /// Event.
     pub id: EventId,
     /// Who made it.
-    pub entity: Arc<EntityRef>,
+    pub of: Arc<Known>,
     /// Trace.
     pub trace: TraceId,
     /// Span.
@@ -93,15 +96,17 @@ pub struct Failure {
 const TIMEOUT_DURATION_NS: u64 = 5_000_000_000;
 
 /// What to do with an event, decided in place.
-pub enum Triage {
+pub enum Triage<'a> {
     /// It waits for its turn.
     Keep(Record),
     /// Only where it was seen counts (topology).
     Sighting,
+    /// Where it was seen, and whom it reached.
+    Connection(&'a ArchivedNetworkData),
 }
 
 /// Decides in place; copies only what is kept.
-pub fn triage(view: &EventView<'_>, of: &BatchEntity) -> Triage {
+pub fn triage<'a>(view: &EventView<'a>, of: &Arc<Known>) -> Triage<'a> {
     let (entity, owner) = (&of.entity, of.owner);
     match (&view.event.kind, &view.event.payload) {
         (ArchivedEventKind::Metric | ArchivedEventKind::CgroupSample, ArchivedPayload::Metric(metric)) => {
@@ -111,9 +116,10 @@ pub fn triage(view: &EventView<'_>, of: &BatchEntity) -> Triage {
             }
         }
         (ArchivedEventKind::Span, ArchivedPayload::Span(span)) => {
-            Triage::Keep(Record::Span(span_record(view, span, entity)))
+            Triage::Keep(Record::Span(span_record(view, span, of)))
         }
         (ArchivedEventKind::Log, _) if view.event.severity < ArchivedEventSeverity::Error => Triage::Sighting,
+        (ArchivedEventKind::NetConnect, ArchivedPayload::Network(data)) => Triage::Connection(data),
         // A connection that was given up by the kernel is closed with an errno.
         (ArchivedEventKind::NetClose, ArchivedPayload::Network(data)) if data.errno.to_native() == 0 => {
             Triage::Sighting
@@ -190,7 +196,7 @@ fn series_identity(view: &EventView<'_>, metric: &ArchivedMetricData, owner: u12
     hash.digest128()
 }
 
-fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, entity: &Arc<EntityRef>) -> SpanRecord {
+fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, of: &Arc<Known>) -> SpanRecord {
     use tapio_schemas::payload::{ArchivedSpanKind, ArchivedSpanStatus};
     let kind = match span.kind {
         ArchivedSpanKind::Unspecified => SpanKind::Unspecified,
@@ -224,7 +230,7 @@ fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, entity: &Arc<Entit
     SpanRecord {
         at: view.timestamp(),
         id: EventId(view.event.id.0.to_native()),
-        entity: Arc::clone(entity),
+        of: Arc::clone(of),
         trace: TraceId(trace.map_or(0, |t| t.trace_id.0.to_native())),
         span: SpanId(trace.map_or(0, |t| t.span_id.0.to_native())),
         parent: SpanId(trace.map_or(0, |t| t.parent_span_id.0.to_native())),
@@ -269,6 +275,11 @@ pub fn owner_identity(entity: &EntityRef) -> u128 {
         &subject.node,
         &entity.cgroup,
     ])
+}
+
+/// Identity of a node of the entity graph.
+pub fn entity_identity(entity: &Entity) -> u128 {
+    hash_parts(&[&entity.kind, &entity.namespace, &entity.name, &entity.node])
 }
 
 /// Hash of texts that cannot run into each other.

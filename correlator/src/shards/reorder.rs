@@ -51,7 +51,8 @@ impl Bucket {
     /// The next in order, and whether it repeats the one before.
     fn pop(&mut self) -> Option<(Record, bool)> {
         if !self.in_order {
-            self.order.sort_unstable_by(|a, b| b.cmp(a));
+            // Batches are in order nearly: a sort that takes up runs.
+            self.order.sort_by(|a, b| b.cmp(a));
             self.in_order = true;
         }
         let (at, id, place) = self.order.pop()?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use tapio_schemas::payload::Payload;
-use tapio_schemas::signal::EdgeKind;
 use tapio_schemas::wire::{EventBatchView, ShardMark, SignalSection};
 use tapio_schemas::{EntityRef, EventId, EventKind, UnifiedEvent, UnixNanos};
 
@@ -85,7 +84,7 @@ impl Shard {
         self.entities.load(batch);
         let entities = &mut self.entities.batch;
         let newest = batch.iter().map(|e| e.timestamp()).max().unwrap_or_default();
-        let node = entities.first().map_or("", |e| e.entity.node.as_str());
+        let node = entities.first().map_or("", |e| e.known.entity.node.as_str());
         let (order, producer) = self.sequences.observe(batch.header(), newest, node, &mut self.counters);
         if order == Order::Duplicate {
             self.counters.duplicate_batches += 1;
@@ -109,10 +108,16 @@ impl Shard {
             let step = grid_ceil(at);
             if entity.sighted != step {
                 entity.sighted = step;
-                self.topology.sight(step, entity.owner, &entity.entity);
+                self.topology.sight(step, &entity.known);
             }
-            if let Triage::Keep(record) = triage(&view, entity) {
-                self.reorder.admit(at, EventId(view.event.id.0.to_native()), record);
+            match triage(&view, &entity.known) {
+                Triage::Keep(record) => {
+                    self.reorder.admit(at, EventId(view.event.id.0.to_native()), record);
+                }
+                Triage::Connection(data) => {
+                    self.topology.connection(step, &entity.known, data, view.text(&data.peer));
+                }
+                Triage::Sighting => {}
             }
         }
         if producer.accounts_for(batch.header()) {
@@ -242,17 +247,6 @@ impl Shard {
     fn event(&mut self, step: UnixNanos, event: &UnifiedEvent, out: &mut SignalSection) {
         match &event.payload {
             Payload::Kubernetes(data) => self.topology.object(step, event, data, &mut out.facts),
-            Payload::Network(data) if event.kind == EventKind::NetConnect => {
-                if let Some(peer) = news::peer(event, data) {
-                    self.topology.edge(
-                        step,
-                        EdgeKind::ConnectsTo,
-                        event.entity.owner(),
-                        peer,
-                        &mut out.facts,
-                    );
-                }
-            }
             Payload::Custom(data) => {
                 if let Some(gap) = losses::told(event, data) {
                     self.counters.gap_events += gap.lost;

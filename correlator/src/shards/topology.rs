@@ -1,25 +1,36 @@
 //! Who owns, runs on, calls and is whom: edges of the entity graph from what events carry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use tapio_schemas::entity::{Entity, kinds};
-use tapio_schemas::payload::KubernetesData;
+use tapio_schemas::payload::{ArchivedNetworkData, KubernetesData};
 use tapio_schemas::signal::EdgeKind;
 use tapio_schemas::{EntityRef, EventKind, Fact, UnifiedEvent, UnixNanos};
 
-use super::record::hash_parts;
+use super::entities::Known;
+use super::news;
+use super::record::{entity_identity, hash_parts};
 use crate::config::{SignalConfig, nanos};
 
 /// Kinds that relations name and that live outside of namespaces.
 const CLUSTER_SCOPED: [&str; 4] = [kinds::NODE, kinds::NAMESPACE, "PersistentVolume", "StorageClass"];
 
+/// What waits for its step to be told.
+enum Seen {
+    /// An entity at its place.
+    Place(Arc<Known>),
+    /// An entity that reached another.
+    Reached(Arc<Known>, Entity),
+}
+
 /// What a shard knows to have told.
 pub struct Topology {
     refresh_ns: u64,
     known_max: usize,
-    /// Entities seen, by the step in which they were.
-    seen: BTreeMap<UnixNanos, BTreeMap<u128, Arc<EntityRef>>>,
+    /// What was seen, by the step in which it was and by its identity.
+    seen: BTreeMap<UnixNanos, BTreeMap<u128, Seen>>,
     /// When an entity's place or an edge was last told.
     told: HashMap<u128, UnixNanos>,
 }
@@ -36,8 +47,38 @@ impl Topology {
     }
 
     /// An event of this entity falls into this step.
-    pub fn sight(&mut self, step: UnixNanos, owner: u128, entity: &Arc<EntityRef>) {
-        self.seen.entry(step).or_default().entry(owner).or_insert_with(|| Arc::clone(entity));
+    pub fn sight(&mut self, step: UnixNanos, known: &Arc<Known>) {
+        // What is told by an earlier step need not wait to be left out.
+        if !self.is_told(known.place, step) {
+            let of_step = self.seen.entry(step).or_default();
+            of_step.entry(known.place).or_insert_with(|| Seen::Place(Arc::clone(known)));
+        }
+    }
+
+    /// A connection of this entity falls into this step.
+    pub fn connection(
+        &mut self,
+        step: UnixNanos,
+        known: &Arc<Known>,
+        data: &ArchivedNetworkData,
+        peer: &str,
+    ) {
+        let remote = (data.remote_addr, data.remote_port.to_native());
+        let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+        hash.update(&known.tenant_id.to_le_bytes());
+        hash.update(&remote.0);
+        hash.update(&remote.1.to_le_bytes());
+        hash.update(peer.as_bytes());
+        let key = hash.digest128();
+        if self.is_told(key, step) {
+            return;
+        }
+        if let std::collections::btree_map::Entry::Vacant(vacant) =
+            self.seen.entry(step).or_default().entry(key)
+            && let Some(peer) = news::peer_of(&known.entity.namespace, peer, remote.0, remote.1)
+        {
+            vacant.insert(Seen::Reached(Arc::clone(known), peer));
+        }
     }
 
     /// First step in which something was seen and not yet told.
@@ -51,18 +92,22 @@ impl Topology {
             if *entry.key() > step {
                 break;
             }
-            for (owner, entity) in entry.remove() {
-                // The place may change while the identity stays (a pod learns its workload): both count.
-                let place = owner
-                    ^ hash_parts(&[
-                        &entity.workload_kind,
-                        &entity.workload,
-                        &entity.node,
-                        &entity.service,
-                        &entity.pod,
-                    ]);
-                if self.is_due(place, step) {
-                    place_facts(&entity, step, out);
+            for (key, seen) in entry.remove() {
+                if !self.is_due(key, step) {
+                    continue;
+                }
+                match seen {
+                    Seen::Place(known) => place_facts(&known.entity, step, out),
+                    Seen::Reached(known, peer) => {
+                        let to = entity_identity(&peer);
+                        self.edge_of(
+                            step,
+                            EdgeKind::ConnectsTo,
+                            (&known.tenant, known.tenant_id),
+                            (&peer, to),
+                            out,
+                        );
+                    }
                 }
             }
         }
@@ -70,23 +115,26 @@ impl Topology {
     }
 
     /// An edge was seen in this step.
-    pub fn edge(&mut self, step: UnixNanos, edge: EdgeKind, from: Entity, to: Entity, out: &mut Vec<Fact>) {
-        if from == to || from.name.is_empty() || to.name.is_empty() {
+    pub fn edge(&mut self, step: UnixNanos, edge: EdgeKind, from: &Entity, to: &Entity, out: &mut Vec<Fact>) {
+        self.edge_of(step, edge, (from, entity_identity(from)), (to, entity_identity(to)), out);
+    }
+
+    /// An edge was seen in this step, between nodes of known identity.
+    pub fn edge_of(
+        &mut self,
+        step: UnixNanos,
+        edge: EdgeKind,
+        (from, from_id): (&Entity, u128),
+        (to, to_id): (&Entity, u128),
+        out: &mut Vec<Fact>,
+    ) {
+        if from_id == to_id || from.name.is_empty() || to.name.is_empty() {
             return;
         }
-        let key = hash_parts(&[
-            edge.as_str(),
-            &from.kind,
-            &from.namespace,
-            &from.name,
-            &from.node,
-            &to.kind,
-            &to.namespace,
-            &to.name,
-            &to.node,
-        ]);
+        // Turned, so that there and back differ.
+        let key = from_id ^ to_id.rotate_left(1 + edge as u32);
         if self.is_due(key, step) {
-            out.push(Fact { at: step, edge, from, to, gone: false });
+            out.push(Fact { at: step, edge, from: from.clone(), to: to.clone(), gone: false });
         }
     }
 
@@ -120,7 +168,7 @@ impl Topology {
             if gone {
                 out.push(Fact { at: step, edge, from, to, gone });
             } else {
-                self.edge(step, edge, from, to, out);
+                self.edge(step, edge, &from, &to, out);
             }
         }
         let owner = event.entity.owner();
@@ -129,8 +177,12 @@ impl Topology {
         }
     }
 
+    fn is_told(&self, key: u128, step: UnixNanos) -> bool {
+        self.told.get(&key).is_some_and(|told| step.since(*told) < self.refresh_ns)
+    }
+
     fn is_due(&mut self, key: u128, step: UnixNanos) -> bool {
-        let due = self.told.get(&key).is_none_or(|told| step.since(*told) >= self.refresh_ns);
+        let due = !self.is_told(key, step);
         if due {
             self.told.insert(key, step);
         }
@@ -148,6 +200,11 @@ impl Topology {
             self.told.remove(key);
         }
     }
+}
+
+/// Identity of an entity at its place. The place may change while the owner stays (a pod learns its workload): both count.
+pub fn place_identity(owner: u128, entity: &EntityRef) -> u128 {
+    owner ^ hash_parts(&[&entity.workload_kind, &entity.workload, &entity.node, &entity.service, &entity.pod])
 }
 
 /// The edges that an entity reference itself implies.

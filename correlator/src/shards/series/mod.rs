@@ -6,9 +6,9 @@ mod level;
 mod trend;
 mod window;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use tapio_schemas::signal::Forecast;
 use tapio_schemas::{EntityRef, Score, SignalKind, UnixNanos};
 
