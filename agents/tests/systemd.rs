@@ -125,6 +125,32 @@ async fn restarts_are_counted_and_the_end_of_them_is_the_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_loop_without_end_is_told_as_long_as_it_goes_on_and_when_somebody_ends_it() {
+    const LOOPS: &str = "StartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=100ms\n\
+        ExecStart=/bin/sh -c 'exit 7'\n";
+    let nats = NatsServer::start().unwrap();
+    let machine = Machine::boot("endless", &[("endless.service", LOOPS)]);
+    let agent = start(&nats, config("endless", &machine)).await;
+    running(&agent).await;
+    let bus = nats.bus().await.unwrap();
+    let mut stream = Stream::open(&bus, "endless").await;
+    machine.systemctl(&["start", "endless.service"]);
+    let again = has("endless.service", EventKind::SystemdUnitStopped, 5);
+    let mut events = stream.events_until("five ends", again).await;
+    machine.systemctl(&["stop", "endless.service"]);
+    let is_over =
+        |e: &UnifiedEvent| e.kind == EventKind::SystemdUnitStopped && data(e).active_state == "inactive";
+    events.extend(stream.events_until("the stop", |events| events.iter().any(is_over)).await);
+    drain(agent).await;
+    let ends = of(&events, "endless.service", EventKind::SystemdUnitStopped);
+    let (over, ends): (Vec<_>, Vec<_>) = ends.into_iter().partition(|e| is_over(e));
+    assert!(ends.iter().all(|e| data(e).sub_state.starts_with("auto-restart")), "{ends:?}");
+    assert!(ends.windows(2).all(|pair| data(pair[0]).restarts < data(pair[1]).restarts), "{ends:?}");
+    assert_eq!(over.len(), 1, "{over:?}");
+    assert_eq!(of(&events, "endless.service", EventKind::SystemdUnitFailed).len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_failed_before_the_agent_is_told_and_its_recovery_too() {
     let nats = NatsServer::start().unwrap();
     let machine = Machine::boot("before", &[]);

@@ -103,6 +103,9 @@ impl Follower {
             // It may have failed once more; then it waits anew, and this is too early for that.
             let is_last = !self.held.iter().any(|(_, other)| *other == unit);
             events.extend(self.units.get_mut(&unit).filter(|_| is_last).and_then(|f| f.held.take()));
+            if self.units.get(&unit).is_some_and(|f| f.gone && f.failed.is_none() && f.held.is_none()) {
+                self.units.remove(&unit);
+            }
         }
         events
     }
@@ -142,8 +145,9 @@ impl Follower {
     pub fn removed(&mut self, unit: &str) {
         let Some(followed) = self.units.get_mut(unit) else { return };
         // A manager that executes itself anew says that all are removed, and then has them still: what is known of a
-        // failure stays, so that it is not told again.
-        if followed.failed.is_some() {
+        // failure stays, so that it is not told again. And a unit that nothing needs any more is forgotten at once when
+        // its wait for a restart is ended: that end is still held, and now it is one.
+        if followed.failed.is_some() || followed.held.is_some() {
             followed.gone = true;
         } else {
             self.units.remove(unit);
@@ -258,5 +262,56 @@ impl Followed {
             payload: Payload::Systemd(Box::new(data)),
             ..UnifiedEvent::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zbus::{OwnedVariant, Variant};
+
+    const START: UnixNanos = UnixNanos(1_000_000_000_000);
+
+    fn values(texts: &[(&str, &str)]) -> Values {
+        let owned = |text: &str| OwnedVariant::try_from(Variant::from(text)).expect("a text");
+        texts.iter().map(|(name, text)| ((*name).to_owned(), owned(text))).collect()
+    }
+
+    /// A unit that has ended with an error and waits for its restart; what was told of it.
+    fn waiting(follower: &mut Follower, unit: &SmolStr) -> Vec<UnifiedEvent> {
+        let waits =
+            values(&[("ActiveState", "activating"), ("SubState", "auto-restart"), ("Result", "exit-code")]);
+        follower.changed(START, unit, UNIT_INTERFACE, &waits)
+    }
+
+    fn ended(follower: &mut Follower, unit: &SmolStr) -> Vec<UnifiedEvent> {
+        let inactive = values(&[("ActiveState", "inactive"), ("SubState", "dead")]);
+        follower.changed(START, unit, UNIT_INTERFACE, &inactive)
+    }
+
+    #[test]
+    fn a_wait_that_is_ended_by_hand_is_told_also_when_the_unit_is_forgotten_at_once() {
+        let (mut follower, unit) = (Follower::new("c", "n"), SmolStr::from("a.service"));
+        assert_eq!(waiting(&mut follower, &unit).len(), 1);
+        assert!(ended(&mut follower, &unit).is_empty(), "it may go on");
+        follower.removed(&unit);
+        let hold = follower.next_due(START).expect("it is held");
+        let told = follower.due(START.plus(hold.as_nanos() as u64));
+        let told: Vec<_> = told.iter().map(|e| (e.kind, e.severity)).collect();
+        assert_eq!(told, [(EventKind::SystemdUnitStopped, EventSeverity::Info)]);
+        assert!(follower.units.is_empty(), "and then it is forgotten here, too");
+    }
+
+    #[test]
+    fn an_end_that_was_only_passed_through_is_not_told_also_when_the_manager_began_anew() {
+        let (mut follower, unit) = (Follower::new("c", "n"), SmolStr::from("a.service"));
+        waiting(&mut follower, &unit);
+        ended(&mut follower, &unit);
+        follower.removed(&unit);
+        let active = values(&[("ActiveState", "active"), ("SubState", "running")]);
+        let told = follower.changed(START, &unit, UNIT_INTERFACE, &active);
+        let told: Vec<_> = told.iter().map(|e| e.kind).collect();
+        assert_eq!(told, [EventKind::SystemdUnitStarted]);
+        assert!(follower.due(START.plus(u64::MAX)).is_empty());
     }
 }
