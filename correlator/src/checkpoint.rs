@@ -5,7 +5,9 @@
 //! | `correlator.<cluster>.signals` | JSON: low water, time decided up to, how far each shard was heard before it |
 //! | `correlator.<cluster>.changes` | a message of signals (`schemas/src/wire`): changes that may be the reason of what comes |
 //! | `correlator.<cluster>.machines` | JSON: machines that tell kernel events |
-//! | `correlator.<cluster>.freshness` | JSON: `{"watermark","gaps","at"}`, each second |
+//! | `correlator.<cluster>.freshness` | JSON: `{"watermark","gaps","at"}`, each second; gone by itself `correlator.forget_after` later |
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -136,11 +138,12 @@ impl StageTwoStore {
         self.standing.set(Bytes::from(standing)).await
     }
 
-    /// Tells how fresh the verdicts are; `at`: now, by the clock.
-    pub async fn tell_fresh(&self, fresh: &Fresh, at: UnixNanos) -> Result<(), BusError> {
+    /// Tells how fresh the verdicts are; `at`: now, by the clock. Without another word it is gone after `ttl`: a cluster
+    /// that was given another name must not be waited for.
+    pub async fn tell_fresh(&self, fresh: &Fresh, at: UnixNanos, ttl: Duration) -> Result<(), BusError> {
         let json = FreshJson { watermark: fresh.watermark, gaps: &fresh.gaps, at };
         let text = serde_json::to_vec(&json).unwrap_or_default();
-        self.kv.put(&self.freshness, Bytes::from(text)).await.map(|_| ())
+        self.kv.put_with_ttl(&self.freshness, Bytes::from(text), ttl).await.map(|_| ())
     }
 }
 

@@ -37,6 +37,10 @@ pub struct CorrelatorConfig {
     pub producers_max: usize,
     /// How far back in event time a restart reads the stream again at most. Default 15 min.
     pub replay_max: HumanDuration,
+    /// A cluster of which no correlator has said for so long how far it is, is no part of any answer any more. Default
+    /// 15 min, as for other words of processes. Until then `tapio check` tells that it has stopped; after it, only as
+    /// long as agents of the cluster speak. Whole seconds, at least 2.
+    pub forget_after: HumanDuration,
     /// Signals.
     pub signals: SignalConfig,
     /// Detectors on series.
@@ -61,6 +65,7 @@ impl Default for CorrelatorConfig {
             producer_events_per_s_max: 200_000,
             producers_max: 4096,
             replay_max: HumanDuration::from_secs(900),
+            forget_after: HumanDuration::from_secs(900),
             signals: SignalConfig::default(),
             series: SeriesConfig::default(),
             groups: GroupConfig::default(),

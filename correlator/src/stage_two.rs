@@ -37,6 +37,8 @@ const RING_SECTIONS: usize = 256;
 const CHECKPOINTS_WAITING: usize = 16;
 /// Time between two tellings of how fresh the verdicts are.
 const FRESH_EVERY: Duration = Duration::from_secs(1);
+/// Least time for which a telling stands: one may be late.
+const FORGET_AFTER_MIN: Duration = Duration::from_secs(2);
 
 /// What stage two needs.
 #[derive(Clone)]
@@ -239,7 +241,8 @@ impl Reader {
         self.fresh_due = now + FRESH_EVERY;
         let fresh = self.told_fresh.borrow().clone();
         let at = UnixNanos(self.parts.clock.now_unix_nanos());
-        if let Err(error) = self.store.tell_fresh(&fresh, at).await {
+        let ttl = self.parts.config.forget_after.get().max(FORGET_AFTER_MIN);
+        if let Err(error) = self.store.tell_fresh(&fresh, at, ttl).await {
             tracing::debug!(%error, "how fresh the verdicts are is not told");
         }
     }

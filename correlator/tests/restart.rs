@@ -28,6 +28,10 @@ const CHANGES: &str = "correlator.test.changes";
 const LOOK: Duration = Duration::from_millis(50);
 
 async fn start(bus: &Bus) -> (CorrelatorHandle, Metrics) {
+    start_with(bus, |_| {}).await
+}
+
+async fn start_with(bus: &Bus, settings: impl FnOnce(&mut CorrelatorConfig)) -> (CorrelatorHandle, Metrics) {
     let (clock, metrics) = (SystemClock::shared(), Metrics::new());
     let parts = CorrelatorParts {
         bus: bus.clone(),
@@ -38,6 +42,7 @@ async fn start(bus: &Bus) -> (CorrelatorHandle, Metrics) {
     let mut config = CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() };
     // So that the mark follows within seconds what is decided.
     config.signals.topology_refresh = HumanDuration::from_secs(1);
+    settings(&mut config);
     (Correlator::start(config, parts).await.expect("the correlator starts"), metrics)
 }
 
@@ -187,4 +192,27 @@ async fn how_fresh_the_verdicts_are_is_told_each_second() {
     let (one, two) = (time(&first["at"]), time(&next["at"]));
     assert!(two.since(one) >= SECOND * 9 / 10, "{one} {two}");
     correlator.drain().await.expect("drains");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_fresh_the_verdicts_were_is_forgotten_after_the_last_word_and_not_before() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let began = UnixNanos(SystemClock::new().now_unix_nanos());
+    let forget_after = Duration::from_secs(3);
+    let (correlator, _) = start_with(&bus, |config| config.forget_after = forget_after.into()).await;
+    Publisher::new(bus.clone()).publish(&[crash(began.0)]).await;
+    // Told again and again, it outlives the time.
+    let later =
+        |fresh: &serde_json::Value| time(&fresh["at"]).since(began) > 2 * forget_after.as_nanos() as u64;
+    let last = kept(&bus, "freshness", later).await;
+    correlator.drain().await.expect("drains");
+    let kv = bus.kv().await.expect("the bucket");
+    let is_gone =
+        async || kv.get("correlator.test.freshness").await.expect("the key").is_none().then_some(());
+    until("it is forgotten", is_gone).await;
+    let gone_after = UnixNanos(SystemClock::new().now_unix_nanos()).since(time(&last["at"]));
+    assert!(gone_after >= forget_after.as_nanos() as u64, "{gone_after} ns");
+    // What a restart needs stays.
+    assert!(kv.get("correlator.test.signals").await.expect("the key").is_some());
 }

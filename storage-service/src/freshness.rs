@@ -1,6 +1,10 @@
 //! How far the correlators are, as each tells it in the state bucket once a second, and whether their
 //! agents are heard: a watermark follows the clock while no event comes, also when no agent is left.
+//!
+//! What a correlator said goes away by itself some time after its last word (`correlator.forget_after`), so that a cluster
+//! that was given another name is forgotten. One whose correlator has stopped is not, as long as its agents are heard.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tapio_runtime::bus::{Bus, BusError, Kv, OrderedConfig, StartAt};
 use tapio_runtime::clock::SharedClock;
 use tapio_schemas::UnixNanos;
+use tapio_schemas::names::KEY_STATUS_PREFIX;
 use tapio_schemas::proto::v1;
 use tokio::sync::Mutex;
 
@@ -39,14 +44,14 @@ pub struct ClusterFreshness {
     pub age_ms: u64,
     /// Holes in what it knows, in words.
     pub gaps: Vec<String>,
-    /// When the correlator said so, by its wall clock.
+    /// When the correlator said so, by its wall clock; the epoch when agents are heard and no correlator says anything.
     pub at: UnixNanos,
     /// No event came from its agents for [`SILENT_AFTER`].
     pub silent: bool,
 }
 
 /// The value of `correlator.<cluster>.freshness`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Told {
     watermark: UnixNanos,
     gaps: Vec<String>,
@@ -80,7 +85,7 @@ impl Freshness {
         Self { bus, clock, known: Arc::default() }
     }
 
-    /// All clusters whose correlator ever said how far it is, by name. Empty when none did.
+    /// All clusters whose correlator said how far it is, or whose agents are heard, by name.
     pub async fn read(&self) -> Vec<ClusterFreshness> {
         let mut known = self.known.lock().await;
         let now = self.clock.monotonic();
@@ -108,24 +113,33 @@ impl Known {
             Some(kv) => kv.clone(),
             None => self.kv.insert(bus.kv().await?).clone(),
         };
-        let mut clusters = Vec::new();
+        let (mut told, mut with_agents) = (BTreeMap::new(), BTreeSet::new());
         for key in kv.keys().await? {
+            if let Some(cluster) = cluster_of_agent(&key) {
+                with_agents.insert(cluster.to_owned());
+            }
             let Some(cluster) = cluster_of(&key) else { continue };
             let Some(entry) = kv.get(&key).await? else { continue };
             match serde_json::from_slice::<Told>(&entry.value) {
-                Ok(told) => clusters.push((cluster.to_owned(), told)),
+                Ok(fresh) => drop(told.insert(cluster.to_owned(), Some(fresh))),
                 Err(error) => tracing::warn!(key, %error, "not a freshness"),
             }
-            if clusters.len() == CLUSTERS_MAX {
-                tracing::warn!(CLUSTERS_MAX, "the freshness of further clusters is left out");
-                break;
-            }
         }
-        let listening = clusters.into_iter().map(async |(cluster, told)| {
+        for cluster in with_agents {
+            told.entry(cluster).or_default();
+        }
+        if told.len() > CLUSTERS_MAX {
+            tracing::warn!(CLUSTERS_MAX, "the freshness of further clusters is left out");
+        }
+        let listening = told.into_iter().take(CLUSTERS_MAX).map(async |(cluster, told)| {
             let silent = !is_heard(bus, &cluster, since).await?;
-            Ok(Heard { cluster, told, silent })
+            // Agents may have been here once, or be elsewhere now; those that are heard speak to nobody.
+            Ok::<_, BusError>(match told {
+                None if silent => None,
+                told => Some(Heard { cluster, told: told.unwrap_or_default(), silent }),
+            })
         });
-        try_join_all(listening).await
+        Ok(try_join_all(listening).await?.into_iter().flatten().collect())
     }
 }
 
@@ -154,6 +168,12 @@ async fn is_heard(bus: &Bus, cluster: &str, since: UnixNanos) -> Result<bool, Bu
 fn cluster_of(key: &str) -> Option<&str> {
     let cluster = key.strip_prefix("correlator.")?.strip_suffix(".freshness")?;
     (!cluster.is_empty() && !cluster.contains('.')).then_some(cluster)
+}
+
+/// Of `status.agent.<cluster>.<name>`.
+fn cluster_of_agent(key: &str) -> Option<&str> {
+    let (cluster, _) = key.strip_prefix(KEY_STATUS_PREFIX)?.strip_prefix(".agent.")?.split_once('.')?;
+    Some(cluster)
 }
 
 impl Heard {
@@ -185,6 +205,8 @@ impl From<&ClusterFreshness> for v1::ClusterFreshness {
 
 #[cfg(test)]
 mod tests {
+    use tapio_schemas::names::status_key;
+
     use super::*;
 
     #[test]
@@ -193,6 +215,8 @@ mod tests {
         for other in ["correlator.prod.signals", "correlator..freshness", "correlator.a.b.freshness", "x"] {
             assert_eq!(cluster_of(other), None, "{other}");
         }
+        assert_eq!(cluster_of_agent(&status_key("agent", "prod", "n.1")), Some("prod"));
+        assert_eq!(cluster_of_agent(&status_key("storage", "prod", "a")), None);
     }
 
     #[test]

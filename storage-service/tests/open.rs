@@ -2,11 +2,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{PATIENCE, Running, SECOND, finding, json, next};
 use tapio_runtime::harness::NatsServer;
 use tapio_schemas::finding::Status;
-use tapio_schemas::names::events_subject;
-use tapio_schemas::proto::v1::{GetFindingRequest, ListFindingsRequest, WhyRequest};
+use tapio_schemas::names::{events_subject, status_key};
+use tapio_schemas::proto::v1::{ClusterFreshness, GetFindingRequest, ListFindingsRequest, WhyRequest};
 use tapio_schemas::{Finding, Score, UnixNanos};
 
 fn all() -> ListFindingsRequest {
@@ -176,4 +178,44 @@ async fn the_freshness_of_each_cluster_is_in_the_answers() {
     let watermark: UnixNanos = serde_json::from_value(answer["freshness"][0]["watermark"].clone()).unwrap();
     assert_eq!(watermark.0, prod.watermark_unix_nano, "{answer}");
     assert_eq!(answer["gaps"], serde_json::json!([]));
+}
+
+/// Clusters of the answer, until they are these.
+async fn clusters_become(service: &mut Running, expected: &[&str]) -> Vec<ClusterFreshness> {
+    let mut last = Vec::new();
+    let waiting = async {
+        loop {
+            // Up to a second old answers are given again.
+            last = service.client.list_findings(all()).await.unwrap().into_inner().freshness;
+            if last.iter().map(|cluster| cluster.cluster.as_str()).eq(expected.iter().copied()) {
+                return last.clone();
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{expected:?} do not come"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_no_more_is_forgotten_and_one_that_lost_its_correlator_is_not() {
+    let nats = NatsServer::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = Running::start(&nats, dir.path()).await;
+    let kv = service.bus.kv().await.unwrap();
+    let told = r#"{"watermark":"2026-01-01T00:00:00Z","gaps":[],"at":"2026-01-01T00:00:01Z"}"#;
+    // Both have had agents, and the correlators of both say nothing more; only one of them still has its agents.
+    for cluster in ["renamed", "stays"] {
+        let key = format!("correlator.{cluster}.freshness");
+        kv.put_with_ttl(&key, told.into(), Duration::from_secs(2)).await.unwrap();
+        kv.put(&status_key("agent", cluster, "n1"), "{}".into()).await.unwrap();
+    }
+    service.publish_raw(&events_subject("stays", 7), None, "an event".into()).await;
+    let both = clusters_become(&mut service, &["renamed", "stays"]).await;
+    assert!(both.iter().all(|cluster| cluster.at_unix_nano > 0), "{both:?}");
+    let mut left = clusters_become(&mut service, &["stays"]).await;
+    // The word of the one may go before that of the other.
+    while left[0].at_unix_nano > 0 {
+        left = clusters_become(&mut service, &["stays"]).await;
+    }
+    assert_eq!((left[0].watermark_unix_nano, left[0].silent), (0, false), "{left:?}");
+    assert_eq!(kv.get("correlator.renamed.freshness").await.unwrap(), None);
 }

@@ -111,6 +111,9 @@ fn blind(known: &Known) -> Option<String> {
     }
     let place = place(oldest);
     Some(match oldest.watermark_unix_nano {
+        0 if oldest.at_unix_nano == 0 => {
+            format!("agents speak{place} and no correlator says how far it is: does one run?")
+        }
         0 => format!("no event has been judged yet{place}: is an agent running?"),
         since => {
             format!("no event has been judged{place} since {}: is an agent running?", UnixNanos(since))
@@ -168,8 +171,12 @@ mod tests {
         let (status, reason) = verdict(vec![cluster("a", 10), cluster("b", 70_000)]);
         assert_eq!(status, Status::NotProvable);
         assert!(reason.contains("in cluster b since"), "{reason}");
-        let never = ClusterFreshness { watermark_unix_nano: 0, age_ms: u64::MAX, ..cluster("a", 0) };
-        assert!(verdict(vec![never]).1.contains("no event has been judged yet"));
+        let never = ClusterFreshness { watermark_unix_nano: 0, age_ms: u64::MAX, ..cluster("b", 0) };
+        let started = ClusterFreshness { at_unix_nano: 1, ..never.clone() };
+        assert!(verdict(vec![started]).1.contains("no event has been judged yet"));
+        let (status, reason) = verdict(vec![cluster("a", 10), never]);
+        assert_eq!(status, Status::NotProvable);
+        assert_eq!(reason, "agents speak in cluster b and no correlator says how far it is: does one run?");
         assert!(verdict(vec![]).1.contains("no correlator"));
         let silent = ClusterFreshness { silent: true, ..cluster("b", 10) };
         let (status, reason) = verdict(vec![cluster("a", 20), silent]);
