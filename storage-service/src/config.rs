@@ -1,6 +1,7 @@
 //! Settings of the storage service.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tapio_runtime::config::{ByteSize, HumanDuration};
@@ -35,6 +36,29 @@ pub struct StorageConfig {
     pub ack_wait: HumanDuration,
     /// Live subscribers at a time; one more is refused. Default 64.
     pub subscribers: usize,
+}
+
+impl StorageConfig {
+    /// What a type cannot say.
+    ///
+    /// # Errors
+    /// The first key of `storage` that cannot be used, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let in_names = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        let wrong = [
+            (self.path.as_os_str().is_empty(), "path", "must name a directory"),
+            (self.flush_findings == 0, "flush_findings", "must be at least 1"),
+            (
+                self.consumer.is_empty() || !self.consumer.bytes().all(in_names),
+                "consumer",
+                "must be letters, digits, `-` and `_`",
+            ),
+            (self.ack_wait.get() < Duration::from_secs(1), "ack_wait", "must be at least 1s"),
+            (self.retention_interval.get().is_zero(), "retention_interval", "must be longer than 0"),
+        ];
+        let first = wrong.into_iter().find(|(is_wrong, ..)| *is_wrong);
+        first.map_or(Ok(()), |(_, key, message)| Err((key, message)))
+    }
 }
 
 impl Default for StorageConfig {

@@ -98,7 +98,7 @@ impl StorageService {
     /// # Errors
     /// [`StorageError`]: a setting, the store, the address, NATS.
     pub async fn start(config: StorageConfig, parts: StorageParts) -> Result<StorageHandle, StorageError> {
-        check(&config)?;
+        config.check().map_err(|(key, message)| StorageError::Config { key, message })?;
         let (listener, grpc_addr) = grpc::bind(&config.listen)
             .await
             .map_err(|source| StorageError::Listen { listen: config.listen.clone(), source })?;
@@ -178,28 +178,6 @@ impl StorageHandle {
         }
         Ok(report)
     }
-}
-
-fn check(config: &StorageConfig) -> Result<(), StorageError> {
-    let wrong = |key, message| Err(StorageError::Config { key, message });
-    if config.path.as_os_str().is_empty() {
-        return wrong("path", "must name a directory");
-    }
-    if config.flush_findings == 0 {
-        return wrong("flush_findings", "must be at least 1");
-    }
-    if config.consumer.is_empty()
-        || !config.consumer.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-    {
-        return wrong("consumer", "must be letters, digits, `-` and `_`");
-    }
-    if config.ack_wait.get() < Duration::from_secs(1) {
-        return wrong("ack_wait", "must be at least 1s");
-    }
-    if config.retention_interval.get().is_zero() {
-        return wrong("retention_interval", "must be longer than 0");
-    }
-    Ok(())
 }
 
 /// Opening may read the whole store (migration).

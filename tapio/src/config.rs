@@ -85,7 +85,23 @@ impl TapioConfig {
             config.bus.urls = vec![url.clone()];
         }
         config.spread();
+        config.check()?;
         Ok(config)
+    }
+
+    /// What a type cannot say; before anything is started with it.
+    fn check(&self) -> Result<(), ConfigError> {
+        for (key, address) in self.listeners() {
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+            if port.is_none_or(|port| port.parse::<u16>().is_err()) {
+                let message = format!("`{address}` is not host:port, as in 127.0.0.1:0");
+                return Err(ConfigError::Unusable { key: key.to_owned(), message });
+            }
+        }
+        self.storage.check().map_err(|(key, message)| ConfigError::Unusable {
+            key: format!("storage.{key}"),
+            message: message.to_owned(),
+        })
     }
 
     /// What belongs to all parts is said once, at the root.

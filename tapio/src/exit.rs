@@ -1,5 +1,9 @@
 //! Exit codes.
 
+use tapio_runtime::bus::BusError;
+use tapio_runtime::config::{ConfigError, EXIT_CONFIG};
+use tapio_runtime::telemetry::TelemetryError;
+
 /// Findings are there, or bad usage (clap's own code).
 pub const FINDINGS: i32 = 2;
 /// It cannot be said whether anything is wrong.
@@ -31,8 +35,16 @@ pub fn code_of(error: &anyhow::Error) -> i32 {
     if let Some(with) = error.downcast_ref::<ExitWith>() {
         return with.code;
     }
-    if error.chain().any(|cause| cause.is::<tapio_runtime::config::ConfigError>()) {
-        return tapio_runtime::config::EXIT_CONFIG;
+    if error.chain().any(is_of_configuration) {
+        return EXIT_CONFIG;
     }
     FAILED
+}
+
+/// Whether a setting is wrong, of those that are found out before anything is bound, too.
+fn is_of_configuration(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let of_bus = |error: &BusError| matches!(error, BusError::Url { .. } | BusError::HalfCertificate);
+    cause.is::<ConfigError>()
+        || matches!(cause.downcast_ref(), Some(TelemetryError::Filter { .. }))
+        || cause.downcast_ref().is_some_and(of_bus)
 }

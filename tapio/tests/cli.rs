@@ -42,6 +42,47 @@ fn a_port_in_use_is_a_clear_line() {
     assert!(stderr(&output).contains(&address), "{}", stderr(&output));
 }
 
+/// Every address that a process of this configuration would listen on is taken, so whatever is bound first fails. With a
+/// wrong key or value that must not come to light.
+#[test]
+fn a_wrong_configuration_is_said_before_a_port_is_bound() {
+    let taken: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<_> = taken.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    let keys = ["agent.otlp.grpc_listen", "agent.otlp.http_listen", "storage.listen", "telemetry.listen"];
+    let mut listening: Vec<String> =
+        keys.iter().zip(&addresses).map(|(key, address)| format!("{key}={address}")).collect();
+    listening.push(format!("nats.port={}", addresses[4].port()));
+    let dir = data_dir();
+    let data = dir.path().join("data");
+    let run = |role: &str, more: &[&str]| {
+        let set = listening.iter().map(String::as_str).chain(more.iter().copied());
+        let set = set.flat_map(|pair| ["--set", pair]);
+        tapio(&[role, "--data-dir", data.to_str().unwrap()]).args(set).output().unwrap()
+    };
+    for role in ["up", "agent", "correlator", "storage"] {
+        for (wrong, says) in [
+            ("agent.otpl.grpc_listen=127.0.0.1:1", "agent.otpl"),
+            ("correlator.lateness=soon", "correlator.lateness"),
+            ("telemetry.listen=9464", "telemetry.listen"),
+            ("storage.listen=127.0.0.1:many", "storage.listen"),
+            ("storage.ack_wait=10ms", "storage.ack_wait"),
+            ("telemetry.log=a=b=c", "telemetry.log"),
+        ] {
+            let output = run(role, &[wrong]);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(64), "{role} {wrong}: {said}");
+            assert!(said.contains(says), "{role} {wrong}: {said}");
+            assert!(addresses.iter().all(|address| !said.contains(&address.to_string())), "{said}");
+            assert!(!data.exists(), "{role} {wrong}: something was begun");
+        }
+    }
+    // Nothing but the key was in its way: with a good configuration it does stumble over the ports.
+    let output = run("up", &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let port = addresses[4].port().to_string();
+    assert!(stderr(&output).contains(&port), "{}", stderr(&output));
+}
+
 #[test]
 fn a_missing_nats_server_is_a_clear_line() {
     let dir = data_dir();

@@ -51,6 +51,14 @@ pub enum ConfigError {
         /// The file, variable or flag it came from.
         source_name: String,
     },
+    /// A value of the right type with which nothing can be done.
+    #[error("configuration key `{key}` cannot be used: {message}")]
+    Unusable {
+        /// Dotted path of the key.
+        key: String,
+        /// What is wrong with its value.
+        message: String,
+    },
     /// The file does not exist or cannot be read.
     #[error("configuration file {path} cannot be read: {message}")]
     FileUnreadable {

@@ -70,7 +70,9 @@ impl Default for TelemetryConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter directives do not parse.
-    #[error("log filter `{filter}` is not valid: {message}; write for example info or tapio_runtime=debug")]
+    #[error(
+        "telemetry.log or {ENV_LOG} has the log filter `{filter}`, which is not valid: {message}; write for example info or tapio_runtime=debug"
+    )]
     Filter {
         /// The text.
         filter: String,
