@@ -1,10 +1,11 @@
 //! The main job, end to end, on real input. Needs root (kernel programs, a memory cgroup) and says so.
 
 mod common;
+mod shape;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tapio_runtime::bus::{Bus, BusConfig, Headers, OrderedConfig, StartAt};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::names::{HEADER_REASON, STREAM_DEADLETTER, STREAM_EVENTS, events_subject};
 use tapio_schemas::wire::{EventBatchView, Unpacker};
-use tapio_schemas::{EventKind, Payload, UnifiedEvent};
+use tapio_schemas::{EventKind, Payload, UnifiedEvent, UnixNanos};
 
 /// Ends a helper process with the test.
 struct Helper(Child);
@@ -49,14 +50,28 @@ fn listen(instance: &Instance, file: &Path) -> Helper {
     helper
 }
 
-/// Findings heard so far: subject and document.
-fn heard(file: &Path) -> Vec<(String, Value)> {
+/// A finding as the client heard it.
+struct Heard {
+    subject: String,
+    headers: BTreeMap<String, String>,
+    finding: Value,
+}
+
+/// Findings heard so far.
+fn heard(file: &Path) -> Vec<Heard> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    let line = |line: &str| {
-        let (subject, json) = line.split_once(' ')?;
-        Some((subject.to_owned(), serde_json::from_str(json).expect("a finding is JSON")))
-    };
-    text.lines().filter_map(line).collect()
+    // The last line may be half written.
+    let lines = text.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
+    let parsed = lines.map(|line| {
+        let line: Value = serde_json::from_str(line).expect("what the client wrote");
+        Heard {
+            subject: line["subject"].as_str().expect("a subject").to_owned(),
+            headers: serde_json::from_value(line["headers"].clone()).expect("headers"),
+            finding: serde_json::from_str(line["payload"].as_str().expect("text"))
+                .expect("a finding is JSON"),
+        }
+    });
+    parsed.collect()
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -88,6 +103,39 @@ fn events(url: &str) -> Vec<UnifiedEvent> {
     })
 }
 
+/// Every document is the published JSON, key by key, and every message says in its headers what it is.
+fn check_published(findings: &[Heard]) {
+    let mut seen = shape::Seen::default();
+    for Heard { subject, headers, finding } in findings {
+        seen.look(&shape::FINDING, "", finding);
+        let id = format!("{}-{}", finding["id"].as_str().unwrap(), finding["revision"]);
+        let expected = [
+            ("Nats-Msg-Id", id.as_str()),
+            ("content-type", "application/json"),
+            ("ce-specversion", "1.0"),
+            ("ce-type", "dev.tapio.finding.v1"),
+            ("ce-source", "/tapio/correlator/default"),
+            ("ce-id", id.as_str()),
+        ];
+        for (name, value) in expected {
+            assert_eq!(headers.get(name).map(String::as_str), Some(value), "{name} of {subject}");
+        }
+        let [time, emitted] = [&headers["ce-time"], finding["emitted_at"].as_str().unwrap()]
+            .map(|time| time.parse::<UnixNanos>().expect("a time"));
+        // With milliseconds in the header.
+        assert!(emitted.since(time) < 1_000_000 && time <= emitted, "{time} {emitted}");
+    }
+    assert_eq!(seen.faults, Vec::<String>::new());
+    let mut keys = BTreeSet::new();
+    shape::keys_of(&shape::FINDING, "", &mut keys);
+    let never: Vec<_> = keys.difference(&seen.keys).map(String::as_str).collect();
+    // A control group is in no namespace, its story is no part of another, and not each action can be undone.
+    let elsewhere = [".superseded_by", ".namespace", ".undo", ".outcome"];
+    let never: Vec<_> =
+        never.into_iter().filter(|key| !elsewhere.iter().any(|end| key.ends_with(end))).collect();
+    assert_eq!(never, Vec::<&str>::new(), "no finding of the demonstration has these keys");
+}
+
 #[test]
 fn the_demo_predicts_explains_and_the_story_outlives_a_restart() {
     require_root();
@@ -106,17 +154,17 @@ fn the_demo_predicts_explains_and_the_story_outlives_a_restart() {
 
     let findings = heard(&insights);
     drop(listener);
-    let (subject, story) = findings
-        .iter()
-        .rfind(|(_, f)| f["root_cause"]["entity"]["name"] == cgroup.as_str())
-        .expect("a NATS client hears the finding");
-    assert_eq!(story["schema"], "tapio.finding/v1");
+    check_published(&findings);
+    let of_cgroup = |heard: &&Heard| heard.finding["root_cause"]["entity"]["name"] == cgroup.as_str();
+    let Heard { subject, finding: story, .. } =
+        findings.iter().rfind(of_cgroup).expect("a NATS client hears the finding");
     assert_eq!(story["root_cause"]["cause"], "memory.leak");
-    assert!(subject.starts_with("tapio.v1.insights."), "{subject}");
-    assert_eq!(subject.split('.').count(), 8, "{subject}");
-    let predicted =
-        findings.iter().find(|(_, f)| f["prediction"]["scenario"] == "oom_kill").expect("a prediction");
-    assert_eq!(predicted.1["id"], story["id"], "prediction and kill are one incident");
+    let severity = story["severity"].as_str().unwrap();
+    let name = tapio_schemas::names::token(&cgroup);
+    assert_eq!(*subject, format!("tapio.v1.insights.{severity}.default._.Cgroup.{name}"));
+    let predicted = findings.iter().find(|heard| heard.finding["prediction"]["scenario"] == "oom_kill");
+    let predicted = &predicted.expect("a prediction").finding;
+    assert_eq!(predicted["id"], story["id"], "prediction and kill are one incident");
 
     assert_eq!(instance.interrupt(), Some(0));
     let again = Instance::start(dir.path());
@@ -137,7 +185,7 @@ fn a_failing_python_service_is_in_the_events_and_in_a_finding() {
     let insights = dir.path().join("insights.txt");
     let instance = Instance::start(dir.path());
     let _listener = listen(&instance, &insights);
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let closed = closed_port().port();
     let endpoint = format!("http://{}", instance.address("otlp_grpc"));
     let output = Command::new(python())
         .arg(script("failing_service.py"))
@@ -161,8 +209,14 @@ fn a_failing_python_service_is_in_the_events_and_in_a_finding() {
                 link["entity"]["name"] == "checkout" && link["evidence"] != Value::Array(Vec::new())
             })
         };
-        heard(&insights).into_iter().find(|(_, f)| f["status"] != "recovered" && names(f))
+        let all = heard(&insights);
+        all.into_iter().find(|heard| heard.finding["status"] != "recovered" && names(&heard.finding))
     });
+    let mut seen = shape::Seen::default();
+    for heard in heard(&insights) {
+        seen.look(&shape::FINDING, "", &heard.finding);
+    }
+    assert_eq!(seen.faults, Vec::<String>::new());
 }
 
 #[test]
@@ -170,7 +224,7 @@ fn five_refused_connections_are_five_refused_events_and_resets_are_resets() {
     require_root();
     let dir = data_dir();
     let instance = Instance::start(dir.path());
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = closed_port();
     for _ in 0..5 {
         TcpStream::connect(closed).expect_err("nobody listens");
     }
@@ -185,27 +239,42 @@ fn five_refused_connections_are_five_refused_events_and_resets_are_resets() {
         drop(client);
         wait_for("the reset", || server.write(b"more").err());
     }
-    let of_port = |port: u16| -> Vec<UnifiedEvent> {
-        let mut events = events(instance.address("nats"));
-        events.retain(
-            |e| matches!(&e.payload, Payload::Network(n) if n.remote_port == port || n.local_port == port),
-        );
-        events
+    wait_for("five refused events and three resets", || {
+        let events = events(instance.address("nats"));
+        let refused = of_port(&events, closed, EventKind::NetConnectRefused);
+        (refused >= 5 && of_port(&events, address, EventKind::NetReset) >= 3).then_some(())
+    });
+    let exact = |events: &[UnifiedEvent]| {
+        use EventKind::{NetConnectRefused, NetConnectReset, NetConnectTimeout, NetReset};
+        let of_kinds = |address, kinds: [EventKind; 4]| kinds.map(|kind| of_port(events, address, kind));
+        let kinds = [NetConnectRefused, NetConnectTimeout, NetConnectReset, NetReset];
+        assert_eq!(of_kinds(closed, kinds), [5, 0, 0, 0], "{events:#?}");
+        assert_eq!(of_kinds(address, kinds), [0, 0, 0, 3], "{events:#?}");
     };
-    let count = |events: &[UnifiedEvent], kind: EventKind| events.iter().filter(|e| e.kind == kind).count();
-    let refused = wait_for("five refused events", || {
-        let events = of_port(closed.port());
-        (count(&events, EventKind::NetConnectRefused) >= 5).then_some(events)
+    // What comes later is seen: everything that was on its way before this one is there, and again when all is drained.
+    let later = closed_port();
+    TcpStream::connect(later).expect_err("nobody listens");
+    let with_later = wait_for("a later event", || {
+        let events = events(instance.address("nats"));
+        (of_port(&events, later, EventKind::NetConnectRefused) > 0).then_some(events)
     });
-    assert_eq!(count(&refused, EventKind::NetConnectRefused), 5);
-    assert_eq!(count(&refused, EventKind::NetConnectTimeout), 0);
-    assert_eq!(count(&refused, EventKind::NetConnectReset), 0);
-    let reset = wait_for("three resets", || {
-        let events = of_port(address.port());
-        (count(&events, EventKind::NetReset) >= 3).then_some(events)
-    });
-    assert_eq!(count(&reset, EventKind::NetReset), 3, "{reset:#?}");
-    assert_eq!(count(&reset, EventKind::NetConnectRefused), 0);
+    exact(&with_later);
+    assert_eq!(instance.interrupt(), Some(0));
+    let again = Instance::start(dir.path());
+    let drained = events(again.address("nats"));
+    exact(&drained);
+    assert_eq!(of_port(&drained, later, EventKind::NetConnectRefused), 1);
+}
+
+/// An address at which nobody listens.
+fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn of_port(events: &[UnifiedEvent], address: SocketAddr, kind: EventKind) -> usize {
+    let port = address.port();
+    let is_of_port = |event: &&UnifiedEvent| matches!(&event.payload, Payload::Network(n) if n.remote_port == port || n.local_port == port);
+    events.iter().filter(|event| event.kind == kind).filter(is_of_port).count()
 }
 
 #[test]

@@ -13,13 +13,20 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary, without the caller's TAPIO_ variables.
 pub fn tapio(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tapio"));
+    let mut command = clean(Path::new(env!("CARGO_BIN_EXE_tapio")));
+    command.args(args);
+    command
+}
+
+/// A program without the caller's TAPIO_ variables and standard input.
+pub fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TAPIO_") && name != "TAPIO_NATS_SERVER" {
             command.env_remove(name);
         }
     }
-    command.args(args).stdin(Stdio::null());
+    command.stdin(Stdio::null());
     command
 }
 

@@ -1,6 +1,10 @@
-"""Prints findings as any NATS client sees them: one line of subject and JSON each. Arguments: URL, output file."""
+"""Writes findings as any NATS client sees them: a JSON document a line, with subject, headers and payload as text.
+
+Arguments: URL, output file.
+"""
 
 import asyncio
+import json
 import sys
 
 import nats
@@ -11,7 +15,8 @@ async def main(url, path):
     with open(path, "a", encoding="utf-8") as out:
 
         async def heard(message):
-            out.write(f"{message.subject} {message.data.decode()}\n")
+            line = {"subject": message.subject, "headers": message.headers, "payload": message.data.decode()}
+            out.write(json.dumps(line) + "\n")
             out.flush()
 
         await connection.subscribe("tapio.v1.insights.>", cb=heard)
