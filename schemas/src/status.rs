@@ -1,4 +1,4 @@
-//! What each process tells of itself, about once a second, in the state bucket: JSON under
+//! What each process tells of itself, each time [`EVERY`] has passed, in the state bucket: JSON under
 //! [`crate::names::status_key`], gone by itself [`TTL`] after the last word. `tapio status` adds them up.
 
 use std::time::Duration;

@@ -149,7 +149,8 @@ fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
         .ok()
 }
 
-/// Takes out who has not spoken lately; of an agent that is gone the account stays.
+/// Takes out who has not spoken lately, and gives role and name of each that should have. What it said once is no
+/// part of the sums: nobody can tell how far it came after its last word.
 fn take_silent(said: &mut Said) -> Vec<(&'static str, String)> {
     let since = UnixNanos(SystemClock::new().now_unix_nanos()).minus(SILENT_AFTER.as_nanos() as u64);
     let mut silent = Vec::new();
