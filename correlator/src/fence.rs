@@ -158,7 +158,7 @@ impl Fences {
 }
 
 fn items(section: &SignalSection) -> usize {
-    section.signals.len() + section.facts.len() + section.tallies.len() + section.gaps.len()
+    section.items()
 }
 
 fn joined(mut first: SignalSection, then: SignalSection) -> SignalSection {
@@ -166,6 +166,9 @@ fn joined(mut first: SignalSection, then: SignalSection) -> SignalSection {
     first.facts.extend(then.facts);
     first.tallies.extend(then.tallies);
     first.gaps.extend(then.gaps);
+    first.operations.extend(then.operations);
+    first.call_gaps.extend(then.call_gaps);
+    first.meters.extend(then.meters);
     first
 }
 

@@ -20,6 +20,53 @@ fn golden_events() -> Vec<UnifiedEvent> {
     vec![common::kernel(0, &a), common::span(1, &b), common::kernel(2, &b)]
 }
 
+/// What requests did, since version 3.
+fn golden_services() -> SignalSection {
+    let (front, back) =
+        (Entity::namespaced("Service", "shop", "web"), Entity::namespaced("Service", "shop", "api"));
+    let step = |kind, service: &str, name: &str| Step { kind, service: service.into(), name: name.into() };
+    let shape = Shape {
+        id: 77,
+        count: 3,
+        steps: vec![step(StepKind::Call, "api", "GET /items"), step(StepKind::Log, "", "found * items")],
+        inner: vec![78],
+        evidence: EventId(6),
+    };
+    SignalSection {
+        marks: vec![ShardMark { shard: 3, epoch: 2, at: UnixNanos(5_000_000_000) }],
+        operations: vec![OperationTally {
+            window_ns: 5_000_000_000,
+            service: front.clone(),
+            operation: "GET /".into(),
+            requests: 4,
+            own_time: vec![(180, 3), (190, 1)],
+            shapes: vec![shape],
+            unshaped: 1,
+            evidence: EventId(7),
+            ..OperationTally::default()
+        }],
+        call_gaps: vec![CallGapTally {
+            window_ns: 5_000_000_000,
+            from: front,
+            to: back.clone(),
+            operation: "GET /items".into(),
+            gap: vec![(160, 3)],
+            evidence: EventId(8),
+            ..CallGapTally::default()
+        }],
+        meters: vec![ServiceMeter {
+            at: UnixNanos(4),
+            service: back,
+            pod: "api-0".into(),
+            measure: Measure::LatencySeconds,
+            label: "server".into(),
+            value: 0.25,
+            evidence: EventId(9),
+        }],
+        ..SignalSection::default()
+    }
+}
+
 fn golden_signals() -> SignalSection {
     let mut signal = Signal::new(SignalKind::MemoryGrowth, common::entity(1), None, UnixNanos(1_000));
     signal.baseline = 1.0;
@@ -71,10 +118,16 @@ fn golden_signal_batch_v1_is_still_read() {
 }
 
 #[test]
-fn golden_signal_batch_v2_is_what_we_write_and_read() {
-    let section = golden_signals();
+fn golden_signal_batch_v2_is_still_read() {
+    let stored = golden("signals-v2.bin", &[]);
+    assert_eq!(SignalBatchView::check(&stored).unwrap().to_section(), golden_signals());
+}
+
+#[test]
+fn golden_signal_batch_v3_is_what_we_write_and_read() {
+    let section = SignalSection { signals: golden_signals().signals, ..golden_services() };
     let bytes = encode_signals(ProducerId(9), 1, 4, &section).unwrap();
-    let stored = golden("signals-v2.bin", &bytes);
+    let stored = golden("signals-v3.bin", &bytes);
     assert_eq!(bytes, stored);
     let read = SignalBatchView::check(&stored).unwrap().to_section();
     // NaN is not equal to itself; the golden signal has none.

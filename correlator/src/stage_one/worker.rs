@@ -413,32 +413,36 @@ impl<O: Outlet> Worker<O> {
 
 /// Cuts a section into messages of bounded size. All but the last say that more of the step follows.
 fn parts(section: SignalSection) -> Vec<SignalSection> {
-    let items = section.signals.len() + section.facts.len() + section.tallies.len() + section.gaps.len();
-    if items <= SECTION_ITEMS_MAX {
+    if section.items() <= SECTION_ITEMS_MAX {
         return vec![section];
     }
     let mut parts = Vec::new();
-    let SignalSection { marks, mut facts, mut signals, mut tallies, mut gaps, .. } = section;
-    let take = |room: &mut usize, len: usize| {
-        let n = len.min(*room);
-        *room -= n;
-        n
-    };
-    while !(facts.is_empty() && signals.is_empty() && tallies.is_empty() && gaps.is_empty()) {
+    let mut left = section;
+    while !left.is_heartbeat() {
         let mut room = SECTION_ITEMS_MAX;
         parts.push(SignalSection {
-            marks: marks.clone(),
+            marks: left.marks.clone(),
             partial: true,
-            facts: facts.drain(..take(&mut room, facts.len())).collect(),
-            signals: signals.drain(..take(&mut room, signals.len())).collect(),
-            tallies: tallies.drain(..take(&mut room, tallies.len())).collect(),
-            gaps: gaps.drain(..take(&mut room, gaps.len())).collect(),
+            facts: cut(&mut left.facts, &mut room),
+            signals: cut(&mut left.signals, &mut room),
+            tallies: cut(&mut left.tallies, &mut room),
+            gaps: cut(&mut left.gaps, &mut room),
+            operations: cut(&mut left.operations, &mut room),
+            call_gaps: cut(&mut left.call_gaps, &mut room),
+            meters: cut(&mut left.meters, &mut room),
         });
     }
     if let Some(last) = parts.last_mut() {
         last.partial = false;
     }
     parts
+}
+
+/// Takes as many from the beginning as there is room for.
+fn cut<T>(all: &mut Vec<T>, room: &mut usize) -> Vec<T> {
+    let count = all.len().min(*room);
+    *room -= count;
+    all.drain(..count).collect()
 }
 
 #[cfg(test)]

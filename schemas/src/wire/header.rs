@@ -7,8 +7,8 @@ use crate::ids::{ProducerId, UnixNanos};
 pub const MAGIC: [u8; 4] = *b"TPIO";
 /// Version of batches of events: header, string table and archived types. Older versions stay readable for ever.
 pub const SCHEMA_VERSION: u16 = 1;
-/// Version of batches of signals. 1: marks without lease epochs.
-pub const SIGNALS_VERSION: u16 = 2;
+/// Version of batches of signals. 1: marks without lease epochs; 2: without what requests did.
+pub const SIGNALS_VERSION: u16 = 3;
 /// Size of the encoded header.
 pub const HEADER_BYTES: usize = 80;
 

@@ -1,6 +1,6 @@
 //! Batches of signals, topology facts and tallies: what stage one tells stage two.
 
-use rkyv::rancor::Error;
+use rkyv::rancor::{Error, Strategy};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::WireError;
@@ -8,6 +8,7 @@ use super::context::BatchReader;
 use super::frame::{self, Frame, FrameWriter};
 use super::header::{FrameKind, Header, SIGNALS_VERSION};
 use crate::ids::{ProducerId, UnixNanos};
+use crate::service::{CallGapTally, OperationTally, ServiceMeter};
 use crate::signal::{Fact, Gap, Signal, Tally};
 
 /// How far a shard is, and who says so.
@@ -39,6 +40,30 @@ pub struct SignalSection {
     pub tallies: Vec<Tally>,
     /// Holes in producers' sequences.
     pub gaps: Vec<Gap>,
+    /// What requests did, per operation.
+    pub operations: Vec<OperationTally>,
+    /// What calls took beyond their servers, per edge.
+    pub call_gaps: Vec<CallGapTally>,
+    /// Measures of services.
+    pub meters: Vec<ServiceMeter>,
+}
+
+/// Body of a signal message of version 2: without what requests did.
+#[derive(Debug, Clone, Default, PartialEq, Archive, Serialize, Deserialize)]
+struct SignalSectionV2 {
+    marks: Vec<ShardMark>,
+    partial: bool,
+    signals: Vec<Signal>,
+    facts: Vec<Fact>,
+    tallies: Vec<Tally>,
+    gaps: Vec<Gap>,
+}
+
+impl From<SignalSectionV2> for SignalSection {
+    fn from(old: SignalSectionV2) -> Self {
+        let SignalSectionV2 { marks, partial, signals, facts, tallies, gaps } = old;
+        Self { marks, partial, signals, facts, tallies, gaps, ..Self::default() }
+    }
 }
 
 /// Body of a signal message of version 1: marks without epochs.
@@ -55,14 +80,31 @@ impl SignalSectionV1 {
     fn upgraded(self, epoch: u64) -> SignalSection {
         let marks = self.watermarks.into_iter().map(|(shard, at)| ShardMark { shard, epoch, at }).collect();
         let Self { signals, facts, tallies, gaps, .. } = self;
-        SignalSection { marks, partial: false, signals, facts, tallies, gaps }
+        SignalSection { marks, signals, facts, tallies, gaps, ..SignalSection::default() }
     }
 }
 
 impl SignalSection {
     /// True when there is nothing but marks.
     pub fn is_heartbeat(&self) -> bool {
-        self.signals.is_empty() && self.facts.is_empty() && self.tallies.is_empty() && self.gaps.is_empty()
+        self.items() == 0
+    }
+
+    /// Number of things said, marks left out.
+    pub fn items(&self) -> usize {
+        let Self { marks: _, partial: _, signals, facts, tallies, gaps, operations, call_gaps, meters } =
+            self;
+        [
+            signals.len(),
+            facts.len(),
+            tallies.len(),
+            gaps.len(),
+            operations.len(),
+            call_gaps.len(),
+            meters.len(),
+        ]
+        .iter()
+        .sum()
     }
 }
 
@@ -98,7 +140,8 @@ pub struct SignalBatchView<'a> {
 
 enum Body<'a> {
     V1(Frame<'a, ArchivedSignalSectionV1>),
-    V2(Frame<'a, ArchivedSignalSection>),
+    V2(Frame<'a, ArchivedSignalSectionV2>),
+    V3(Frame<'a, ArchivedSignalSection>),
 }
 
 impl<'a> SignalBatchView<'a> {
@@ -106,7 +149,8 @@ impl<'a> SignalBatchView<'a> {
     pub fn check(bytes: &'a [u8]) -> Result<Self, WireError> {
         let body = match Header::decode(bytes)?.version {
             1 => Body::V1(frame::check(bytes, FrameKind::Signals)?),
-            _ => Body::V2(frame::check(bytes, FrameKind::Signals)?),
+            2 => Body::V2(frame::check(bytes, FrameKind::Signals)?),
+            _ => Body::V3(frame::check(bytes, FrameKind::Signals)?),
         };
         Ok(Self { body })
     }
@@ -116,26 +160,26 @@ impl<'a> SignalBatchView<'a> {
         match &self.body {
             Body::V1(frame) => &frame.header,
             Body::V2(frame) => &frame.header,
+            Body::V3(frame) => &frame.header,
         }
     }
 
     /// Owned copy: stage two keeps signals, and there are hundreds a second, not a million.
     pub fn to_section(&self) -> SignalSection {
         match &self.body {
-            Body::V1(frame) => {
-                let entities = frame.own_entities();
-                let mut reader = BatchReader { strings: frame.strings, entities: &entities };
-                let owned: Result<SignalSectionV1, Error> =
-                    rkyv::api::deserialize_using(frame.body, &mut reader);
-                owned.unwrap_or_default().upgraded(u64::from(frame.header.epoch))
-            }
-            Body::V2(frame) => {
-                let entities = frame.own_entities();
-                let mut reader = BatchReader { strings: frame.strings, entities: &entities };
-                let owned: Result<SignalSection, Error> =
-                    rkyv::api::deserialize_using(frame.body, &mut reader);
-                owned.unwrap_or_default()
-            }
+            Body::V1(frame) => owned::<SignalSectionV1>(frame).upgraded(u64::from(frame.header.epoch)),
+            Body::V2(frame) => owned::<SignalSectionV2>(frame).into(),
+            Body::V3(frame) => owned(frame),
         }
     }
+}
+
+fn owned<T>(frame: &Frame<'_, T::Archived>) -> T
+where
+    T: Archive + Default,
+    for<'r> T::Archived: Deserialize<T, Strategy<BatchReader<'r>, Error>>,
+{
+    let entities = frame.own_entities();
+    let mut reader = BatchReader { strings: frame.strings, entities: &entities };
+    rkyv::api::deserialize_using(frame.body, &mut reader).unwrap_or_default()
 }
