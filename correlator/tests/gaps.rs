@@ -2,36 +2,22 @@
 
 mod common;
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use tapio_correlator::config::CorrelatorConfig;
-use tapio_correlator::{Correlator, CorrelatorParts};
-use tapio_runtime::bus::{Headers, OrderedConfig};
+use common::live;
+use tapio_runtime::bus::Headers;
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::harness::NatsServer;
-use tapio_runtime::health::Health;
-use tapio_runtime::telemetry::Metrics;
-use tapio_schemas::names::{STREAM_INSIGHTS, events_subject};
+use tapio_schemas::names::events_subject;
 use tapio_schemas::wire::EventBatch;
 use tapio_schemas::{Finding, ProducerId, UnifiedEvent, UnixNanos};
 
 const SECOND: u64 = 1_000_000_000;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_lost_at_the_source_is_named_in_the_finding_about_its_node() {
     let server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
-    let clock = SystemClock::shared();
-    let parts = CorrelatorParts {
-        bus: bus.clone(),
-        clock: clock.clone(),
-        health: Health::new(clock),
-        metrics: Metrics::new(),
-    };
-    let config = CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() };
-    let correlator = Correlator::start(config, parts).await.expect("the correlator starts");
+    let correlator = live::start(&bus, live::config()).await;
 
     // One producer whose second batch, of seven samples, never leaves it.
     let now = SystemClock::new().now_unix_nanos();
@@ -56,20 +42,12 @@ async fn a_batch_lost_at_the_source_is_named_in_the_finding_about_its_node() {
     crash.timestamp = UnixNanos(later);
     send(&[crash], false).await;
 
-    let mut insights = bus.ordered_consumer(OrderedConfig::new(STREAM_INSIGHTS)).await.expect("a consumer");
-    let named = async {
-        loop {
-            for message in insights.next_batch(64, Duration::from_millis(100)).await.expect("findings") {
-                let finding: Finding = serde_json::from_slice(&message.payload).expect("a finding");
-                let is_leak =
-                    finding.entity().is_some_and(|e| e.name == common::cluster_leak().subject().name);
-                if is_leak && !finding.freshness.gaps.is_empty() {
-                    return finding;
-                }
-            }
-        }
+    let leaking = common::cluster_leak().subject().name;
+    let names = |finding: &Finding| {
+        finding.entity().is_some_and(|e| e.name == leaking) && !finding.freshness.gaps.is_empty()
     };
-    let finding = tokio::time::timeout(PATIENCE, named).await.expect("a finding that names the loss");
+    let findings = live::findings_until(&bus, |all| all.iter().any(names)).await;
+    let finding = findings.iter().find(|finding| names(finding)).expect("one that names the loss");
     assert_eq!(finding.freshness.gaps.len(), 1, "{:?}", finding.freshness.gaps);
     let gap = &finding.freshness.gaps[0];
     assert!(gap.starts_with("transport on n1 lost 7 events ") && gap.ends_with("(sequence_gap)"), "{gap}");

@@ -3,64 +3,18 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Publisher, cluster_leak, leaking};
-use tapio_correlator::config::CorrelatorConfig;
-use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
-use tapio_runtime::bus::{Bus, ConnectionState, Headers, Message, OrderedConfig};
+use common::live::{Child, forgetful, read_until, start};
+use common::{Publisher, cluster_leak, leaking, live};
+use tapio_runtime::bus::{ConnectionState, Headers, Message};
 use tapio_runtime::clock::{Clock, SystemClock};
-use tapio_runtime::config::HumanDuration;
 use tapio_runtime::harness::NatsServer;
-use tapio_runtime::health::Health;
-use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::names::{
     HEADER_REASON, STREAM_DEADLETTER, STREAM_INSIGHTS, STREAM_SIGNALS, events_subject,
 };
 use tapio_schemas::wire::SignalBatchView;
 use tapio_schemas::{Finding, Signal, SignalKind};
-
-/// Longest that anything may take here; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Set in a child process: the server's address. The child is killed, as `kill -9` does.
-const CHILD_URL: &str = "TAPIO_TEST_CORRELATOR_URL";
-
-async fn start(bus: &Bus) -> CorrelatorHandle {
-    let clock = SystemClock::shared();
-    let parts = CorrelatorParts {
-        bus: bus.clone(),
-        clock: clock.clone(),
-        health: Health::new(clock),
-        metrics: Metrics::new(),
-    };
-    Correlator::start(CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() }, parts)
-        .await
-        .expect("the correlator starts")
-}
-
-/// A bus whose server forgets message ids at once, so that it cannot hide what is published twice.
-async fn forgetful(server: &NatsServer) -> Bus {
-    let mut config = server.bus_config();
-    config.streams.duplicate_window = HumanDuration::from_millis(100);
-    let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
-    bus.ensure_streams().await.expect("streams");
-    bus
-}
-
-/// Reads a stream from its beginning until `enough` says so.
-async fn read_until(bus: &Bus, stream: &str, mut enough: impl FnMut(&[Message]) -> bool) -> Vec<Message> {
-    let mut consumer = bus.ordered_consumer(OrderedConfig::new(stream)).await.expect("a consumer");
-    let mut all = Vec::new();
-    let reading = async {
-        while !enough(&all) {
-            all.extend(consumer.next_batch(64, Duration::from_millis(100)).await.expect("a batch"));
-        }
-    };
-    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("{stream}: not enough in time"));
-    all
-}
 
 fn signals(messages: &[Message]) -> Vec<Signal> {
     let mut aligned = rkyv::util::AlignedVec::<16>::new();
@@ -75,7 +29,7 @@ fn signals(messages: &[Message]) -> Vec<Signal> {
 }
 
 fn findings(messages: &[Message]) -> Vec<Finding> {
-    messages.iter().map(|m| serde_json::from_slice(&m.payload).expect("a finding in JSON")).collect()
+    messages.iter().map(live::finding).collect()
 }
 
 fn has(messages: &[Message], kind: SignalKind) -> bool {
@@ -83,18 +37,18 @@ fn has(messages: &[Message], kind: SignalKind) -> bool {
 }
 
 fn explains_the_kill(messages: &[Message]) -> bool {
-    findings(messages).iter().any(|f| f.chain.iter().any(|link| link.signal == "memory.oom_kill"))
+    findings(messages).iter().any(|f| live::tells(f, "memory.oom_kill"))
 }
 
 fn tells_the_crash(messages: &[Message]) -> bool {
-    findings(messages).iter().any(|f| f.chain.iter().any(|link| link.signal == "process.crash_signal"))
+    findings(messages).iter().any(|f| live::tells(f, "process.crash_signal"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leak_becomes_signals_and_one_finding_on_its_subject() {
     let server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
-    let correlator = start(&bus).await;
+    let correlator = start(&bus, live::config()).await;
     Publisher::new(bus.clone()).publish(&leaking(SystemClock::new().now_unix_nanos())).await;
 
     let sections = read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::OomKill)).await;
@@ -116,7 +70,7 @@ async fn a_leak_becomes_signals_and_one_finding_on_its_subject() {
 async fn garbage_goes_to_the_dead_letters_with_a_reason_and_the_rest_goes_on() {
     let server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
-    let correlator = start(&bus).await;
+    let correlator = start(&bus, live::config()).await;
     let subject = events_subject("test", 3);
     for garbage in [&b"not a batch"[..], &[0u8; 400]] {
         bus.publish(&subject, None, Headers::new(), Bytes::copy_from_slice(garbage))
@@ -138,7 +92,7 @@ async fn garbage_goes_to_the_dead_letters_with_a_reason_and_the_rest_goes_on() {
 async fn while_the_server_is_away_it_waits_and_then_goes_on() {
     let mut server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
-    let correlator = start(&bus).await;
+    let correlator = start(&bus, live::config()).await;
     let all = leaking(SystemClock::new().now_unix_nanos());
     let mut publisher = Publisher::new(bus.clone());
     publisher.publish(&all[..40]).await;
@@ -160,42 +114,10 @@ async fn while_the_server_is_away_it_waits_and_then_goes_on() {
     correlator.drain().await.expect("drains");
 }
 
-/// The process that is killed: this test binary again, which finds [`CHILD_URL`] set.
-async fn be_the_child(url: String) {
-    let config = tapio_runtime::bus::BusConfig::with_url(url);
-    let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
-    let _correlator = start(&bus).await;
-    std::future::pending::<()>().await;
-}
-
-struct Child(std::process::Child);
-
-impl Child {
-    fn start(url: &str) -> Self {
-        let exe = std::env::current_exe().expect("own path");
-        let child = std::process::Command::new(exe)
-            .args(["--exact", "killed_at_any_time_it_loses_no_finding_and_doubles_none", "--nocapture"])
-            .env(CHILD_URL, url)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .expect("a child");
-        Self(child)
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        // SIGKILL: nothing of it gets to tidy up.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_time_it_loses_no_finding_and_doubles_none() {
-    if let Ok(url) = std::env::var(CHILD_URL) {
-        return be_the_child(url).await;
-    }
+    const NAME: &str = "killed_at_any_time_it_loses_no_finding_and_doubles_none";
+    Child::be(live::config()).await;
     let server = NatsServer::start().expect("nats-server");
     let bus = forgetful(&server).await;
     let now = SystemClock::new().now_unix_nanos();
@@ -204,7 +126,7 @@ async fn killed_at_any_time_it_loses_no_finding_and_doubles_none() {
     // Three pieces, and a kill in each.
     let third = all.len().div_ceil(3);
     for (index, piece) in all.chunks(third).enumerate() {
-        let child = Child::start(&server.url());
+        let child = Child::start(&server.url(), NAME);
         publisher.publish(piece).await;
         match index {
             // In the middle of reading.
@@ -216,7 +138,7 @@ async fn killed_at_any_time_it_loses_no_finding_and_doubles_none() {
         }
         drop(child);
     }
-    let correlator = start(&bus).await;
+    let correlator = start(&bus, live::config()).await;
     read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await;
     Publisher::new(bus.clone()).publish(&[common::crash(SystemClock::new().now_unix_nanos())]).await;
     let messages = read_until(&bus, STREAM_INSIGHTS, tells_the_crash).await;
@@ -239,12 +161,12 @@ async fn a_clean_restart_says_nothing_twice() {
     let server = NatsServer::start().expect("nats-server");
     let bus = forgetful(&server).await;
     let now = SystemClock::new().now_unix_nanos();
-    let first = start(&bus).await;
+    let first = start(&bus, live::config()).await;
     Publisher::new(bus.clone()).publish(&leaking(now)).await;
     let before = read_until(&bus, STREAM_INSIGHTS, explains_the_kill).await.len();
     first.drain().await.expect("drains");
 
-    let second = start(&bus).await;
+    let second = start(&bus, live::config()).await;
     // Another crash, elsewhere: once its finding is there, everything before it has been decided again.
     Publisher::new(bus.clone()).publish(&[common::crash(SystemClock::new().now_unix_nanos())]).await;
     let messages = read_until(&bus, STREAM_INSIGHTS, tells_the_crash).await;

@@ -5,90 +5,29 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{Publisher, cgroup, event};
+use common::live::{Child, forgetful, start};
+use common::{Publisher, cgroup, event, live};
 use tapio_correlator::config::CorrelatorConfig;
-use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
-use tapio_runtime::bus::{Bus, OrderedConfig};
+use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::config::HumanDuration;
 use tapio_runtime::harness::NatsServer;
-use tapio_runtime::health::Health;
-use tapio_runtime::telemetry::Metrics;
-use tapio_schemas::names::STREAM_INSIGHTS;
 use tapio_schemas::payload::KernelData;
 use tapio_schemas::{EventKind, Finding, Payload, Source, UnifiedEvent, UnixNanos};
 
-/// Set in a child process: the server's address.
-const CHILD_URL: &str = "TAPIO_TEST_REPLICA_URL";
-const CLUSTER: &str = "test";
 /// Length of a step of the scene.
 const STEP: Duration = Duration::from_millis(100);
 /// Steps of the scene: thirty seconds.
 const STEPS: u64 = 300;
 /// Programs that crash, one after the other.
 const VICTIMS: u64 = 25;
-/// Longest that all verdicts may take after the last event; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn start(bus: &Bus) -> CorrelatorHandle {
-    let clock = SystemClock::shared();
-    let parts = CorrelatorParts {
-        bus: bus.clone(),
-        clock: clock.clone(),
-        health: Health::new(clock),
-        metrics: Metrics::new(),
-    };
-    let config = CorrelatorConfig {
-        cluster: CLUSTER.into(),
+fn config() -> CorrelatorConfig {
+    CorrelatorConfig {
         workers: 2,
         // What is promised holds for events within the lateness; a busy machine may hold one up by more than the default.
         lateness: HumanDuration::from_millis(3000),
-        ..CorrelatorConfig::default()
-    };
-    Correlator::start(config, parts).await.expect("the correlator starts")
-}
-
-/// A bus whose server forgets message ids at once, so that it cannot hide what is published twice.
-async fn forgetful(server: &NatsServer) -> Bus {
-    let mut config = server.bus_config();
-    config.streams.duplicate_window = HumanDuration::from_millis(100);
-    let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
-    bus.ensure_streams().await.expect("streams");
-    bus
-}
-
-async fn be_a_replica(url: String) {
-    let config = tapio_runtime::bus::BusConfig::with_url(url);
-    let bus = Bus::connect(&config, &Metrics::new()).await.expect("a bus");
-    let _correlator = start(&bus).await;
-    std::future::pending::<()>().await;
-}
-
-/// A replica in a process of its own.
-struct Replica(std::process::Child);
-
-impl Replica {
-    fn start(url: &str, test: &str) -> Self {
-        let exe = std::env::current_exe().expect("own path");
-        let child = std::process::Command::new(exe)
-            .args(["--exact", test, "--nocapture"])
-            .env(CHILD_URL, url)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .expect("a child");
-        Self(child)
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = std::process::Command::new("kill").args([signal, &self.0.id().to_string()]).status();
-        assert!(sent.expect("kill runs").success());
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        ..live::config()
     }
 }
 
@@ -132,17 +71,10 @@ async fn play(one: &Bus, many: &Bus, mut act: impl AsyncFnMut(u64)) -> UnixNanos
 }
 
 /// All findings up to `end` of event time, once one of a later time is there: then all before it has been decided.
-async fn findings_until(bus: &Bus, end: UnixNanos) -> Vec<Finding> {
-    let mut consumer = bus.ordered_consumer(OrderedConfig::new(STREAM_INSIGHTS)).await.expect("a consumer");
-    let mut all: Vec<Finding> = Vec::new();
-    let reading = async {
-        while all.iter().all(|finding| finding.emitted_at <= end) {
-            let messages = consumer.next_batch(64, Duration::from_millis(100)).await.expect("a batch");
-            all.extend(messages.iter().map(|m| serde_json::from_slice::<Finding>(&m.payload).expect("JSON")));
-        }
-    };
-    tokio::time::timeout(PATIENCE, reading).await.expect("the findings come");
-    all.retain(|finding| finding.emitted_at <= end);
+async fn findings_up_to(bus: &Bus, end: UnixNanos) -> Vec<Finding> {
+    let is_later = |finding: &Finding| finding.emitted_at > end;
+    let mut all = live::findings_until(bus, |all| all.iter().any(is_later)).await;
+    all.retain(|finding| !is_later(finding));
     all
 }
 
@@ -167,24 +99,30 @@ async fn close(one: &Bus, many: &Bus) -> UnixNanos {
     UnixNanos(now)
 }
 
+/// Both sides have said the same, each word once.
+async fn compare(one: &Bus, many: &Bus) {
+    let end = close(one, many).await;
+    let (expected, got) = (findings_up_to(one, end).await, findings_up_to(many, end).await);
+    assert_eq!(story(&got), story(&expected));
+    assert_eq!(story(&expected).len() as u64, VICTIMS, "each victim has its finding");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_and_stopped_replicas_lose_and_double_nothing() {
     const NAME: &str = "killed_and_stopped_replicas_lose_and_double_nothing";
-    if let Ok(url) = std::env::var(CHILD_URL) {
-        return be_a_replica(url).await;
-    }
+    Child::be(config()).await;
     let (left, right) =
         (NatsServer::start().expect("nats-server"), NatsServer::start().expect("nats-server"));
     let (one, many) = (forgetful(&left).await, forgetful(&right).await);
-    let alone = start(&one).await;
-    let mut replicas: BTreeMap<u32, Replica> = BTreeMap::new();
+    let alone = start(&one, config()).await;
+    let mut replicas: BTreeMap<u32, Child> = BTreeMap::new();
     let url = right.url();
     play(&one, &many, async |step| match step {
-        0 => drop(replicas.insert(1, Replica::start(&url, NAME))),
-        40 => drop(replicas.insert(2, Replica::start(&url, NAME))),
+        0 => drop(replicas.insert(1, Child::start(&url, NAME))),
+        40 => drop(replicas.insert(2, Child::start(&url, NAME))),
         80 => {
-            replicas.insert(3, Replica::start(&url, NAME));
-            replicas.insert(4, Replica::start(&url, NAME));
+            replicas.insert(3, Child::start(&url, NAME));
+            replicas.insert(4, Child::start(&url, NAME));
         }
         120 => drop(replicas.remove(&1)),
         150 => replicas[&2].signal("-STOP"),
@@ -194,10 +132,7 @@ async fn killed_and_stopped_replicas_lose_and_double_nothing() {
         _ => {}
     })
     .await;
-    let end = close(&one, &many).await;
-    let (expected, got) = (findings_until(&one, end).await, findings_until(&many, end).await);
-    assert_eq!(story(&got), story(&expected));
-    assert_eq!(story(&expected).len() as u64, VICTIMS, "each victim has its finding");
+    compare(&one, &many).await;
     alone.drain().await.expect("drains");
 }
 
@@ -206,18 +141,15 @@ async fn replicas_that_come_and_leave_lose_and_double_nothing() {
     let (left, right) =
         (NatsServer::start().expect("nats-server"), NatsServer::start().expect("nats-server"));
     let (one, many) = (forgetful(&left).await, forgetful(&right).await);
-    let alone = start(&one).await;
-    let mut replicas = vec![start(&many).await];
+    let alone = start(&one, config()).await;
+    let mut replicas = vec![start(&many, config()).await];
     play(&one, &many, async |step| match step {
-        40 | 80 | 90 => replicas.push(start(&many).await),
+        40 | 80 | 90 => replicas.push(start(&many, config()).await),
         150 | 200 | 250 => replicas.remove(0).drain().await.expect("drains"),
         _ => {}
     })
     .await;
-    let end = close(&one, &many).await;
-    let (expected, got) = (findings_until(&one, end).await, findings_until(&many, end).await);
-    assert_eq!(story(&got), story(&expected));
-    assert_eq!(story(&expected).len() as u64, VICTIMS, "each victim has its finding");
+    compare(&one, &many).await;
     alone.drain().await.expect("drains");
     for replica in replicas {
         replica.drain().await.expect("drains");

@@ -5,45 +5,34 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Publisher, cgroup, crash, event, leaking};
+use common::live::PATIENCE;
+use common::{Publisher, cgroup, crash, event, leaking, live};
+use tapio_correlator::CorrelatorHandle;
 use tapio_correlator::config::CorrelatorConfig;
-use tapio_correlator::{Correlator, CorrelatorHandle, CorrelatorParts};
-use tapio_runtime::bus::{Bus, OrderedConfig};
+use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::config::HumanDuration;
 use tapio_runtime::harness::NatsServer;
-use tapio_runtime::health::Health;
-use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::finding::Status;
-use tapio_schemas::names::{STREAM_EVENTS, STREAM_INSIGHTS, STREAM_SIGNALS};
+use tapio_schemas::names::{STREAM_EVENTS, STREAM_SIGNALS};
 use tapio_schemas::payload::{ChangeData, KernelData};
 use tapio_schemas::{EventKind, Finding, Payload, Source, UnifiedEvent, UnixNanos};
 
 const SECOND: u64 = 1_000_000_000;
-/// Longest that anything may take here; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Key of the remembered changes.
 const CHANGES: &str = "correlator.test.changes";
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
-async fn start(bus: &Bus) -> (CorrelatorHandle, Metrics) {
-    start_with(bus, |_| {}).await
-}
-
-async fn start_with(bus: &Bus, settings: impl FnOnce(&mut CorrelatorConfig)) -> (CorrelatorHandle, Metrics) {
-    let (clock, metrics) = (SystemClock::shared(), Metrics::new());
-    let parts = CorrelatorParts {
-        bus: bus.clone(),
-        clock: clock.clone(),
-        health: Health::new(clock),
-        metrics: metrics.clone(),
-    };
-    let mut config = CorrelatorConfig { cluster: "test".into(), ..CorrelatorConfig::default() };
+fn config() -> CorrelatorConfig {
+    let mut config = live::config();
     // So that the mark follows within seconds what is decided.
     config.signals.topology_refresh = HumanDuration::from_secs(1);
-    settings(&mut config);
-    (Correlator::start(config, parts).await.expect("the correlator starts"), metrics)
+    config
+}
+
+async fn start(bus: &Bus) -> CorrelatorHandle {
+    live::start(bus, config()).await
 }
 
 /// Looks again and again until there is what is waited for.
@@ -77,17 +66,7 @@ fn time(value: &serde_json::Value) -> UnixNanos {
 
 /// Findings from the beginning of the stream until one of them is as wanted.
 async fn findings_until(bus: &Bus, wanted: impl Fn(&Finding) -> bool) -> Vec<Finding> {
-    let mut consumer = bus.ordered_consumer(OrderedConfig::new(STREAM_INSIGHTS)).await.expect("a consumer");
-    let mut all: Vec<Finding> = Vec::new();
-    let reading = async {
-        while !all.iter().any(&wanted) {
-            let messages = consumer.next_batch(64, Duration::from_millis(100)).await.expect("a batch");
-            all.extend(messages.iter().map(|m| serde_json::from_slice::<Finding>(&m.payload).expect("JSON")));
-        }
-    };
-    let result = tokio::time::timeout(PATIENCE, reading).await;
-    result.unwrap_or_else(|_| panic!("not published in time"));
-    all
+    live::findings_until(bus, |all| all.iter().any(&wanted)).await
 }
 
 /// Twelve minutes: within what the cause looks back, and far more than the signals that are read again here.
@@ -122,7 +101,7 @@ async fn change_is_named(forget: bool) -> bool {
     let server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
     let now = SystemClock::new().now_unix_nanos();
-    let (first, _) = start(&bus).await;
+    let first = start(&bus).await;
     Publisher::new(bus.clone()).publish(&[settings_changed(now - CHANGED_BEFORE_NS)]).await;
     // It is told and remembered, and the mark has passed it: it is not read again.
     let kv = bus.kv().await.expect("the bucket");
@@ -134,7 +113,7 @@ async fn change_is_named(forget: bool) -> bool {
     if forget {
         kv.delete(CHANGES).await.expect("deleted");
     }
-    let (second, _) = start(&bus).await;
+    let second = start(&bus).await;
     Publisher::new(bus.clone()).publish(&exits(SystemClock::new().now_unix_nanos())).await;
     let failed = |f: &Finding| f.chain.iter().any(|link| link.signal == "process.exit_nonzero");
     let all = findings_until(&bus, failed).await;
@@ -153,7 +132,7 @@ async fn a_change_from_long_before_is_named_after_a_restart() {
 async fn a_finding_whose_evidence_is_lost_is_not_left_active() {
     let server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
-    let (first, _) = start(&bus).await;
+    let first = start(&bus).await;
     let all = leaking(SystemClock::new().now_unix_nanos());
     // It leaks; the kill is not there yet.
     let growing = &all[..all.len() - 2];
@@ -165,7 +144,7 @@ async fn a_finding_whose_evidence_is_lost_is_not_left_active() {
         bus.request(&purge, Bytes::new(), Duration::from_secs(5)).await.expect("purged");
         assert_eq!(bus.stream_state(stream).await.expect("state").messages, 0);
     }
-    let (second, metrics) = start(&bus).await;
+    let (second, metrics) = live::start_measured(&bus, config()).await;
     Publisher::new(bus.clone()).publish(&[crash(SystemClock::new().now_unix_nanos())]).await;
     let all = findings_until(&bus, |f| f.id == told[0].id && f.status == Status::NotProvable).await;
     let last = all.iter().rfind(|f| f.id == told[0].id).expect("its last word");
@@ -183,7 +162,7 @@ async fn how_fresh_the_verdicts_are_is_told_each_second() {
     let server = NatsServer::start().expect("nats-server");
     let bus = server.bus().await.expect("a bus");
     let began = UnixNanos(SystemClock::new().now_unix_nanos());
-    let (correlator, _) = start(&bus).await;
+    let correlator = start(&bus).await;
     Publisher::new(bus.clone()).publish(&[crash(began.0)]).await;
     let first = kept(&bus, "freshness", |fresh| time(&fresh["watermark"]) > began).await;
     assert!(first["gaps"].as_array().is_some_and(Vec::is_empty), "{first}");
@@ -200,7 +179,8 @@ async fn how_fresh_the_verdicts_were_is_forgotten_after_the_last_word_and_not_be
     let bus = server.bus().await.expect("a bus");
     let began = UnixNanos(SystemClock::new().now_unix_nanos());
     let forget_after = Duration::from_secs(3);
-    let (correlator, _) = start_with(&bus, |config| config.forget_after = forget_after.into()).await;
+    let config = CorrelatorConfig { forget_after: forget_after.into(), ..config() };
+    let correlator = live::start(&bus, config).await;
     Publisher::new(bus.clone()).publish(&[crash(began.0)]).await;
     // Told again and again, it outlives the time.
     let later =

@@ -1,6 +1,8 @@
 //! Events for tests, and a publisher that does what the node agent does.
 #![allow(dead_code)]
 
+pub mod live;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
