@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tapio_runtime::bus::{Bus, Headers, Outgoing, PublishReports, Publisher};
+use tapio_runtime::bus::{Bus, PublishReports, Publisher};
 use tapio_runtime::shutdown::Shutdown;
 use tapio_schemas::UnixNanos;
 use tapio_schemas::names::{SHARD_COUNT, events_subject};
@@ -181,12 +180,7 @@ impl Sender {
             driven.batches += 1;
             driven.bytes += batch.bytes.len() as u64;
             self.counts.lock().unwrap_or_else(PoisonError::into_inner).push_back(batch.events);
-            self.publisher.submit_blocking(Outgoing {
-                subject: subjects[usize::from(shard)].clone(),
-                msg_id: Some(batch.msg_id),
-                headers: Headers::new(),
-                payload: Bytes::from(batch.bytes),
-            })?;
+            self.publisher.submit_blocking(batch.into_outgoing(&subjects[usize::from(shard)]))?;
         }
         Ok(driven)
     }
@@ -247,14 +241,7 @@ async fn inject(bus: Bus, injections: Vec<Injection>, start: Start) -> Result<Dr
         sent.produced += 1;
         sent.batches += 1;
         sent.bytes += injection.bytes.len() as u64;
-        publisher
-            .submit(Outgoing {
-                subject: injection.subject,
-                msg_id: Some(injection.msg_id),
-                headers: Headers::new(),
-                payload: Bytes::from(injection.bytes),
-            })
-            .await?;
+        publisher.submit(injection.into_outgoing()).await?;
     }
     drop(publisher);
     let acknowledged = reading.await.map_err(ended)??;

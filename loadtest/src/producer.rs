@@ -9,8 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tapio_runtime::bus::{Headers, Outgoing, PublishReports, Publisher};
+use tapio_runtime::bus::{PublishReports, Publisher};
 use tapio_runtime::shutdown::Shutdown;
 use tapio_schemas::UnixNanos;
 use tapio_schemas::names::{SHARD_COUNT, events_subject};
@@ -168,12 +167,7 @@ impl Sender {
                 wait_until(until);
                 let batch = self.generator.batch(shard, until);
                 events += batch.events;
-                self.publisher.submit_blocking(Outgoing {
-                    subject: subjects[usize::from(shard)].clone(),
-                    msg_id: Some(batch.msg_id),
-                    headers: Headers::new(),
-                    payload: Bytes::from(batch.bytes),
-                })?;
+                self.publisher.submit_blocking(batch.into_outgoing(&subjects[usize::from(shard)]))?;
             }
             batches += 1;
         }
@@ -193,14 +187,7 @@ async fn inject(
         let due = after(start, injection.at);
         let ahead = Duration::from_nanos(due.0.saturating_sub(unix_nanos()));
         tokio::time::sleep_until((Instant::now() + ahead).into()).await;
-        publisher
-            .submit(Outgoing {
-                subject: injection.subject,
-                msg_id: Some(injection.msg_id),
-                headers: Headers::new(),
-                payload: Bytes::from(injection.bytes),
-            })
-            .await?;
+        publisher.submit(injection.into_outgoing()).await?;
     }
     Ok(())
 }

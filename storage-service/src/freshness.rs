@@ -203,6 +203,19 @@ impl From<&ClusterFreshness> for v1::ClusterFreshness {
     }
 }
 
+impl From<&v1::ClusterFreshness> for ClusterFreshness {
+    fn from(told: &v1::ClusterFreshness) -> Self {
+        Self {
+            cluster: told.cluster.clone(),
+            watermark: UnixNanos(told.watermark_unix_nano),
+            age_ms: told.age_ms,
+            gaps: told.gaps.clone(),
+            at: UnixNanos(told.at_unix_nano),
+            silent: told.silent,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tapio_schemas::names::status_key;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use tapio_schemas::finding::Status;
 use tapio_schemas::proto::v1::ClusterFreshness;
 use tapio_schemas::{Finding, UnixNanos};
+use tapio_storage::freshness::ClusterFreshness as FreshCluster;
 
 /// All is only called well when everything up to so long ago has been judged.
 pub const WATERMARK_AGE_MAX: Duration = Duration::from_secs(60);
@@ -51,24 +52,7 @@ pub struct Freshness {
     /// Holes, in words.
     pub gaps: Vec<String>,
     /// Each cluster.
-    pub clusters: Vec<Cluster>,
-}
-
-/// How far one cluster is.
-#[derive(Debug, Serialize)]
-pub struct Cluster {
-    /// Name, as a subject token.
-    pub cluster: String,
-    /// Event time up to which everything is judged.
-    pub watermark: UnixNanos,
-    /// Its age in milliseconds.
-    pub age_ms: u64,
-    /// Holes, in words.
-    pub gaps: Vec<String>,
-    /// When its correlator said so.
-    pub at: UnixNanos,
-    /// No event came from its agents in the last minute.
-    pub silent: bool,
+    pub clusters: Vec<FreshCluster>,
 }
 
 /// What goes on counts; then whether anyone would know; then what was.
@@ -131,20 +115,7 @@ fn freshness(known: &Known) -> Freshness {
         watermark: known.clusters.iter().map(|c| UnixNanos(c.watermark_unix_nano)).min().unwrap_or_default(),
         age_ms: known.clusters.iter().filter(|c| c.watermark_unix_nano > 0).map(|c| c.age_ms).max(),
         gaps: known.gaps.iter().cloned().chain(of_clusters).collect(),
-        clusters: known.clusters.iter().map(Cluster::from).collect(),
-    }
-}
-
-impl From<&ClusterFreshness> for Cluster {
-    fn from(told: &ClusterFreshness) -> Self {
-        Self {
-            cluster: told.cluster.clone(),
-            watermark: UnixNanos(told.watermark_unix_nano),
-            age_ms: told.age_ms,
-            gaps: told.gaps.clone(),
-            at: UnixNanos(told.at_unix_nano),
-            silent: told.silent,
-        }
+        clusters: known.clusters.iter().map(FreshCluster::from).collect(),
     }
 }
 

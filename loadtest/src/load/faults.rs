@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use tapio_runtime::bus::{Headers, Outgoing};
 use tapio_schemas::entity::{Entity, EntityRef, kinds};
 use tapio_schemas::names::events_subject;
 use tapio_schemas::wire::{EventBatch, WireError};
@@ -125,6 +127,18 @@ pub struct Injection {
     pub timestamp: UnixNanos,
     /// Opens a deviation.
     pub is_news: bool,
+}
+
+impl Injection {
+    /// As a message for the bus.
+    pub fn into_outgoing(self) -> Outgoing {
+        Outgoing {
+            subject: self.subject,
+            msg_id: Some(self.msg_id),
+            headers: Headers::new(),
+            payload: Bytes::from(self.bytes),
+        }
+    }
 }
 
 /// How many faults, and when.

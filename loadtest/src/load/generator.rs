@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tapio_runtime::bus::{Headers, Outgoing};
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::{Packer, WireError};
 use tapio_schemas::{ProducerId, UnixNanos};
@@ -33,6 +35,18 @@ pub struct Encoded {
     pub msg_id: String,
     /// Message, packed as node agents pack it.
     pub bytes: Vec<u8>,
+}
+
+impl Encoded {
+    /// As a message for the bus, on the subject of its shard.
+    pub fn into_outgoing(self, subject: &str) -> Outgoing {
+        Outgoing {
+            subject: subject.to_owned(),
+            msg_id: Some(self.msg_id),
+            headers: Headers::new(),
+            payload: Bytes::from(self.bytes),
+        }
+    }
 }
 
 /// How the load is cut into batches.
