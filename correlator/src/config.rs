@@ -1,7 +1,7 @@
 //! Settings of the correlator. Every window, queue and map has its limit here.
 
 use serde::{Deserialize, Serialize};
-use tapio_runtime::config::HumanDuration;
+use tapio_runtime::config::{ByteSize, HumanDuration};
 
 use crate::incidents::IncidentConfig;
 
@@ -24,6 +24,13 @@ pub struct CorrelatorConfig {
     pub workers: usize,
     /// Batches waiting per shard worker. Default 64. Full means that the consumer waits (the stream keeps the rest).
     pub ring_batches: usize,
+    /// Time that a shard worker may spend on one batch before it puts the rest aside and goes on with other shards. Default
+    /// 5 s; 0 = at each look at the clock. The verdicts are the same; those of the shard come later.
+    pub batch_time_max: HumanDuration,
+    /// Batches put aside per shard worker. Default 1024. Full means that the oldest go to the dead letters.
+    pub deferred_batches_max: usize,
+    /// Bytes of them. Default 32 MiB.
+    pub deferred_bytes_max: ByteSize,
     /// Events waiting to be put in order, per shard. Default 65536. Full means that the oldest are released early.
     pub reorder_events_max: usize,
     /// Events further behind the watermark than this are refused as too old. Default 1 h.
@@ -59,6 +66,9 @@ impl Default for CorrelatorConfig {
             lateness: HumanDuration::from_millis(500),
             workers: 0,
             ring_batches: 64,
+            batch_time_max: HumanDuration::from_secs(5),
+            deferred_batches_max: 1024,
+            deferred_bytes_max: ByteSize::mib(32),
             reorder_events_max: 65_536,
             age_max: HumanDuration::from_secs(3600),
             future_max: HumanDuration::from_secs(5),

@@ -22,6 +22,8 @@ pub struct CorrelatorMetrics {
     pub batches: Count,
     /// Batches refused, by reason; each is in the dead-letter stream.
     pub rejected: ByLabel,
+    /// Pieces of work put aside because a batch of their shard took too long.
+    pub deferred: Count,
     /// Sections that stage one published.
     pub sections: Count,
     /// Findings that stage two published.
@@ -51,6 +53,10 @@ impl CorrelatorMetrics {
         Self {
             batches: count("correlator_batches", "Batches read from the event stream"),
             rejected: by_label("correlator_batches_rejected", "Batches refused and dead-lettered, by reason"),
+            deferred: count(
+                "correlator_deferred",
+                "Pieces of work put aside because a batch of their shard took too long",
+            ),
             sections: count("correlator_sections", "Messages published on the signal stream"),
             findings: count("correlator_findings", "Finding revisions published"),
             lag_ms: metrics.shared("correlator_watermark_lag_ms", "Event time not yet decided, milliseconds"),

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tapio_runtime::status::Speaker;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::status::{
-    CorrelatorStatus, Dropped, OwnedShardStatus, PRODUCERS_MAX, ProducerRead, ReadShard,
+    CorrelatorStatus, Deferred, Dropped, OwnedShardStatus, PRODUCERS_MAX, ProducerRead, ReadShard,
 };
 use tapio_schemas::{ProducerId, UnixNanos};
 
@@ -29,7 +30,14 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct Words {
     replica: String,
-    by_worker: BTreeMap<usize, (Vec<OwnedShardStatus>, BTreeMap<ProducerId, Read>)>,
+    by_worker: BTreeMap<usize, WorkerWord>,
+}
+
+#[derive(Debug)]
+struct WorkerWord {
+    owned: Vec<OwnedShardStatus>,
+    deferred: Deferred,
+    producers: BTreeMap<ProducerId, Read>,
 }
 
 #[derive(Debug, Clone)]
@@ -46,18 +54,21 @@ impl Board {
         words.by_worker.clear();
     }
 
-    /// What a worker owns and has read.
+    /// What a worker owns, has put aside (batches, and for how long already) and has read.
     pub fn set(
         &self,
         worker: usize,
         owned: Vec<OwnedShardStatus>,
+        deferred: (usize, Duration),
         lines: impl Iterator<Item = (u16, AccountLine)>,
     ) {
         let mut producers = BTreeMap::new();
         for (shard, line) in lines {
             enter(&mut producers, shard, &line);
         }
-        self.lock().by_worker.insert(worker, (owned, producers));
+        let (batches, age) = deferred;
+        let deferred = Deferred { batches: batches as u64, seconds: age.as_secs() };
+        self.lock().by_worker.insert(worker, WorkerWord { owned, deferred, producers });
     }
 
     /// Counts a batch that was refused.
@@ -70,14 +81,17 @@ impl Board {
         self.rejected.load(Ordering::Relaxed)
     }
 
-    /// Shards, producers and how many of these are left out.
-    fn read(&self) -> (String, Vec<OwnedShardStatus>, Vec<ProducerRead>, u64) {
+    /// What all workers say together: everything but the time, the findings and the circuit.
+    fn read(&self) -> CorrelatorStatus {
         let words = self.lock();
         let mut shards = Vec::new();
         let mut producers: BTreeMap<ProducerId, Read> = BTreeMap::new();
-        for (owned, read) in words.by_worker.values() {
-            shards.extend(owned);
-            for (id, more) in read {
+        let mut deferred = Deferred::default();
+        for word in words.by_worker.values() {
+            shards.extend(&word.owned);
+            deferred.batches += word.deferred.batches;
+            deferred.seconds = deferred.seconds.max(word.deferred.seconds);
+            for (id, more) in &word.producers {
                 match producers.get_mut(id) {
                     Some(known) => known.join(more),
                     None => drop(producers.insert(*id, more.clone())),
@@ -89,7 +103,17 @@ impl Board {
         producers.sort_by_key(|read| std::cmp::Reverse(read.last));
         let left_out = producers.len().saturating_sub(PRODUCERS_MAX) as u64;
         producers.truncate(PRODUCERS_MAX);
-        (words.replica.clone(), shards, producers.into_iter().map(|read| read.read).collect(), left_out)
+        CorrelatorStatus {
+            at: UnixNanos(0),
+            replica: words.replica.clone(),
+            shards,
+            deferred,
+            producers: producers.into_iter().map(|read| read.read).collect(),
+            producers_left_out: left_out,
+            batches_rejected: self.rejected(),
+            findings: 0,
+            circuit: String::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Words> {
@@ -162,18 +186,11 @@ pub async fn add(
     supervision
         .add_task("correlator.status", RestartPolicy::default(), move |context| {
             let (told, clock, metrics) = (bus.clone(), clock.clone(), metrics.clone());
-            let read = move || {
-                let (replica, shards, producers, producers_left_out) = metrics.board.read();
-                CorrelatorStatus {
-                    at: UnixNanos(clock.now_unix_nanos()),
-                    replica,
-                    shards,
-                    producers,
-                    producers_left_out,
-                    batches_rejected: metrics.board.rejected(),
-                    findings: metrics.findings.get(),
-                    circuit: told.circuit().as_str().to_owned(),
-                }
+            let read = move || CorrelatorStatus {
+                at: UnixNanos(clock.now_unix_nanos()),
+                findings: metrics.findings.get(),
+                circuit: told.circuit().as_str().to_owned(),
+                ..metrics.board.read()
             };
             tapio_runtime::status::tell(bus.clone(), speaker.clone(), read, context)
         })

@@ -80,6 +80,10 @@ vocabulary! {
         TapioCircuitOpen = 182 => "tapio.circuit_open",
         TapioLag = 183 => "tapio.lag",
         TapioDiskRefuses = 184 => "tapio.disk_refuses",
+        /// Work on events that is put aside, because a batch takes too long.
+        TapioDeferring = 185 => "tapio.deferring",
+        /// Memory that runs out, so that events are shed.
+        TapioMemory = 186 => "tapio.memory",
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ProducerId, UnixNanos};
 use crate::signal::SignalKind;
-use crate::trouble::{LAG_MAX, Trouble};
+use crate::trouble::{DEFERRED_SECONDS_MAX, LAG_MAX, Trouble};
 
 /// Time between two words.
 pub const EVERY: Duration = Duration::from_secs(2);
@@ -109,6 +109,15 @@ pub struct ProducerRead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnedShardStatus(pub u16, pub u64, pub UnixNanos, pub UnixNanos, pub UnixNanos);
 
+/// Work that a correlator has put aside, because a batch of its shard takes longer than it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deferred {
+    /// Batches that wait.
+    pub batches: u64,
+    /// For how long some have been waiting without a pause.
+    pub seconds: u64,
+}
+
 /// A correlator replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorrelatorStatus {
@@ -118,6 +127,9 @@ pub struct CorrelatorStatus {
     pub replica: String,
     /// Shards it owns.
     pub shards: Vec<OwnedShardStatus>,
+    /// What it has put aside.
+    #[serde(default)]
+    pub deferred: Deferred,
     /// What it has read, by producer.
     pub producers: Vec<ProducerRead>,
     /// Producers left out because there are too many.
@@ -184,17 +196,20 @@ impl CorrelatorStatus {
 
 impl Word for CorrelatorStatus {
     fn troubles(&self) -> Vec<Trouble> {
-        let lag = self.lag();
-        if lag <= LAG_MAX {
-            return Vec::new();
-        }
-        let says = format!("replica {} is {} s behind the events", self.replica, lag.as_secs());
-        vec![Trouble {
-            part: "correlator",
-            place: self.replica.as_str().into(),
-            kind: SignalKind::TapioLag,
-            says,
-        }]
+        let trouble =
+            |kind, says| Trouble { part: "correlator", place: self.replica.as_str().into(), kind, says };
+        let (lag, deferred) = (self.lag(), self.deferred);
+        let lags = (lag > LAG_MAX).then(|| {
+            let says = format!("replica {} is {} s behind the events", self.replica, lag.as_secs());
+            trouble(SignalKind::TapioLag, says)
+        });
+        let defers = (deferred.seconds > DEFERRED_SECONDS_MAX).then(|| {
+            let Deferred { batches, seconds } = deferred;
+            let says =
+                format!("{batches} batches wait behind one that takes too long, for {seconds} s already");
+            trouble(SignalKind::TapioDeferring, says)
+        });
+        lags.into_iter().chain(defers).collect()
     }
 
     fn at(&self) -> UnixNanos {
@@ -215,5 +230,55 @@ impl Word for StorageStatus {
 
     fn at(&self) -> UnixNanos {
         self.at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A replica that owns one shard, is so far behind, and has put work aside for so long.
+    fn correlator(behind: Duration, deferred: Deferred) -> CorrelatorStatus {
+        let at = UnixNanos(1_000_000_000_000);
+        let watermark = at.minus(behind.as_nanos() as u64);
+        CorrelatorStatus {
+            at,
+            replica: "r1".into(),
+            shards: vec![OwnedShardStatus(3, 1, UnixNanos(0), watermark, at)],
+            deferred,
+            producers: Vec::new(),
+            producers_left_out: 0,
+            batches_rejected: 0,
+            findings: 0,
+            circuit: "closed".into(),
+        }
+    }
+
+    #[test]
+    fn a_replica_tells_what_lasts_and_not_what_passes() {
+        let told = |behind, deferred| {
+            let troubles = correlator(behind, deferred).troubles();
+            troubles.into_iter().map(|trouble| (trouble.kind, trouble.says)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(LAG_MAX, Deferred { batches: 4, seconds: DEFERRED_SECONDS_MAX }), []);
+        let late = told(Duration::from_secs(45), Deferred { batches: 4, seconds: 12 });
+        assert_eq!(
+            late,
+            [
+                (SignalKind::TapioLag, "replica r1 is 45 s behind the events".to_owned()),
+                (
+                    SignalKind::TapioDeferring,
+                    "4 batches wait behind one that takes too long, for 12 s already".to_owned()
+                )
+            ]
+        );
+    }
+
+    #[test]
+    fn the_word_of_an_earlier_version_is_read() {
+        let mut word = serde_json::to_value(correlator(Duration::ZERO, Deferred::default())).expect("JSON");
+        word.as_object_mut().expect("an object").remove("deferred").expect("a field");
+        let read: CorrelatorStatus = serde_json::from_value(word).expect("a word");
+        assert_eq!(read.deferred, Deferred::default());
     }
 }

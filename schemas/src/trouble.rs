@@ -21,6 +21,8 @@ pub const EVENT_TROUBLE: &str = "tapio.trouble";
 pub const REPEAT: Duration = Duration::from_secs(10);
 /// A correlator whose event time is further behind than this is in trouble.
 pub const LAG_MAX: Duration = Duration::from_secs(30);
+/// A correlator that has had work put aside for longer than this is in trouble.
+pub const DEFERRED_SECONDS_MAX: u64 = 10;
 
 /// A trouble of one part on one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub fn told(data: &CustomData) -> Option<(SignalKind, &str)> {
             | SignalKind::TapioCircuitOpen
             | SignalKind::TapioLag
             | SignalKind::TapioDiskRefuses
+            | SignalKind::TapioDeferring
+            | SignalKind::TapioMemory
     );
     is_ours.then(|| (kind, text("trouble.says").unwrap_or_default()))
 }

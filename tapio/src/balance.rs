@@ -234,6 +234,7 @@ mod tests {
             at: UnixNanos(current_at),
             replica: "r".into(),
             shards: vec![OwnedShardStatus(9, 2, UnixNanos(0), UnixNanos(0), UnixNanos(current_at))],
+            deferred: Default::default(),
             producers: vec![ProducerRead {
                 producer: ProducerId(7),
                 node: "n1".into(),

@@ -53,6 +53,8 @@ const BUILTIN: &[(&str, &str)] = &[
     ("tapio.falling_behind.yaml", include_str!("../../patterns/tapio.falling_behind.yaml")),
     ("tapio.losing_events.yaml", include_str!("../../patterns/tapio.losing_events.yaml")),
     ("tapio.nats_away.yaml", include_str!("../../patterns/tapio.nats_away.yaml")),
+    ("tapio.short_of_memory.yaml", include_str!("../../patterns/tapio.short_of_memory.yaml")),
+    ("tapio.slow_batches.yaml", include_str!("../../patterns/tapio.slow_batches.yaml")),
     ("tapio.slow_stream.yaml", include_str!("../../patterns/tapio.slow_stream.yaml")),
     ("rollout.bad_image.yaml", include_str!("../../patterns/rollout.bad_image.yaml")),
 ];

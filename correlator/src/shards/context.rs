@@ -60,9 +60,13 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::ProbeFailed | K::PodNotReady | K::K8sWarning => {
             ("service_failure", "workload-unready", Category::Reliability)
         }
-        K::TapioLoss | K::TapioSpooling | K::TapioCircuitOpen | K::TapioLag | K::TapioDiskRefuses => {
-            ("tapio_itself", "observability-loss", Category::System)
-        }
+        K::TapioLoss
+        | K::TapioSpooling
+        | K::TapioCircuitOpen
+        | K::TapioLag
+        | K::TapioDiskRefuses
+        | K::TapioDeferring
+        | K::TapioMemory => ("tapio_itself", "observability-loss", Category::System),
         K::NodeNotReady | K::NodePressure | K::Evicted => {
             ("node_failure", "node-condition", Category::System)
         }

@@ -34,6 +34,8 @@ pub struct Dropped {
     pub rate_limited: u64,
     /// Same time and id as one that waits.
     pub duplicate: u64,
+    /// In a batch that took too long while too much was put aside already.
+    pub batch_time: u64,
 }
 
 /// What was forgotten because its map was full.
@@ -73,6 +75,7 @@ impl Dropped {
             in_future: self.in_future - before.in_future,
             rate_limited: self.rate_limited - before.rate_limited,
             duplicate: self.duplicate - before.duplicate,
+            batch_time: self.batch_time - before.batch_time,
         }
     }
 
@@ -83,16 +86,18 @@ impl Dropped {
         self.in_future += more.in_future;
         self.rate_limited += more.rate_limited;
         self.duplicate += more.duplicate;
+        self.batch_time += more.batch_time;
     }
 
     /// Counts with the reason they are shown under.
-    pub fn by_reason(&self) -> [(&'static str, u64); 5] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
         [
             ("integrity", self.integrity),
             ("too_old", self.too_old),
             ("in_future", self.in_future),
             ("rate_limited", self.rate_limited),
             ("duplicate", self.duplicate),
+            ("batch_time", self.batch_time),
         ]
     }
 }

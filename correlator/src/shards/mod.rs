@@ -1,5 +1,6 @@
 //! Stage one: events of a shard → signals, facts, tallies, gaps.
 
+mod budget;
 mod bursts;
 mod calls;
 mod confirm;
@@ -21,13 +22,14 @@ mod shard;
 mod topology;
 mod watermark;
 
+pub use budget::{Budget, CHUNK_UNITS, Cursor};
 pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted};
 pub(crate) use episode::{add_evidence, stamped};
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
-pub use shard::Shard;
+pub use shard::{Advanced, Shard};
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
 #[cfg(test)]

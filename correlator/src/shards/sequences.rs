@@ -25,6 +25,8 @@ pub struct Producer {
     last: UnixNanos,
     last_event: UnixNanos,
     node: SmolStr,
+    /// Events of the batch at hand that are not looked at yet.
+    open: u64,
     /// Its rate.
     pub rate: Rate,
     /// What became of its events.
@@ -118,6 +120,7 @@ impl Sequences {
             last: newest,
             last_event: newest,
             node: SmolStr::new(node),
+            open: 0,
             rate: Rate::default(),
             account: Account { from: header.first_sequence, ..Account::default() },
         });
@@ -127,6 +130,11 @@ impl Sequences {
             self.due = Some(self.due.map_or(first, |due| due.min(first)));
         }
         (order, producer)
+    }
+
+    /// The producer of a batch that was noted.
+    pub fn of(&mut self, header: &Header) -> Option<&mut Producer> {
+        self.producers.get_mut(&header.producer)
     }
 
     /// When the next hole is to be told.
@@ -172,7 +180,7 @@ impl Sequences {
             producer: *id,
             node: producer.node.clone(),
             epoch: producer.epoch,
-            next: producer.next,
+            next: producer.next - producer.open,
             missing: producer.account.missing + producer.holes.iter().map(|h| h.end - h.first).sum::<u64>(),
             last: producer.last,
             account: producer.account.clone(),
@@ -189,9 +197,19 @@ impl Sequences {
 }
 
 impl Producer {
-    /// True when a batch is of the run that the account is of.
-    pub fn accounts_for(&self, header: &Header) -> bool {
-        header.epoch == self.epoch
+    /// Where its events come from.
+    pub fn node(&self) -> &SmolStr {
+        &self.node
+    }
+
+    /// Notes what became of events of the batch at hand, and how many of them are not looked at yet.
+    pub fn account(&mut self, header: &Header, events: u64, late: u64, dropped: &Dropped, open: u64) {
+        if header.epoch == self.epoch {
+            self.account.processed += events - dropped.total();
+            self.account.late += late;
+            self.account.dropped.add(dropped);
+            self.open = open;
+        }
     }
 
     fn place(&mut self, header: &Header, end: u64, newest: UnixNanos) -> Order {

@@ -3,9 +3,10 @@
 use tapio_schemas::UnixNanos;
 use tapio_schemas::wire::{EventBatchView, SignalSection, Unpacker, WireError};
 
+use super::budget::{Budget, Cursor};
 use super::counters::Counters;
 use super::sequences::AccountLine;
-use super::shard::Shard;
+use super::shard::{Advanced, Shard};
 use crate::config::CorrelatorConfig;
 
 /// Why a batch was refused.
@@ -58,6 +59,8 @@ pub struct ShardSet {
 pub struct Taken {
     /// Time of its newest event; zero for none.
     pub newest: UnixNanos,
+    /// All of it was taken.
+    pub is_done: bool,
 }
 
 impl ShardSet {
@@ -74,17 +77,34 @@ impl ShardSet {
         subject_shard: Option<u16>,
         newest_allowed: UnixNanos,
     ) -> Result<Taken, BatchError> {
-        let batch = EventBatchView::check(self.unpacker.unpack(bytes)?)?;
-        let header = batch.header().shard;
-        if let Some(subject) = subject_shard
-            && subject != header
-        {
-            return Err(BatchError::Shard { header, subject });
-        }
-        let shard = self.shards.iter_mut().find(|s| s.id() == header).ok_or(BatchError::NotOurs(header))?;
-        shard.take(&batch, newest_allowed);
-        let newest = batch.iter().map(|e| e.timestamp()).filter(|at| *at <= newest_allowed).max();
-        Ok(Taken { newest: newest.unwrap_or_default() })
+        let mut cursor = Cursor::new(newest_allowed);
+        self.take_within(bytes, subject_shard, &mut cursor, &mut Budget::unlimited())
+    }
+
+    /// As [`Self::take`], from the cursor on and until the budget is over; then [`Taken::is_done`] is false and the cursor is
+    /// where to go on, with this shard untouched meanwhile.
+    pub fn take_within(
+        &mut self,
+        bytes: &[u8],
+        subject_shard: Option<u16>,
+        cursor: &mut Cursor,
+        budget: &mut Budget<'_>,
+    ) -> Result<Taken, BatchError> {
+        let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
+        let is_done = shard.take(&batch, cursor, budget);
+        Ok(Taken { newest: newest(&batch, cursor), is_done })
+    }
+
+    /// The rest of a batch is not taken, and counted as such.
+    pub fn give_up(
+        &mut self,
+        bytes: &[u8],
+        subject_shard: Option<u16>,
+        cursor: &Cursor,
+    ) -> Result<Taken, BatchError> {
+        let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
+        shard.give_up(&batch, cursor);
+        Ok(Taken { newest: newest(&batch, cursor), is_done: true })
     }
 
     /// Moves all shards to the watermark. A section per shard and step with something to say, then one with all marks.
@@ -107,11 +127,16 @@ impl ShardSet {
         Some(self.shards.swap_remove(at).counters)
     }
 
-    /// Moves one shard to the watermark; appends a section for each step with something to say.
-    pub fn advance_one(&mut self, id: u16, watermark: UnixNanos, out: &mut Vec<SignalSection>) {
-        if let Some(shard) = self.shards.iter_mut().find(|s| s.id() == id) {
-            shard.advance(watermark, out);
-        }
+    /// Moves one shard to the watermark, as far as the budget lasts; appends a section for each step with something to say.
+    pub fn advance_one(
+        &mut self,
+        id: u16,
+        watermark: UnixNanos,
+        out: &mut Vec<SignalSection>,
+        budget: &mut Budget<'_>,
+    ) -> Option<Advanced> {
+        let shard = self.shards.iter_mut().find(|s| s.id() == id)?;
+        Some(shard.advance_within(watermark, out, budget))
     }
 
     /// Oldest event time that a shard still needs.
@@ -145,4 +170,27 @@ impl ShardSet {
         }
         sums
     }
+}
+
+/// A checked batch, and the shard that it is of.
+fn open<'s, 'b>(
+    unpacker: &'b mut Unpacker,
+    shards: &'s mut [Shard],
+    bytes: &'b [u8],
+    subject_shard: Option<u16>,
+) -> Result<(&'s mut Shard, EventBatchView<'b>), BatchError> {
+    let batch = EventBatchView::check(unpacker.unpack(bytes)?)?;
+    let header = batch.header().shard;
+    if let Some(subject) = subject_shard
+        && subject != header
+    {
+        return Err(BatchError::Shard { header, subject });
+    }
+    let shard = shards.iter_mut().find(|s| s.id() == header).ok_or(BatchError::NotOurs(header))?;
+    Ok((shard, batch))
+}
+
+fn newest(batch: &EventBatchView<'_>, cursor: &Cursor) -> UnixNanos {
+    let allowed = batch.iter().map(|e| e.timestamp()).filter(|at| *at <= cursor.newest_allowed);
+    allowed.max().unwrap_or_default()
 }

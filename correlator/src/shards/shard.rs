@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tapio_schemas::payload::Payload;
 use tapio_schemas::wire::{EventBatchView, ShardMark, SignalSection};
-use tapio_schemas::{EntityRef, EventId, EventKind, UnifiedEvent, UnixNanos};
+use tapio_schemas::{EntityRef, EventId, EventKind, Gap, UnifiedEvent, UnixNanos};
 
+use super::budget::{Budget, Cursor};
 use super::bursts::{Bursts, needed};
 use super::calls::Calls;
 use super::context::{self, Bounds};
-use super::counters::Counters;
+use super::counters::{Counters, Dropped};
 use super::endings;
 use super::entities::Entities;
 use super::episode::{Episodes, Observation};
@@ -29,6 +30,15 @@ use crate::config::{CorrelatorConfig, nanos};
 /// samples of which two in a row make news.
 const WARM_NS: u64 = 10_000_000_000;
 
+/// How far a shard came.
+#[derive(Debug, Clone, Copy)]
+pub struct Advanced {
+    /// The last step that is over.
+    pub mark: ShardMark,
+    /// All steps up to the watermark are over.
+    pub is_done: bool,
+}
+
 /// One of the 64 shards.
 pub struct Shard {
     id: u16,
@@ -37,6 +47,8 @@ pub struct Shard {
     rate_max: u32,
     /// Last step that was run: everything up to it has been said.
     step: UnixNanos,
+    /// The step that was begun and is not over.
+    amid: Option<UnixNanos>,
     entities: Entities,
     reorder: Reorder,
     sequences: Sequences,
@@ -63,6 +75,7 @@ impl Shard {
             age_max_ns: nanos(config.age_max),
             rate_max: config.producer_events_per_s_max,
             step: UnixNanos(0),
+            amid: None,
             entities: Entities::new(config.signals.entities_max),
             reorder: Reorder::new(config.reorder_events_max),
             sequences: Sequences::new(config.producers_max),
@@ -79,21 +92,26 @@ impl Shard {
         }
     }
 
-    /// Takes a checked batch. Events after `newest_allowed` are refused. Nothing is said before [`Self::advance`].
-    pub fn take(&mut self, batch: &EventBatchView<'_>, newest_allowed: UnixNanos) {
-        self.entities.load(batch);
-        let entities = &mut self.entities.batch;
-        let newest = batch.iter().map(|e| e.timestamp()).max().unwrap_or_default();
-        let node = entities.first().map_or("", |e| e.known.entity.node.as_str());
-        let (order, producer) = self.sequences.observe(batch.header(), newest, node, &mut self.counters);
-        if order == Order::Duplicate {
-            self.counters.duplicate_batches += 1;
-            producer.account.duplicate_batches += 1;
-            return;
+    /// Takes a checked batch, from the cursor on: events after its `newest_allowed` are refused. Nothing is said before
+    /// [`Self::advance`]. False when the budget is over first; the cursor is where to go on, with this shard untouched
+    /// meanwhile.
+    pub fn take(&mut self, batch: &EventBatchView<'_>, cursor: &mut Cursor, budget: &mut Budget<'_>) -> bool {
+        if cursor.next == 0 && !self.begin(batch) {
+            return true;
         }
+        if cursor.next > 0 {
+            self.entities.load(batch);
+        }
+        let Some(producer) = self.sequences.of(batch.header()) else { return true };
+        let entities = &mut self.entities.batch;
         let before = (self.counters.events, self.counters.late, self.counters.dropped.clone());
-        let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: newest_allowed };
-        for view in batch.iter() {
+        let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: cursor.newest_allowed };
+        let first = std::mem::replace(&mut cursor.next, batch.len());
+        for (place, view) in batch.iter().enumerate().skip(first) {
+            if place > first && budget.is_over() {
+                cursor.next = place;
+                break;
+            }
             self.counters.events += 1;
             if !context::is_acceptable(&view, bounds, &mut self.counters.dropped) {
                 continue;
@@ -120,12 +138,48 @@ impl Shard {
                 Triage::Sighting => {}
             }
         }
-        if producer.accounts_for(batch.header()) {
-            let dropped = self.counters.dropped.since(&before.2);
-            producer.account.processed += self.counters.events - before.0 - dropped.total();
-            producer.account.late += self.counters.late - before.1;
-            producer.account.dropped.add(&dropped);
+        let dropped = self.counters.dropped.since(&before.2);
+        let (events, late) = (self.counters.events - before.0, self.counters.late - before.1);
+        let open = batch.len() - cursor.next;
+        producer.account(batch.header(), events, late, &dropped, open as u64);
+        open == 0
+    }
+
+    /// Notes a batch. False for one that was read before.
+    fn begin(&mut self, batch: &EventBatchView<'_>) -> bool {
+        self.entities.load(batch);
+        let newest = batch.iter().map(|e| e.timestamp()).max().unwrap_or_default();
+        let node = self.entities.batch.first().map_or("", |e| e.known.entity.node.as_str());
+        let (order, producer) = self.sequences.observe(batch.header(), newest, node, &mut self.counters);
+        let is_new = order == Order::New;
+        if !is_new {
+            self.counters.duplicate_batches += 1;
+            producer.account.duplicate_batches += 1;
         }
+        is_new
+    }
+
+    /// The rest of a batch is not taken, because there was no time for it: a drop that is counted, and a gap.
+    pub fn give_up(&mut self, batch: &EventBatchView<'_>, cursor: &Cursor) {
+        if cursor.next == 0 && !self.begin(batch) {
+            return;
+        }
+        let lost = (batch.len() - cursor.next) as u64;
+        let times = || batch.iter().skip(cursor.next).map(|view| view.timestamp());
+        let (Some(from), Some(to)) = (times().min(), times().max()) else { return };
+        let Some(producer) = self.sequences.of(batch.header()) else { return };
+        self.counters.events += lost;
+        self.counters.dropped.batch_time += lost;
+        producer.account(batch.header(), lost, 0, &Dropped { batch_time: lost, ..Dropped::default() }, 0);
+        self.saying.gaps.push(Gap {
+            producer: batch.header().producer,
+            source: "correlator".into(),
+            node: producer.node().clone(),
+            lost,
+            from,
+            to,
+            reason: "batch_time".into(),
+        });
     }
 
     /// What became of each producer's events.
@@ -136,15 +190,29 @@ impl Shard {
     /// Runs the steps up to the watermark; appends a section for each step that has something to say. Returns how far
     /// the shard is, on the grid.
     pub fn advance(&mut self, watermark: UnixNanos, out: &mut Vec<SignalSection>) -> ShardMark {
+        self.advance_within(watermark, out, &mut Budget::unlimited()).mark
+    }
+
+    /// As [`Self::advance`], until the budget is over: the next call goes on amid the step, with this shard untouched
+    /// meanwhile.
+    pub fn advance_within(
+        &mut self,
+        watermark: UnixNanos,
+        out: &mut Vec<SignalSection>,
+        budget: &mut Budget<'_>,
+    ) -> Advanced {
         let target = grid_floor(watermark);
-        while let Some(step) = self.next_step(target) {
+        while let Some(step) = self.amid.or_else(|| self.next_step(target)) {
             let mut said = std::mem::take(&mut self.saying);
-            self.run(step, &mut said);
-            if said.is_heartbeat() {
+            let is_run = self.run(step, &mut said, budget);
+            if !is_run || said.is_heartbeat() {
                 self.saying = said;
             } else {
                 said.marks.push(self.mark());
                 out.push(said);
+            }
+            if !is_run || budget.is_over_after_step() {
+                return Advanced { mark: self.mark(), is_done: false };
             }
         }
         if self.reorder.is_over() {
@@ -154,7 +222,7 @@ impl Shard {
         }
         self.step = self.step.max(target);
         self.groups.expire(self.step);
-        self.mark()
+        Advanced { mark: self.mark(), is_done: true }
     }
 
     fn mark(&self) -> ShardMark {
@@ -164,7 +232,8 @@ impl Shard {
     /// Oldest event time that is needed to come to the same conclusions again.
     pub fn low_water(&self) -> UnixNanos {
         let warm = Some(self.step.minus(WARM_NS));
-        let waiting = self.reorder.oldest().map(|step| step.minus(TICK_NS));
+        let waiting =
+            self.amid.into_iter().chain(self.reorder.oldest()).min().map(|step| step.minus(TICK_NS));
         [waiting, self.episodes.earliest_onset(), self.series.needs_from(), warm]
             .into_iter()
             .flatten()
@@ -201,16 +270,23 @@ impl Shard {
         (step <= target).then_some(step)
     }
 
-    fn run(&mut self, step: UnixNanos, out: &mut SignalSection) {
+    /// False when the budget is over first: the step goes on later.
+    fn run(&mut self, step: UnixNanos, out: &mut SignalSection, budget: &mut Budget<'_>) -> bool {
+        self.amid = Some(step);
         while let Some(record) = self.reorder.pop_until(step) {
             self.judge(step, record, out);
+            if budget.is_over() {
+                return false;
+            }
         }
+        self.amid = None;
         self.counters.dropped.duplicate += std::mem::take(&mut self.reorder.duplicates);
         self.calls.tell(step, &mut out.tallies);
         self.topology.tell(step, &mut out.facts);
         self.sequences.tell(step, &mut out.gaps, &mut self.counters);
         self.episodes.say(step, &mut out.signals, &mut self.counters);
         self.step = step;
+        true
     }
 
     /// The buffer is full: the oldest are judged before their time, and counted. Their order among themselves stays.

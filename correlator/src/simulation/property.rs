@@ -15,7 +15,7 @@ use super::term::MODEL;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::engine::{Engine, StageTwo};
 use crate::low_water::LowWater;
-use crate::shards::ShardSet;
+use crate::shards::{Budget, ShardSet};
 use crate::stage_one::owned::OwnedShard;
 
 /// The messages of a round arrive together.
@@ -213,7 +213,8 @@ impl Cluster {
 fn advance(hold: &mut Hold) -> Vec<SignalSection> {
     let mut said = Vec::new();
     let Some(watermark) = hold.owned.due() else { return said };
-    hold.set.advance_one(hold.owned.shard, watermark, &mut said);
+    let advanced = hold.set.advance_one(hold.owned.shard, watermark, &mut said, &mut Budget::unlimited());
+    hold.owned.advanced_to(advanced.expect("owned").mark.at);
     let mark = ShardMark { shard: hold.owned.shard, epoch: hold.owned.epoch, at: hold.owned.advanced() };
     said.push(SignalSection { marks: vec![mark], ..SignalSection::default() });
     said

@@ -20,6 +20,7 @@ use super::wire::{SharedWire, Weather, Wire, WireOutlet};
 use crate::config::CorrelatorConfig;
 use crate::low_water::{LowWater, start_in};
 use crate::metrics::CorrelatorMetrics;
+use crate::shards::CHUNK_UNITS;
 use crate::stage_one::readings::{QUIET, Readings};
 use crate::stage_one::worker::{Answer, Shared, Work, Worker, WorkerParts};
 
@@ -34,6 +35,8 @@ const READ_LAG: u64 = 60 * MS;
 const WAKING: u64 = 50 * MS;
 /// Messages read per shard in a turn.
 const READ_MAX: usize = 4;
+/// Turns for each batch that was put aside: fewer than it needs.
+const TURNS_PER_BATCH: usize = 2;
 
 /// What a lease brings.
 pub enum Notice {
@@ -48,6 +51,8 @@ pub struct Site {
     pub clock: ManualClock,
     pub config: CorrelatorConfig,
     pub weather: Weather,
+    /// Units of work after which a worker puts the rest aside; `None`: as in life, hardly ever.
+    pub chunk: Option<u32>,
 }
 
 struct Lane {
@@ -106,7 +111,7 @@ impl Replica {
                 };
                 let wire = Wire::shared(&site.server, chance.split(), site.weather, WINDOW);
                 let outlet = WireOutlet { wire: Rc::clone(&wire), fence: 0 };
-                let worker = Worker::new(parts, outlet);
+                let worker = Worker::new(parts, outlet).with_chunk(site.chunk.unwrap_or(CHUNK_UNITS));
                 Lane { worker, readings: Readings::new(), cursors: BTreeMap::new(), wire, quiet_due: 0 }
             })
             .collect();
@@ -291,7 +296,14 @@ impl Replica {
                     lane.worker.work(work).expect("the clock is followed");
                 }
             }
-            lane.worker.turn().expect("nothing is refused");
+            // A real worker turns all the time; one that has put work aside is to have a chance to catch up.
+            if lane.worker.put_aside_now() > 0 {
+                self.site.server.borrow_mut().count("turns with work put aside");
+            }
+            let turns = 1 + TURNS_PER_BATCH * lane.worker.put_aside_now();
+            for _ in 0..turns {
+                lane.worker.turn().expect("nothing is refused");
+            }
         }
     }
 

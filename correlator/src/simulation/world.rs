@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tapio_runtime::clock::ManualClock;
+use tapio_runtime::config::HumanDuration;
 use tapio_runtime::lease::desired_owner;
 use tapio_schemas::wire::{EventBatch, Packer};
 use tapio_schemas::{ProducerId, UnifiedEvent, UnixNanos};
@@ -56,6 +57,8 @@ pub struct Plan {
     pub duplicate_window: u64,
     pub faults: VecDeque<(u64, Fault)>,
     pub chance: Chance,
+    /// Units of work after which a worker puts the rest of a batch aside.
+    pub chunk: Option<u32>,
 }
 
 impl Plan {
@@ -67,6 +70,7 @@ impl Plan {
             duplicate_window: 120 * SECOND,
             faults: VecDeque::new(),
             chance: Chance::new(0),
+            chunk: None,
         }
     }
 
@@ -82,7 +86,10 @@ impl Plan {
             (0..chance.below(FAULTS_MAX + 1)).map(|_| fault(&mut chance)).collect();
         faults.sort_by_key(|(at, _)| *at);
         let duplicate_window = if chance.per_mille(500) { 100 * MS } else { 120 * SECOND };
-        Self { replicas, weather, duplicate_window, faults: faults.into(), chance }
+        // Of a chance of its own, so that everything else of a seed stays as it was.
+        let mut slow = Chance::new(!seed);
+        let chunk = slow.per_mille(500).then(|| slow.within(1..40) as u32);
+        Self { replicas, weather, duplicate_window, faults: faults.into(), chance, chunk }
     }
 }
 
@@ -130,8 +137,12 @@ impl World {
         let mut chance = plan.chance;
         let begin = START - SECOND;
         let server: SharedServer = Rc::new(RefCell::new(Server::new(begin, plan.duplicate_window)));
-        let config = CorrelatorConfig { cluster: CLUSTER.into(), ..CorrelatorConfig::default() };
-        let site = Site { server, clock: ManualClock::new(begin), config, weather: plan.weather };
+        let mut config = CorrelatorConfig { cluster: CLUSTER.into(), ..CorrelatorConfig::default() };
+        if plan.chunk.is_some() {
+            config.batch_time_max = HumanDuration::from_millis(0);
+        }
+        let (weather, chunk) = (plan.weather, plan.chunk);
+        let site = Site { server, clock: ManualClock::new(begin), config, weather, chunk };
         let mut arrivals = chance.split();
         let mut coming: Vec<(u64, UnifiedEvent)> = scene::events()
             .into_iter()

@@ -8,6 +8,10 @@
 //! A lane is a task that reads and a thread that works. What a new owner says again of steps that were said before is
 //! left out by stage two, and so is what an owner says that has lost its lease: each step of a shard counts once.
 
+mod batches;
+#[cfg(test)]
+mod deferral_tests;
+mod deferred;
 mod intake;
 pub(crate) mod owned;
 pub(crate) mod readings;

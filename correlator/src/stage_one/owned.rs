@@ -4,7 +4,7 @@ use tapio_schemas::UnixNanos;
 use tapio_schemas::status::OwnedShardStatus;
 
 use crate::low_water::{LowWater, Marks};
-use crate::shards::{TICK_NS, Watermark, grid_floor};
+use crate::shards::{TICK_NS, Watermark};
 
 /// A shard's place in stream and time.
 pub struct OwnedShard {
@@ -62,12 +62,14 @@ impl OwnedShard {
     }
 
     /// The watermark, when it has passed another step.
-    pub fn due(&mut self) -> Option<UnixNanos> {
+    pub fn due(&self) -> Option<UnixNanos> {
         let at = self.watermark.at();
-        (at.since(self.advanced) >= TICK_NS).then(|| {
-            self.advanced = grid_floor(at);
-            at
-        })
+        (at.since(self.advanced) >= TICK_NS).then_some(at)
+    }
+
+    /// Its steps are run up to this point of the grid.
+    pub fn advanced_to(&mut self, at: UnixNanos) {
+        self.advanced = self.advanced.max(at);
     }
 
     /// What is told of it.

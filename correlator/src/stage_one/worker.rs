@@ -9,19 +9,18 @@ use bytes::Bytes;
 use tapio_runtime::bus::{BusError, Headers, Outgoing};
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::{Receiver, RecvTimeoutError};
-use tapio_schemas::names::{
-    HEADER_ORIGIN, HEADER_REASON, SHARD_COUNT, deadletter_subject, events_subject, signals_subject,
-};
+use tapio_schemas::names::{SHARD_COUNT, signals_subject};
 use tapio_schemas::wire::{ShardMark, SignalSection, WireError, encode_signals};
 use tapio_schemas::{ProducerId, UnixNanos};
 use tokio::sync::mpsc;
 
+use super::deferred::Deferred;
 use super::owned::OwnedShard;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::low_water::LowWater;
 use crate::metrics::CorrelatorMetrics;
 use crate::outbox::{BusOutlet, Outbox, Outlet};
-use crate::shards::{ShardSet, TICK_NS};
+use crate::shards::{CHUNK_UNITS, ShardSet, TICK_NS};
 
 /// Longest wait for work: how late acknowledgements are noticed.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -133,11 +132,16 @@ pub struct WorkerParts {
 
 /// One worker.
 pub struct Worker<O> {
-    parts: WorkerParts,
-    outbox: Outbox<O>,
-    shards: ShardSet,
+    pub(super) parts: WorkerParts,
+    pub(super) outbox: Outbox<O>,
+    pub(super) shards: ShardSet,
     owned: Vec<Option<OwnedShard>>,
-    sections: Vec<SignalSection>,
+    pub(super) sections: Vec<SignalSection>,
+    pub(super) deferred: Deferred,
+    /// Units of work between two looks at the clock.
+    pub(super) chunk: u32,
+    /// Nothing waits to be read.
+    pub(super) is_idle: bool,
     sequence: u64,
     /// Answers, and how many messages must be acknowledged before they are true.
     waiting: VecDeque<(Answer, u64)>,
@@ -156,7 +160,10 @@ impl Worker<BusOutlet> {
             if let Some(turns) = self.parts.shared.turns.get(self.parts.index) {
                 turns.fetch_add(1, Ordering::Relaxed);
             }
-            match ring.recv_timeout(IDLE_WAIT) {
+            let wait = if self.deferred.is_empty() { IDLE_WAIT } else { Duration::ZERO };
+            let received = ring.recv_timeout(wait);
+            self.is_idle = received.is_err();
+            match received {
                 Ok(item) => self.work(item.value)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Closed) => break,
@@ -186,6 +193,9 @@ impl<O: Outlet> Worker<O> {
             outbox: Outbox::new(outlet),
             owned: (0..SHARD_COUNT).map(|_| None).collect(),
             sections: Vec::new(),
+            deferred: Deferred::new(&parts.config),
+            chunk: CHUNK_UNITS,
+            is_idle: true,
             sequence: 0,
             waiting: VecDeque::new(),
             marks_due: Duration::ZERO,
@@ -193,6 +203,18 @@ impl<O: Outlet> Worker<O> {
             status_due: Duration::ZERO,
             parts,
         }
+    }
+
+    /// With so many units of work between two looks at the clock.
+    #[cfg(test)]
+    pub fn with_chunk(self, chunk: u32) -> Self {
+        Self { chunk, ..self }
+    }
+
+    /// Batches put aside.
+    #[cfg(test)]
+    pub fn put_aside_now(&self) -> usize {
+        self.deferred.batches()
     }
 
     /// Whether it takes work: everything said is on its way.
@@ -214,9 +236,14 @@ impl<O: Outlet> Worker<O> {
         if now >= self.status_due {
             self.status_due = now + tapio_schemas::status::EVERY / 2;
             let owned = self.owned.iter().flatten().map(OwnedShard::status).collect();
-            self.parts.metrics.board.set(self.parts.index, owned, self.shards.accounts());
+            let deferred = (self.deferred.batches(), self.deferred.age(now));
+            self.parts.metrics.board.set(self.parts.index, owned, deferred, self.shards.accounts());
         }
         self.outbox.turn()?;
+        if self.is_ready() && !self.deferred.is_empty() {
+            self.work_off()?;
+            self.outbox.turn()?;
+        }
         if now >= self.checkpoint_due {
             self.checkpoint_due = now + CHECKPOINT_EVERY;
             self.checkpoint();
@@ -231,9 +258,13 @@ impl<O: Outlet> Worker<O> {
     /// [`WorkerStop`].
     pub fn work(&mut self, work: Work) -> Result<(), WorkerStop> {
         match work {
-            Work::Batch { shard, sequence, payload } => self.batch(shard, sequence, &payload),
+            Work::Batch { shard, sequence, payload } => self.batch(shard, sequence, payload),
             Work::CaughtUp { shards, now } => {
                 for shard in (0..SHARD_COUNT).filter(|shard| shards & (1 << shard) != 0) {
+                    // What was put aside is not read: who has something waiting does not follow the clock.
+                    if self.deferred.has(shard) {
+                        continue;
+                    }
                     if let Some(owned) = self.of(shard) {
                         owned.caught_up(now);
                         self.advance(shard)?;
@@ -266,11 +297,12 @@ impl<O: Outlet> Worker<O> {
         }
     }
 
-    fn of(&mut self, shard: u16) -> Option<&mut OwnedShard> {
+    pub(super) fn of(&mut self, shard: u16) -> Option<&mut OwnedShard> {
         self.owned.get_mut(usize::from(shard))?.as_mut()
     }
 
     fn disown(&mut self, shard: u16) -> Option<OwnedShard> {
+        self.deferred.forget(shard);
         let owned = self.owned.get_mut(usize::from(shard))?.take()?;
         self.parts.shared.owned.fetch_sub(1, Ordering::Relaxed);
         if let Some(counters) = self.shards.disown(shard) {
@@ -285,55 +317,6 @@ impl<O: Outlet> Worker<O> {
         let low_water = needed.and_then(|needed| owned.last_low_water(needed));
         let answer = Answer { shard, epoch: owned.epoch, low_water, released: true };
         self.waiting.push_back((answer, self.outbox.said()));
-    }
-
-    fn batch(&mut self, shard: u16, sequence: u64, payload: &Bytes) -> Result<(), WorkerStop> {
-        // Lost while it waited in the ring.
-        if self.of(shard).is_none() {
-            return Ok(());
-        }
-        self.parts.metrics.batches.inc();
-        let now = UnixNanos(self.parts.clock.now_unix_nanos());
-        let newest_allowed = now.plus(nanos(self.parts.config.future_max));
-        match self.shards.take(payload, Some(shard), newest_allowed) {
-            Ok(taken) => {
-                if let Some(owned) = self.of(shard) {
-                    owned.read(sequence, taken.newest.min(now));
-                }
-                self.advance(shard)
-            }
-            Err(error) => {
-                self.parts.metrics.reject(error.reason());
-                let subject = events_subject(&self.parts.config.cluster, shard);
-                tracing::warn!(%subject, %error, "a batch of events is refused");
-                let headers =
-                    Headers::new().with(HEADER_REASON, error.to_string()).with(HEADER_ORIGIN, subject);
-                // The same batch may be refused again by another owner: one letter.
-                let msg_id = Some(format!("dead-{shard}-{sequence}"));
-                let subject = deadletter_subject("events");
-                self.outbox.say(Outgoing { subject, msg_id, headers, payload: payload.clone() });
-                Ok(())
-            }
-        }
-    }
-
-    /// Runs the shard's steps up to its watermark, and says what they say.
-    fn advance(&mut self, shard: u16) -> Result<(), WorkerStop> {
-        let Some(watermark) = self.of(shard).and_then(OwnedShard::due) else { return Ok(()) };
-        let mut sections = std::mem::take(&mut self.sections);
-        self.shards.advance_one(shard, watermark, &mut sections);
-        for section in sections.drain(..) {
-            let Some(mark) = section.marks.first().copied() else { continue };
-            if !section.signals.is_empty() {
-                self.parts.shared.news.fetch_max(mark.at.0, Ordering::AcqRel);
-            }
-            self.say(section)?;
-            if let Some(owned) = self.of(shard) {
-                owned.said = mark.at;
-            }
-        }
-        self.sections = sections;
-        Ok(())
     }
 
     /// Tells how far the shards are that had nothing to say. Stage two decides when all are past a step, so after news each
@@ -356,7 +339,7 @@ impl<O: Outlet> Worker<O> {
         self.say(SignalSection { marks, ..SignalSection::default() })
     }
 
-    fn say(&mut self, section: SignalSection) -> Result<(), WorkerStop> {
+    pub(super) fn say(&mut self, section: SignalSection) -> Result<(), WorkerStop> {
         for part in parts(section) {
             self.sequence += 1;
             let bytes = encode_signals(self.parts.producer, 0, self.sequence, &part)?;
@@ -381,7 +364,9 @@ impl<O: Outlet> Worker<O> {
 
     /// What the shards need, to be kept with their leases once everything said so far is acknowledged.
     fn checkpoint(&mut self) {
-        self.parts.metrics.set_open(self.parts.index, &self.shards.open());
+        let mut open = self.shards.open();
+        open.push(("deferred", self.deferred.batches()));
+        self.parts.metrics.set_open(self.parts.index, &open);
         if self.waiting.len() >= ANSWERS_WAITING_MAX {
             return;
         }

@@ -56,6 +56,10 @@ struct Replica {
     circuit: String,
     findings: u64,
     batches_rejected: u64,
+    /// Batches put aside because one of their shard takes too long.
+    batches_deferred: u64,
+    /// For how long some have been waiting.
+    deferred_seconds: u64,
     producers_left_out: u64,
 }
 
@@ -183,6 +187,8 @@ impl Replica {
             circuit: status.circuit.clone(),
             findings: status.findings,
             batches_rejected: status.batches_rejected,
+            batches_deferred: status.deferred.batches,
+            deferred_seconds: status.deferred.seconds,
             producers_left_out: status.producers_left_out,
         }
     }
@@ -240,6 +246,10 @@ fn human(report: &Report, all: bool) -> String {
             r.batches_rejected,
             r.circuit
         );
+        if r.batches_deferred > 0 {
+            let (batches, seconds) = (r.batches_deferred, r.deferred_seconds);
+            let _ = writeln!(out, "  {batches} batches put aside, for {seconds} s already");
+        }
         if r.producers_left_out > 0 {
             let _ = writeln!(out, "  {} producers are left out of its word", r.producers_left_out);
         }
