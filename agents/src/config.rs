@@ -26,6 +26,9 @@ pub struct AgentConfig {
     pub age_max: HumanDuration,
     /// Events further ahead of this machine's clock are dropped. Default 5 min.
     pub future_max: HumanDuration,
+    /// Resident memory of this process from which 80 % on routine events of severity `info` are shed, and from 90 % those of
+    /// severity `warning`. Default 128 MiB; 0 = no bound but that of the control group. The group's counts when it is less.
+    pub memory_max: ByteSize,
     /// How events are put together.
     pub batch: BatchConfig,
     /// What happens to batches that cannot be sent at once.
@@ -52,6 +55,7 @@ impl Default for AgentConfig {
             data_dir: None,
             age_max: HumanDuration::from_secs(24 * 3600),
             future_max: HumanDuration::from_secs(300),
+            memory_max: ByteSize::mib(128),
             batch: BatchConfig::default(),
             backlog: BacklogConfig::default(),
             ebpf: EbpfConfig::default(),

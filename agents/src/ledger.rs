@@ -31,6 +31,8 @@ pub enum DropReason {
     ShedWarning,
     /// `error`, while the backlog was almost at its limit.
     ShedError,
+    /// `debug`, `info` or `warning`, while the process had nearly all the memory it may have.
+    MemoryPressure,
     /// Anything, while the backlog was at its limit.
     BacklogFull,
     /// The batch could not be encoded or is larger than the server takes.
@@ -43,7 +45,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::KernelRingFull,
         Self::IntakeClosed,
         Self::NoTime,
@@ -53,6 +55,7 @@ impl DropReason {
         Self::ShedInfo,
         Self::ShedWarning,
         Self::ShedError,
+        Self::MemoryPressure,
         Self::BacklogFull,
         Self::TooLarge,
         Self::SpoolIo,
@@ -65,7 +68,7 @@ impl DropReason {
             Self::KernelRingFull => "kernel",
             Self::IntakeClosed => "intake",
             Self::NoTime | Self::TooOld | Self::InFuture | Self::Malformed => "validate",
-            Self::ShedInfo | Self::ShedWarning | Self::ShedError => "shed",
+            Self::ShedInfo | Self::ShedWarning | Self::ShedError | Self::MemoryPressure => "shed",
             Self::TooLarge => "batch",
             Self::BacklogFull | Self::SpoolIo => "spool",
             Self::Rejected => "publish",
@@ -84,6 +87,7 @@ impl DropReason {
             Self::ShedInfo => "info",
             Self::ShedWarning => "warning",
             Self::ShedError => "error",
+            Self::MemoryPressure => "memory_pressure",
             Self::BacklogFull => "full",
             Self::TooLarge => "too_large",
             Self::SpoolIo => "io",

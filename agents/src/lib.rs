@@ -15,6 +15,7 @@ pub mod convert;
 pub mod gap;
 mod identity;
 pub mod ledger;
+pub mod memory;
 pub mod node;
 mod outbox;
 mod publish;

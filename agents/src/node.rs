@@ -18,6 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::health::Health;
+use tapio_runtime::memory::OwnMemory;
 use tapio_runtime::supervise::{
     RestartPolicy, StopReport, SuperviseError, Supervision, WorkerContext, WorkerResult,
 };
@@ -35,6 +36,7 @@ use crate::config::AgentConfig;
 use crate::gap::LossWatch;
 use crate::identity::{EpochError, next_epoch, producer, run_id};
 use crate::ledger::{DropReason, Ledger, Place};
+use crate::memory::MemoryShed;
 use crate::outbox::Outbox;
 use crate::publish::{self, DRAIN_PUBLISH_MAX, PublishParts};
 use crate::sink::{self, EventSink, Intake, Wake};
@@ -162,6 +164,7 @@ impl NodeAgent {
             clock: parts.clock.clone(),
             losses: LossWatch::new(UnixNanos(parts.clock.now_unix_nanos())),
             own: ledger.collector("agent"),
+            memory: MemoryShed::new(Arc::new(OwnMemory), config.memory_max),
             troubles: TroubleWatch::new(&node_name, parts.bus.clone(), backlog_bytes(&config)),
             cluster: config.cluster.clone(),
         };
@@ -292,6 +295,7 @@ struct NodeThread {
     /// Counts the gaps it tells.
     own: Counter,
     troubles: TroubleWatch,
+    memory: MemoryShed,
     cluster: String,
 }
 
@@ -304,6 +308,7 @@ impl NodeThread {
             if stopping {
                 self.intakes.iter().for_each(Intake::close);
             }
+            self.memory.look(self.clock.monotonic());
             let took = self.turn();
             let monotonic = self.clock.monotonic();
             self.tell_losses(monotonic, stopping && !took);
@@ -345,6 +350,10 @@ impl NodeThread {
                 self.drop_one(reason);
                 continue;
             }
+            if self.memory.sheds(&event) {
+                self.drop_one(DropReason::MemoryPressure);
+                continue;
+            }
             if let Some(reason) = self.outbox.sheds(event.severity, self.batcher.pending_bytes()) {
                 self.drop_one(reason);
                 continue;
@@ -377,7 +386,8 @@ impl NodeThread {
     /// Also while others are shed: these are few, and say why.
     fn tell_troubles(&mut self, monotonic: Duration, last: bool) {
         let now = UnixNanos(self.clock.now_unix_nanos());
-        for trouble in self.troubles.look(&self.ledger, &self.outbox, monotonic, last) {
+        let memory = self.memory.status();
+        for trouble in self.troubles.look(&self.ledger, &self.outbox, &memory, monotonic, last) {
             tracing::warn!(kind = trouble.kind.as_str(), "{}", trouble.says);
             self.push_own(trouble.event(&self.cluster, now), monotonic);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tapio_runtime::bus::{Bus, CircuitState};
 use tapio_schemas::SignalKind;
 use tapio_schemas::SmolStr;
+use tapio_schemas::status::MemoryStatus;
 use tapio_schemas::trouble::{REPEAT, Trouble};
 
 use crate::ledger::{DropReason, Ledger, Place};
@@ -62,6 +63,7 @@ impl TroubleWatch {
         &mut self,
         ledger: &Ledger,
         outbox: &Outbox,
+        memory: &MemoryStatus,
         monotonic: Duration,
         last: bool,
     ) -> Vec<Trouble> {
@@ -69,7 +71,12 @@ impl TroubleWatch {
             return Vec::new();
         }
         self.next_look = monotonic + LOOK_INTERVAL;
-        let new = self.troubles(ledger, outbox, monotonic);
+        let mut new = self.troubles(ledger, outbox, monotonic);
+        if let Some(says) = memory.says()
+            && self.tells(SignalKind::TapioMemory, monotonic)
+        {
+            new.push(self.trouble(SignalKind::TapioMemory, says));
+        }
         self.held.retain(|held| new.iter().all(|trouble| trouble.kind != held.kind));
         self.held.extend(new);
         let is_full = outbox.bytes() * 100 >= outbox.bytes_max() * FULL_PERCENT;

@@ -24,6 +24,9 @@ pub struct CorrelatorConfig {
     pub workers: usize,
     /// Batches waiting per shard worker. Default 64. Full means that the consumer waits (the stream keeps the rest).
     pub ring_batches: usize,
+    /// Resident memory of this process from which 80 % on routine events of severity `info` are shed, and from 90 % those of
+    /// severity `warning`. Default 2 GiB; 0 = no bound but that of the control group. The group's counts when it is less.
+    pub memory_max: ByteSize,
     /// Time that a shard worker may spend on one batch before it puts the rest aside and goes on with other shards. Default
     /// 5 s; 0 = at each look at the clock. The verdicts are the same; those of the shard come later.
     pub batch_time_max: HumanDuration,
@@ -66,6 +69,7 @@ impl Default for CorrelatorConfig {
             lateness: HumanDuration::from_millis(500),
             workers: 0,
             ring_batches: 64,
+            memory_max: ByteSize::gib(2),
             batch_time_max: HumanDuration::from_secs(5),
             deferred_batches_max: 1024,
             deferred_bytes_max: ByteSize::mib(32),

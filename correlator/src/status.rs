@@ -8,7 +8,8 @@ use std::time::Duration;
 use tapio_runtime::status::Speaker;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::status::{
-    CorrelatorStatus, Deferred, Dropped, OwnedShardStatus, PRODUCERS_MAX, ProducerRead, ReadShard,
+    CorrelatorStatus, Deferred, Dropped, MemoryStatus, OwnedShardStatus, PRODUCERS_MAX, ProducerRead,
+    ReadShard,
 };
 use tapio_schemas::{ProducerId, UnixNanos};
 
@@ -30,6 +31,7 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct Words {
     replica: String,
+    memory: MemoryStatus,
     by_worker: BTreeMap<usize, WorkerWord>,
 }
 
@@ -71,6 +73,11 @@ impl Board {
         self.lock().by_worker.insert(worker, WorkerWord { owned, deferred, producers });
     }
 
+    /// What the process uses of its memory.
+    pub fn set_memory(&self, memory: MemoryStatus) {
+        self.lock().memory = memory;
+    }
+
     /// Counts a batch that was refused.
     pub fn reject(&self) {
         self.rejected.fetch_add(1, Ordering::Relaxed);
@@ -108,6 +115,7 @@ impl Board {
             replica: words.replica.clone(),
             shards,
             deferred,
+            memory: words.memory.clone(),
             producers: producers.into_iter().map(|read| read.read).collect(),
             producers_left_out: left_out,
             batches_rejected: self.rejected(),

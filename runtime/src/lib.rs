@@ -13,6 +13,7 @@ pub mod config;
 pub mod harness;
 pub mod health;
 pub mod lease;
+pub mod memory;
 pub mod nats_server;
 pub mod ring;
 pub mod shutdown;

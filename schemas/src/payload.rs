@@ -51,6 +51,31 @@ pub enum Payload {
     Custom(Box<CustomData>),
 }
 
+impl Payload {
+    /// True for what comes in masses and may be shed when it is not severe: measurements, traces, kernel events. What
+    /// tells of objects, changes and Tapio itself is rare, and what is said of others rests on it.
+    pub fn is_routine(&self) -> bool {
+        match self {
+            Self::Kernel(_) | Self::Network(_) | Self::Application(_) => true,
+            Self::Metric(_) | Self::Span(_) | Self::Log(_) => true,
+            Self::Kubernetes(_) | Self::Systemd(_) | Self::Runtime(_) | Self::Cni(_) => false,
+            Self::Change(_) | Self::Custom(_) => false,
+        }
+    }
+}
+
+impl ArchivedPayload {
+    /// As [`Payload::is_routine`], in place.
+    pub fn is_routine(&self) -> bool {
+        match self {
+            Self::Kernel(_) | Self::Network(_) | Self::Application(_) => true,
+            Self::Metric(_) | Self::Span(_) | Self::Log(_) => true,
+            Self::Kubernetes(_) | Self::Systemd(_) | Self::Runtime(_) | Self::Cni(_) => false,
+            Self::Change(_) | Self::Custom(_) => false,
+        }
+    }
+}
+
 payload_struct! {
     /// Process life and death. Fields that a kind does not use are zero.
     pub struct KernelData {

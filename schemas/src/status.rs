@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ProducerId, UnixNanos};
+use crate::kind::EventSeverity;
 use crate::signal::SignalKind;
 use crate::trouble::{DEFERRED_SECONDS_MAX, LAG_MAX, Trouble};
 
@@ -118,6 +119,31 @@ pub struct Deferred {
     pub seconds: u64,
 }
 
+/// Memory of a process that sheds when it runs out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Resident bytes.
+    pub bytes: u64,
+    /// Bytes it may have; `u64::MAX` for no bound.
+    pub bytes_max: u64,
+    /// Routine events up to this severity are shed; `None`: none are.
+    pub sheds: Option<EventSeverity>,
+}
+
+impl MemoryStatus {
+    /// Resident bytes, the bound, and what is shed for it.
+    pub fn new(bytes: u64, bytes_max: u64, sheds: Option<EventSeverity>) -> Self {
+        Self { bytes, bytes_max, sheds }
+    }
+
+    /// In words, while anything is shed.
+    pub fn says(&self) -> Option<String> {
+        let sheds = self.sheds?;
+        let (mib, mib_max) = (self.bytes >> 20, self.bytes_max >> 20);
+        Some(format!("{mib} of {mib_max} MiB are used, so routine events up to severity {sheds} are dropped"))
+    }
+}
+
 /// A correlator replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorrelatorStatus {
@@ -130,6 +156,9 @@ pub struct CorrelatorStatus {
     /// What it has put aside.
     #[serde(default)]
     pub deferred: Deferred,
+    /// Its memory.
+    #[serde(default)]
+    pub memory: MemoryStatus,
     /// What it has read, by producer.
     pub producers: Vec<ProducerRead>,
     /// Producers left out because there are too many.
@@ -209,7 +238,8 @@ impl Word for CorrelatorStatus {
                 format!("{batches} batches wait behind one that takes too long, for {seconds} s already");
             trouble(SignalKind::TapioDeferring, says)
         });
-        lags.into_iter().chain(defers).collect()
+        let sheds = self.memory.says().map(|says| trouble(SignalKind::TapioMemory, says));
+        lags.into_iter().chain(defers).chain(sheds).collect()
     }
 
     fn at(&self) -> UnixNanos {
@@ -246,6 +276,7 @@ mod tests {
             replica: "r1".into(),
             shards: vec![OwnedShardStatus(3, 1, UnixNanos(0), watermark, at)],
             deferred,
+            memory: MemoryStatus::default(),
             producers: Vec::new(),
             producers_left_out: 0,
             batches_rejected: 0,
@@ -275,9 +306,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shed_for_memory_is_told_with_its_figures() {
+        let mut replica = correlator(Duration::ZERO, Deferred::default());
+        replica.memory = MemoryStatus::new(79 << 20, 100 << 20, None);
+        assert_eq!(replica.troubles(), []);
+        replica.memory.sheds = Some(EventSeverity::Info);
+        let told = replica.troubles();
+        assert_eq!((told.len(), told[0].kind), (1, SignalKind::TapioMemory));
+        assert_eq!(told[0].says, "79 of 100 MiB are used, so routine events up to severity info are dropped");
+    }
+
+    #[test]
     fn the_word_of_an_earlier_version_is_read() {
         let mut word = serde_json::to_value(correlator(Duration::ZERO, Deferred::default())).expect("JSON");
-        word.as_object_mut().expect("an object").remove("deferred").expect("a field");
+        for field in ["deferred", "memory"] {
+            word.as_object_mut().expect("an object").remove(field).expect("a field");
+        }
         let read: CorrelatorStatus = serde_json::from_value(word).expect("a word");
         assert_eq!(read.deferred, Deferred::default());
     }

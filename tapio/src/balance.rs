@@ -235,6 +235,7 @@ mod tests {
             replica: "r".into(),
             shards: vec![OwnedShardStatus(9, 2, UnixNanos(0), UnixNanos(0), UnixNanos(current_at))],
             deferred: Default::default(),
+            memory: Default::default(),
             producers: vec![ProducerRead {
                 producer: ProducerId(7),
                 node: "n1".into(),

@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 use tapio_agents::config::AgentConfig;
 use tapio_correlator::config::CorrelatorConfig;
 use tapio_runtime::bus::BusConfig;
-use tapio_runtime::config::{ConfigError, Sources, load};
+use tapio_runtime::config::{ByteSize, ConfigError, Sources, load};
 use tapio_runtime::telemetry::TelemetryConfig;
 use tapio_storage::config::StorageConfig;
 
 use crate::cli::{RunArgs, given};
 use crate::endpoints::default_data_dir;
+
+/// What the store may have where all parts share a process: it has no bound of its own.
+const STORAGE_MEMORY: ByteSize = ByteSize::mib(512);
 
 /// Everything that can be configured, by file, `TAPIO_` environment and `--set`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -119,6 +122,15 @@ impl TapioConfig {
         }
     }
 
+    /// All parts in one process: each may have what all may have together, for it sees what all have.
+    pub fn share_memory(&mut self) {
+        let parts = [self.agent.memory_max, self.correlator.memory_max];
+        if parts.iter().all(|part| part.bytes() > 0) {
+            let all = ByteSize(parts.iter().map(|part| part.bytes()).sum::<u64>() + STORAGE_MEMORY.bytes());
+            (self.agent.memory_max, self.correlator.memory_max) = (all, all);
+        }
+    }
+
     /// True when a NATS server is named, by flag, file or environment; else `tapio up` starts one.
     pub fn names_nats(&self) -> bool {
         self.bus.urls != BusConfig::default().urls
@@ -144,5 +156,18 @@ mod tests {
         let args =
             RunArgs { data_dir: Some(PathBuf::new()), config: Some(PathBuf::new()), ..RunArgs::default() };
         assert_eq!(TapioConfig::load(&args).unwrap().data_dir, default_data_dir());
+    }
+
+    #[test]
+    fn parts_of_one_process_may_have_what_they_may_have_together() {
+        let mut config = TapioConfig::default();
+        let sum = config.agent.memory_max.bytes() + config.correlator.memory_max.bytes();
+        config.share_memory();
+        assert_eq!(config.agent.memory_max, config.correlator.memory_max);
+        assert_eq!(config.agent.memory_max.bytes(), sum + STORAGE_MEMORY.bytes());
+        // Who asked for no bound has none.
+        config.correlator.memory_max = ByteSize(0);
+        config.share_memory();
+        assert_eq!(config.correlator.memory_max, ByteSize(0));
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tapio_runtime::clock::Clock;
+use tapio_runtime::memory::Pressure;
 use tapio_schemas::UnixNanos;
 
 /// Units of work between two looks at the clock: an event taken in, or one judged.
@@ -65,11 +66,13 @@ pub struct Cursor {
     pub next: usize,
     /// Events after this are refused, as it was when the work began.
     pub newest_allowed: UnixNanos,
+    /// What is shed because memory runs out.
+    pub pressure: Pressure,
 }
 
 impl Cursor {
     /// Nothing is taken in yet.
     pub fn new(newest_allowed: UnixNanos) -> Self {
-        Self { next: 0, newest_allowed }
+        Self { next: 0, newest_allowed, pressure: Pressure::Calm }
     }
 }

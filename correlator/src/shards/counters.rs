@@ -36,6 +36,8 @@ pub struct Dropped {
     pub duplicate: u64,
     /// In a batch that took too long while too much was put aside already.
     pub batch_time: u64,
+    /// Shed, because this process has nearly all the memory it may.
+    pub memory_pressure: u64,
 }
 
 /// What was forgotten because its map was full.
@@ -76,6 +78,7 @@ impl Dropped {
             rate_limited: self.rate_limited - before.rate_limited,
             duplicate: self.duplicate - before.duplicate,
             batch_time: self.batch_time - before.batch_time,
+            memory_pressure: self.memory_pressure - before.memory_pressure,
         }
     }
 
@@ -87,10 +90,11 @@ impl Dropped {
         self.rate_limited += more.rate_limited;
         self.duplicate += more.duplicate;
         self.batch_time += more.batch_time;
+        self.memory_pressure += more.memory_pressure;
     }
 
     /// Counts with the reason they are shown under.
-    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 7] {
         [
             ("integrity", self.integrity),
             ("too_old", self.too_old),
@@ -98,6 +102,7 @@ impl Dropped {
             ("rate_limited", self.rate_limited),
             ("duplicate", self.duplicate),
             ("batch_time", self.batch_time),
+            ("memory_pressure", self.memory_pressure),
         ]
     }
 }

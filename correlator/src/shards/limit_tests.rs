@@ -6,7 +6,10 @@ use tapio_schemas::{
     EntityRef, EventId, EventKind, EventSeverity, Payload, SignalKind, UnifiedEvent, UnixNanos,
 };
 
+use tapio_runtime::memory::Pressure;
+
 use super::shard_tests::{Sim, cgroup, event, limit_sample};
+use super::{Budget, Cursor};
 use crate::config::{CorrelatorConfig, SeriesConfig, SignalConfig};
 
 const SECOND: u64 = 1_000_000_000;
@@ -132,4 +135,28 @@ fn two_measures_of_one_thing_do_not_mix() {
     }
     sim.feed(&events);
     assert!(sim.signals.iter().any(|s| s.kind == SignalKind::MemoryGrowth && !s.ended));
+}
+
+#[test]
+fn short_of_memory_a_shard_sheds_routine_and_says_exactly_how_much() {
+    for (pressure, shed) in [(Pressure::Calm, 0), (Pressure::ShedsInfo, 20), (Pressure::ShedsWarning, 50)] {
+        let mut sim = Sim::new();
+        let severities = [EventSeverity::Info; 20].into_iter().chain([EventSeverity::Warning; 30]);
+        let severities = severities.chain([EventSeverity::Critical]);
+        for (i, severity) in (0..).zip(severities) {
+            let bytes = sim.encode(&kill("/a", START + i, u128::from(i) + 1, severity));
+            let mut cursor = Cursor { pressure, ..Cursor::new(UnixNanos::MAX) };
+            let taken = sim.set.take_within(&bytes, None, &mut cursor, &mut Budget::unlimited());
+            sim.watermark.observe(taken.expect("a batch").newest);
+        }
+        sim.finish();
+        assert_eq!(sim.counters().dropped.memory_pressure, shed);
+        let gaps: Vec<_> = sim.sections.iter().flat_map(|section| &section.gaps).collect();
+        let lost: Vec<_> =
+            gaps.iter().map(|gap| (gap.lost, gap.reason.as_str(), gap.source.as_str())).collect();
+        let expected = (shed > 0).then_some((shed, "memory_pressure", "correlator"));
+        assert_eq!(lost, expected.into_iter().collect::<Vec<_>>());
+        let counts: Vec<u64> = sim.signals.iter().filter(|s| s.ended).map(|s| s.count).collect();
+        assert_eq!(counts, [51 - shed], "the critical one is never shed");
+    }
 }

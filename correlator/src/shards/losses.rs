@@ -1,9 +1,13 @@
-//! Losses that a producer tells itself: what its collectors or its backlog could not keep.
+//! Losses that a producer tells itself: what its collectors or its backlog could not keep; and what this process had no time
+//! or no memory for.
 
+use tapio_runtime::memory::Pressure;
 use tapio_schemas::attribute::find;
+use tapio_schemas::kind::ArchivedEventSeverity;
 use tapio_schemas::names::EVENT_GAP;
 use tapio_schemas::payload::CustomData;
-use tapio_schemas::{AttributeValue, Gap, ProducerId, SmolStr, UnifiedEvent, UnixNanos};
+use tapio_schemas::wire::EventView;
+use tapio_schemas::{AttributeValue, EventSeverity, Gap, ProducerId, SmolStr, UnifiedEvent, UnixNanos};
 
 /// The loss a custom event tells; `None` for any other custom event, or when nothing was lost.
 pub fn told(event: &UnifiedEvent, data: &CustomData) -> Option<Gap> {
@@ -27,6 +31,48 @@ pub fn told(event: &UnifiedEvent, data: &CustomData) -> Option<Gap> {
         to,
         reason: text("gap.reason").unwrap_or_default(),
     })
+}
+
+/// True for an event that is shed because memory runs out.
+#[cold]
+pub fn sheds(view: &EventView<'_>, pressure: Pressure) -> bool {
+    let severity = match view.event.severity {
+        ArchivedEventSeverity::Debug => EventSeverity::Debug,
+        ArchivedEventSeverity::Info => EventSeverity::Info,
+        ArchivedEventSeverity::Warning => EventSeverity::Warning,
+        ArchivedEventSeverity::Error => EventSeverity::Error,
+        ArchivedEventSeverity::Critical => EventSeverity::Critical,
+    };
+    pressure.sheds_up_to().is_some_and(|most| severity <= most) && view.event.payload.is_routine()
+}
+
+/// Notes what this process did not use of a producer's events, with what is noted for the same reason already.
+pub fn note(
+    gaps: &mut Vec<Gap>,
+    producer: ProducerId,
+    node: SmolStr,
+    lost: u64,
+    (from, to): (UnixNanos, UnixNanos),
+    reason: &str,
+) {
+    let known = gaps.iter_mut().find(|gap| gap.producer == producer && gap.reason == reason);
+    match known {
+        Some(gap) => {
+            gap.lost += lost;
+            (gap.from, gap.to) = (gap.from.min(from), gap.to.max(to));
+        }
+        None => {
+            gaps.push(Gap {
+                producer,
+                source: "correlator".into(),
+                node,
+                lost,
+                from,
+                to,
+                reason: reason.into(),
+            });
+        }
+    }
 }
 
 #[cfg(test)]

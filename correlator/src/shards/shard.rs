@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use tapio_runtime::memory::Pressure;
 use tapio_schemas::payload::Payload;
 use tapio_schemas::wire::{EventBatchView, ShardMark, SignalSection};
-use tapio_schemas::{EntityRef, EventId, EventKind, Gap, UnifiedEvent, UnixNanos};
+use tapio_schemas::{EntityRef, EventId, EventKind, UnifiedEvent, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::bursts::{Bursts, needed};
@@ -29,6 +30,11 @@ use crate::config::{CorrelatorConfig, nanos};
 /// Event time that is read again in any case: server spans whose client has not ended, victims that have not exited,
 /// samples of which two in a row make news.
 const WARM_NS: u64 = 10_000_000_000;
+
+/// Reasons of gaps: a batch that there was no time for …
+const BATCH_TIME: &str = "batch_time";
+/// … and events that there was no memory for.
+const MEMORY_PRESSURE: &str = "memory_pressure";
 
 /// How far a shard came.
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +113,7 @@ impl Shard {
         let before = (self.counters.events, self.counters.late, self.counters.dropped.clone());
         let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: cursor.newest_allowed };
         let first = std::mem::replace(&mut cursor.next, batch.len());
+        let mut shed: Option<(UnixNanos, UnixNanos)> = None;
         for (place, view) in batch.iter().enumerate().skip(first) {
             if place > first && budget.is_over() {
                 cursor.next = place;
@@ -119,6 +126,11 @@ impl Shard {
             let at = view.timestamp();
             if !producer.rate.admits(at, &view.event.severity, self.rate_max) {
                 self.counters.dropped.rate_limited += 1;
+                continue;
+            }
+            if cursor.pressure > Pressure::Calm && losses::sheds(&view, cursor.pressure) {
+                self.counters.dropped.memory_pressure += 1;
+                shed = Some(shed.map_or((at, at), |(from, to)| (at.min(from), at.max(to))));
                 continue;
             }
             self.counters.late += u64::from(at <= self.step);
@@ -142,6 +154,10 @@ impl Shard {
         let (events, late) = (self.counters.events - before.0, self.counters.late - before.1);
         let open = batch.len() - cursor.next;
         producer.account(batch.header(), events, late, &dropped, open as u64);
+        if let Some(times) = shed {
+            let (id, node) = (batch.header().producer, producer.node().clone());
+            losses::note(&mut self.saying.gaps, id, node, dropped.memory_pressure, times, MEMORY_PRESSURE);
+        }
         open == 0
     }
 
@@ -171,15 +187,8 @@ impl Shard {
         self.counters.events += lost;
         self.counters.dropped.batch_time += lost;
         producer.account(batch.header(), lost, 0, &Dropped { batch_time: lost, ..Dropped::default() }, 0);
-        self.saying.gaps.push(Gap {
-            producer: batch.header().producer,
-            source: "correlator".into(),
-            node: producer.node().clone(),
-            lost,
-            from,
-            to,
-            reason: "batch_time".into(),
-        });
+        let (id, node) = (batch.header().producer, producer.node().clone());
+        losses::note(&mut self.saying.gaps, id, node, lost, (from, to), BATCH_TIME);
     }
 
     /// What became of each producer's events.

@@ -70,9 +70,7 @@ impl Sim {
             sum.late += c.late;
             sum.duplicate_batches += c.duplicate_batches;
             sum.gap_events += c.gap_events;
-            sum.dropped.integrity += c.dropped.integrity;
-            sum.dropped.too_old += c.dropped.too_old;
-            sum.dropped.rate_limited += c.dropped.rate_limited;
+            sum.dropped.add(&c.dropped);
             sum.evicted.reorder += c.evicted.reorder;
             sum.evicted.series += c.evicted.series;
             sum.evicted.episodes += c.evicted.episodes;

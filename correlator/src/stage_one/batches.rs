@@ -72,6 +72,7 @@ impl<O: Outlet> Worker<O> {
         let mut budget = Budget::until(clock, clock.monotonic() + time, self.chunk);
         let work = match work {
             Rest::Batch { sequence, payload, came, mut cursor } => {
+                cursor.pressure = self.parts.shared.pressure();
                 match self.shards.take_within(&payload, Some(shard), &mut cursor, &mut budget) {
                     Ok(taken) if taken.is_done => {
                         if let Some(owned) = self.of(shard) {

@@ -10,9 +10,12 @@
 
 mod batches;
 #[cfg(test)]
+mod control_tests;
+#[cfg(test)]
 mod deferral_tests;
 mod deferred;
 mod intake;
+mod memory;
 pub(crate) mod owned;
 pub(crate) mod readings;
 pub(crate) mod worker;
@@ -41,6 +44,7 @@ use crate::low_water::LowWater;
 use crate::metrics::CorrelatorMetrics;
 use crate::outbox::BusOutlet;
 use intake::{Command, Intake};
+use memory::Memory;
 use worker::{Answer, Shared, Worker, WorkerParts, WorkerStop};
 
 /// Signal messages of one worker without acknowledgement.
@@ -85,8 +89,9 @@ impl StageOne {
         let (leases, events) =
             Leases::join(&self.bus, config, self.clock.clone(), &self.registry, Shutdown::new()).await?;
         tracing::info!(cluster = %self.config.cluster, lanes = lanes.len(), "reading events");
+        let memory = Memory::new(&self.config, &self.metrics);
         let mut control =
-            Control { bus: self.bus, lanes, leases, held: HashMap::new(), shared, turns: Vec::new() };
+            Control { bus: self.bus, lanes, leases, held: HashMap::new(), shared, turns: Vec::new(), memory };
         let controlled = control.run(events, answered, &context).await;
         let closed = control.close().await;
         controlled?;
@@ -150,6 +155,7 @@ struct Control {
     held: HashMap<u16, Lease>,
     shared: Arc<Shared>,
     turns: Vec<u64>,
+    memory: Memory,
 }
 
 impl Control {
@@ -221,6 +227,7 @@ impl Control {
 
     /// A worker that waits for acknowledgements while the bus is away makes no turns, and is not to blame.
     fn look(&mut self, context: &WorkerContext) -> WorkerResult {
+        self.shared.pressure.store(self.memory.look() as u8, Ordering::Relaxed);
         if let Some(lane) = self.lanes.iter().position(|lane| lane.intake.is_finished()) {
             return Err(lane_gone(lane));
         }

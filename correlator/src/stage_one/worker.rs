@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tapio_runtime::bus::{BusError, Headers, Outgoing};
 use tapio_runtime::clock::SharedClock;
+use tapio_runtime::memory::Pressure;
 use tapio_runtime::ring::{Receiver, RecvTimeoutError};
 use tapio_schemas::names::{SHARD_COUNT, signals_subject};
 use tapio_schemas::wire::{ShardMark, SignalSection, WireError, encode_signals};
@@ -90,6 +91,8 @@ pub struct Shared {
     pub news: AtomicU64,
     /// Shards that this replica owns.
     pub owned: AtomicU64,
+    /// What is shed because memory runs out: the number of a [`Pressure`].
+    pub pressure: AtomicU8,
     /// Turns of each worker's loop: no turn means no progress.
     pub turns: Vec<AtomicU64>,
 }
@@ -98,6 +101,11 @@ impl Shared {
     /// Of so many workers.
     pub fn new(workers: usize) -> Self {
         Self { turns: (0..workers).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    }
+
+    /// What is shed.
+    pub fn pressure(&self) -> Pressure {
+        Pressure::from_number(self.pressure.load(Ordering::Relaxed))
     }
 }
 

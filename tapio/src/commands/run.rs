@@ -112,6 +112,9 @@ impl Instance {
                 return Ok(None);
             }
         };
+        if role == Role::All {
+            config.share_memory();
+        }
         let clock = SystemClock::shared();
         let health = Health::new(clock.clone());
         let shutdown = Shutdown::new();
