@@ -57,7 +57,7 @@ pub enum Command {
     Watch(WatchArgs),
     /// Say what each part has done with the events, and whether all are accounted for.
     #[command(
-        after_help = "Examples:\n  tapio status\n  tapio status --output json\n  tapio status --nats-url nats://nats.example:4222\n\nExit codes: 0 every event is accounted for; 2 events are missing; 3 no agent speaks; 69 no running instance."
+        after_help = "Examples:\n  tapio status\n  tapio status --output json\n  tapio status --nats-url nats://nats.example:4222\n\nExit codes: 0 every event is accounted for; 2 events are missing; 3 a part is silent, or no agent speaks; 69 no running instance."
     )]
     Status(StatusArgs),
     /// Run recordings through the pipeline in event time and print each finding revision.

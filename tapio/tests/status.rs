@@ -42,9 +42,45 @@ fn a_running_instance_accounts_for_every_event_and_a_stopped_one_is_not_there() 
     let text = stdout(&instance.ask(&["status"]));
     assert!(text.ends_with("balance: exact\n") && text.contains("correlator "), "{text}");
 
+    // Another node, whose last word is old: of it nothing is known.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let config = BusConfig { urls: vec![instance.address("nats").to_owned()], ..BusConfig::default() };
+        let bus = Bus::connect(&config, &Metrics::new()).await.expect("NATS answers");
+        let at = SystemClock::new().now_unix_nanos() - 60_000_000_000;
+        let word = agent(at, ProducerId(0x99), "n8", 10, 0);
+        let (key, json) = (status_key("agent", CLUSTER, "n8"), serde_json::to_vec(&word).expect("JSON"));
+        let bucket = bus.kv().await.expect("the bucket");
+        bucket.put_with_ttl(&key, json.into(), Duration::from_secs(60)).await.expect("told");
+    });
+    let silent = instance.ask(&["status"]);
+    let text = stdout(&silent);
+    assert_eq!(silent.status.code(), Some(3), "{text}");
+    assert!(text.ends_with("silent: agent n8\nbalance: exact, as far as they speak\n"), "{text}");
+
     assert_eq!(instance.interrupt(), Some(0));
     let gone = common::run(&["status", "--data-dir", dir.path().to_str().unwrap()]);
     assert_eq!(gone.status.code(), Some(69), "{}", stderr(&gone));
+}
+
+/// The word of an agent that has sent so much to shard 3.
+fn agent(at: u64, producer: ProducerId, node: &str, acknowledged: u64, position: u64) -> AgentStatus {
+    AgentStatus {
+        at: UnixNanos(at),
+        started: UnixNanos(at),
+        node: node.to_owned(),
+        producer,
+        epoch: 1,
+        produced: acknowledged,
+        acknowledged,
+        acknowledged_earlier: 0,
+        dropped: Vec::new(),
+        in_flight: Vec::new(),
+        sent: vec![SentShard(3, position, 0)],
+        backlog_bytes: 0,
+        backlog_bytes_max: 1,
+        circuit: "closed".to_owned(),
+    }
 }
 
 /// A batch of shard 3, numbered by its producer from `first` on.
@@ -84,23 +120,7 @@ fn a_batch_that_the_stream_lost_is_missed_between_the_stream_and_the_correlator(
     let bus = runtime.block_on(Bus::connect(&config, &Metrics::new())).expect("NATS answers");
     // Three batches of ten, of which the second is gone; an agent that has had all three acknowledged.
     let told = |acknowledged: u64, position: u64| {
-        let now = SystemClock::new().now_unix_nanos();
-        AgentStatus {
-            at: UnixNanos(now),
-            started: UnixNanos(now),
-            node: "n9".to_owned(),
-            producer,
-            epoch: 1,
-            produced: acknowledged,
-            acknowledged,
-            acknowledged_earlier: 0,
-            dropped: Vec::new(),
-            in_flight: Vec::new(),
-            sent: vec![SentShard(3, position, 0)],
-            backlog_bytes: 0,
-            backlog_bytes_max: 1,
-            circuit: "closed".to_owned(),
-        }
+        agent(SystemClock::new().now_unix_nanos(), producer, "n9", acknowledged, position)
     };
     let tell = |word: AgentStatus| {
         runtime.block_on(async {

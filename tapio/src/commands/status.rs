@@ -74,11 +74,17 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<i32> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Jsonl => println!("{}", serde_json::to_string(&report)?),
     }
-    Ok(match (report.exact, report.balance.accounts.is_empty()) {
+    Ok(exit_code(&report))
+}
+
+/// Of a part that is silent nothing is known, whatever the others say; what is known to be missing counts more.
+fn exit_code(report: &Report) -> i32 {
+    let all_speak = report.silent.is_empty() && !report.balance.accounts.is_empty();
+    match (report.exact, all_speak) {
         (false, _) => FINDINGS,
-        (true, true) => CANNOT_TELL,
-        (true, false) => 0,
-    })
+        (true, false) => CANNOT_TELL,
+        (true, true) => 0,
+    }
 }
 
 /// Reads until causes and effects have been told in their order, or at once when nothing moves.
@@ -270,6 +276,7 @@ fn human(report: &Report, all: bool) -> String {
     }
     let _ = match report.balance.unaccounted.as_slice() {
         [] if report.balance.accounts.is_empty() => writeln!(out, "balance: no agent speaks"),
+        [] if !report.silent.is_empty() => writeln!(out, "balance: exact, as far as they speak"),
         [] => writeln!(out, "balance: exact"),
         lost => lost.iter().try_for_each(|u| {
             writeln!(
@@ -280,4 +287,49 @@ fn human(report: &Report, all: bool) -> String {
         }),
     };
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::Unaccounted;
+
+    fn report(accounts: usize, lost: u64, silent: &[&'static str]) -> Report {
+        let unaccounted = (lost > 0).then(|| Unaccounted {
+            node: "n1".into(),
+            events: lost,
+            after: "the stream",
+            before: "the correlator",
+        });
+        let balance = Balance {
+            accounts: vec![Account::default(); accounts],
+            unaccounted: unaccounted.into_iter().collect(),
+        };
+        let silent = silent.iter().map(|role| (*role, "n2".to_owned())).collect();
+        Report { exact: lost == 0, balance, correlators: Vec::new(), storage: Vec::new(), silent }
+    }
+
+    #[test]
+    fn a_silent_part_is_not_taken_for_all_is_well() {
+        let cases = [
+            (report(1, 0, &[]), 0, "balance: exact\n"),
+            (
+                report(1, 0, &["agent"]),
+                CANNOT_TELL,
+                "silent: agent n2\nbalance: exact, as far as they speak\n",
+            ),
+            (
+                report(1, 0, &["storage"]),
+                CANNOT_TELL,
+                "silent: storage n2\nbalance: exact, as far as they speak\n",
+            ),
+            (report(0, 0, &["agent"]), CANNOT_TELL, "silent: agent n2\nbalance: no agent speaks\n"),
+            (report(1, 3, &["agent"]), FINDINGS, "the correlator (n1)\n"),
+        ];
+        for (report, code, end) in cases {
+            assert_eq!(exit_code(&report), code, "{report:?}");
+            let text = human(&report, true);
+            assert!(text.ends_with(end), "{text}");
+        }
+    }
 }
