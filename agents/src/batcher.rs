@@ -1,4 +1,4 @@
-//! Events into batches, one per shard, finished by size, number or age.
+//! Events into batches, one per shard, finished by size, number or age, or because one of them is urgent.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tapio_schemas::wire::{BATCH_EVENTS_MAX, EventBatch, Packer};
 use crate::config::BatchConfig;
 use crate::ledger::{DropReason, Ledger, Place};
 use crate::outbox::Frame;
+use crate::urgent::{Pace, is_urgent};
 
 /// Batches of all shards.
 pub struct Batcher {
@@ -22,6 +23,7 @@ pub struct Batcher {
     bytes_max: u64,
     events_max: usize,
     age_max: Duration,
+    pace: Pace,
     message_bytes_max: usize,
     packer: Packer,
     pending_bytes: u64,
@@ -33,6 +35,10 @@ struct ShardBatch {
     estimated_bytes: u64,
     /// Monotonic time of the first event.
     began: Option<Duration>,
+    /// One of them does not wait for the batch's age.
+    is_urgent: bool,
+    /// When a batch of this shard last left early.
+    urgent_sent: Option<Duration>,
     next_sequence: u64,
 }
 
@@ -49,6 +55,8 @@ impl Batcher {
             batch: EventBatch::new(producer, epoch, shard),
             estimated_bytes: 0,
             began: None,
+            is_urgent: false,
+            urgent_sent: None,
             next_sequence: 0,
         };
         Self {
@@ -58,6 +66,7 @@ impl Batcher {
             bytes_max: config.bytes.bytes(),
             events_max: config.events.clamp(1, BATCH_EVENTS_MAX),
             age_max: config.age.get(),
+            pace: Pace::new(config.urgent_age.get()),
             message_bytes_max,
             packer: Packer::default(),
             pending_bytes: 0,
@@ -73,6 +82,7 @@ impl Batcher {
         self.pending_bytes += size;
         slot.estimated_bytes += size;
         slot.began.get_or_insert(monotonic);
+        slot.is_urgent |= is_urgent(&event);
         slot.batch.push(event);
         if slot.batch.len() >= self.events_max || slot.estimated_bytes >= self.bytes_max {
             return self.finish(shard);
@@ -85,26 +95,39 @@ impl Batcher {
         self.pending_bytes
     }
 
-    /// Finishes batches that are old enough, or all of them.
+    /// Finishes batches that are old enough or urgent, or all of them.
     pub fn flush(&mut self, monotonic: Duration, all: bool) -> Vec<Frame> {
-        let due = |slot: &ShardBatch| {
-            slot.began.is_some_and(|began| all || monotonic.saturating_sub(began) >= self.age_max)
-        };
-        let shards: Vec<u16> = (0..SHARD_COUNT).filter(|s| due(&self.shards[usize::from(*s)])).collect();
-        shards.into_iter().filter_map(|shard| self.finish(shard)).collect()
+        let mut frames = Vec::new();
+        for shard in 0..SHARD_COUNT {
+            let slot = &mut self.shards[usize::from(shard)];
+            let Some(began) = slot.began else { continue };
+            let is_old = all || monotonic.saturating_sub(began) >= self.age_max;
+            let leaves_early = slot.is_urgent && self.pace.due(slot.urgent_sent, monotonic) <= monotonic;
+            if leaves_early && !is_old {
+                slot.urgent_sent = Some(monotonic);
+                self.pace.leaves(monotonic);
+            }
+            if is_old || leaves_early {
+                frames.extend(self.finish(shard));
+            }
+        }
+        frames
     }
 
-    /// Time until the next batch is old enough; `None` when all are empty.
+    /// Time until the next batch is old enough or leaves early; `None` when all are empty.
     pub fn next_due(&self, monotonic: Duration) -> Option<Duration> {
-        let oldest = self.shards.iter().filter_map(|s| s.began).min()?;
-        Some((oldest + self.age_max).saturating_sub(monotonic))
+        let due = |slot: &ShardBatch| {
+            let old = slot.began? + self.age_max;
+            Some(if slot.is_urgent { old.min(self.pace.due(slot.urgent_sent, monotonic)) } else { old })
+        };
+        Some(self.shards.iter().filter_map(due).min()?.saturating_sub(monotonic))
     }
 
     fn finish(&mut self, shard: u16) -> Option<Frame> {
         let slot = &mut self.shards[usize::from(shard)];
         let events = slot.batch.len() as u64;
         let sequence = slot.next_sequence;
-        slot.began = None;
+        (slot.began, slot.is_urgent) = (None, false);
         self.pending_bytes -= std::mem::take(&mut slot.estimated_bytes);
         // No promise of a watermark: telemetry of applications may come late by any time up to `age_max`.
         let payload = match slot.batch.finish(UnixNanos(0)) {
@@ -168,10 +191,16 @@ fn attributes(list: &[Attribute]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use tapio_runtime::config::ByteSize;
     use tapio_runtime::telemetry::Metrics;
     use tapio_schemas::payload::LogData;
+
+    use tapio_schemas::entity::EntityRef;
+    use tapio_schemas::kind::{EventKind, EventSeverity};
     use tapio_schemas::wire::{EventBatchView, Unpacker};
+
+    use crate::urgent::URGENT_BATCHES_PER_S_MAX;
 
     fn batcher(message_bytes_max: usize) -> (Batcher, Ledger) {
         let ledger = Ledger::new(&Metrics::new());
@@ -198,6 +227,63 @@ mod tests {
         let header = *EventBatchView::check(unpacker.unpack(&by_age[0].payload).unwrap()).unwrap().header();
         assert_eq!((header.first_sequence, header.count), (20, 5));
         assert_eq!(Frame::from_payload(by_age[0].payload.clone(), None).unwrap().msg_id, by_age[0].msg_id);
+    }
+
+    /// An event of the shard `key`, of the kind.
+    fn of(kind: EventKind, severity: EventSeverity, key: u128) -> UnifiedEvent {
+        let entity = EntityRef { lineage: key, ..EntityRef::default() };
+        UnifiedEvent { kind, severity, entity: Arc::new(entity), ..UnifiedEvent::default() }
+    }
+
+    fn kill(key: u128) -> UnifiedEvent {
+        of(EventKind::OomKill, EventSeverity::Critical, key)
+    }
+
+    #[test]
+    fn an_urgent_event_leaves_at_once_and_takes_along_what_waits() {
+        let (mut batcher, _) = batcher(1 << 20);
+        let exec = of(EventKind::ProcessExec, EventSeverity::Info, 1);
+        let span = of(EventKind::Span, EventSeverity::Critical, 1);
+        assert!(batcher.push(exec, at(0)).is_none() && batcher.push(span, at(1)).is_none());
+        assert!(batcher.flush(at(10), false).is_empty());
+        assert!(batcher.push(kill(1), at(20)).is_none());
+        assert_eq!(batcher.next_due(at(20)), Some(Duration::ZERO));
+        let frames = batcher.flush(at(20), false);
+        assert_eq!(frames.iter().map(|f| f.events).collect::<Vec<_>>(), [3]);
+        assert_eq!(batcher.next_due(at(20)), None);
+    }
+
+    #[test]
+    fn a_flood_of_errors_leaves_in_few_batches() {
+        let (mut batcher, _) = batcher(1 << 20);
+        // Ten errors a millisecond in one shard, looked at each time.
+        let mut frames = Vec::new();
+        for millis in 0..100 {
+            for _ in 0..10 {
+                frames.extend(batcher.push(of(EventKind::ProcessExit, EventSeverity::Error, 1), at(millis)));
+                frames.extend(batcher.flush(at(millis), false));
+            }
+        }
+        // At the beginning, then each 5 ms; and each tenth event ends a batch by number.
+        let early = frames.iter().filter(|f| f.events < 10).count();
+        assert_eq!(early, 20, "{:?}", frames.iter().map(|f| f.events).collect::<Vec<_>>());
+        assert!(batcher.next_due(at(100)).is_none_or(|due| due <= at(5)));
+    }
+
+    #[test]
+    fn all_shards_together_leave_early_so_often_and_then_by_age() {
+        let (mut batcher, _) = batcher(1 << 20);
+        let key_of = |shard| (0u128..).find(|key| tapio_schemas::shard(*key) == shard).unwrap();
+        let keys: Vec<u128> = (0..SHARD_COUNT).map(key_of).collect();
+        let mut frames = Vec::new();
+        for millis in (1000..1045).step_by(5) {
+            keys.iter().for_each(|key| assert!(batcher.push(kill(*key), at(millis)).is_none()));
+            frames.extend(batcher.flush(at(millis), false));
+        }
+        assert_eq!(frames.len(), URGENT_BATCHES_PER_S_MAX as usize);
+        let (waiting, due) = (batcher.pending_bytes(), batcher.next_due(at(1045)).unwrap());
+        assert!(waiting > 0 && due > at(80) && due < at(100), "by age: {due:?}");
+        assert_eq!(batcher.flush(at(1045) + due, false).len(), 12);
     }
 
     #[test]

@@ -89,11 +89,19 @@ pub struct BatchConfig {
     pub events: usize,
     /// Time since its first event. Default 100 ms.
     pub age: HumanDuration,
+    /// Longest time that an error, or what may be news by itself, waits in a batch. Default 5 ms: the first leaves at
+    /// once, and while more come a shard's batch leaves this often.
+    pub urgent_age: HumanDuration,
 }
 
 impl Default for BatchConfig {
     fn default() -> Self {
-        Self { bytes: ByteSize(256 << 10), events: 4096, age: HumanDuration::from_millis(100) }
+        Self {
+            bytes: ByteSize(256 << 10),
+            events: 4096,
+            age: HumanDuration::from_millis(100),
+            urgent_age: HumanDuration::from_millis(5),
+        }
     }
 }
 

@@ -23,4 +23,5 @@ pub mod sink;
 mod spool;
 mod status;
 mod trouble;
+mod urgent;
 mod validate;

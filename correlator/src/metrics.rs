@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use tapio_runtime::bus::Untold;
 use tapio_runtime::telemetry::Metrics;
 
 use crate::shards::Counters;
@@ -40,6 +41,8 @@ pub struct CorrelatorMetrics {
     groups: Count,
     evicted: ByLabel,
     gap_events: Count,
+    first_words: Count,
+    unsaid: ByLabel,
     stage_two_dropped: ByLabel,
     settled: ByLabel,
     open: Family<[(&'static str, String); 2], Level>,
@@ -72,6 +75,11 @@ impl CorrelatorMetrics {
             groups: count("correlator_groups", "Semantic groups opened"),
             evicted: by_label("correlator_evicted", "Things forgotten because their map was full, by map"),
             gap_events: count("correlator_gap_events", "Events missing from producers' sequences"),
+            first_words: count("correlator_first_words", "News told when it was read, before its signal"),
+            unsaid: by_label(
+                "correlator_first_words_unsaid",
+                "Events that may be news, and messages of first words, that were not told before their signal, by reason",
+            ),
             stage_two_dropped: by_label(
                 "correlator_stage_two_dropped",
                 "What stage two did not take, or forgot because it had too much, by reason",
@@ -92,6 +100,10 @@ impl CorrelatorMetrics {
         self.signals.inc_by(counters.signals);
         self.groups.inc_by(counters.groups);
         self.gap_events.inc_by(counters.gap_events);
+        self.first_words.inc_by(counters.first_words);
+        for (reason, count) in counters.unsaid.by_reason().into_iter().filter(|(_, count)| *count > 0) {
+            self.unsaid.get_or_create(&[("reason", reason.to_owned())]).inc_by(count);
+        }
         for (reason, count) in counters.dropped.by_reason().into_iter().filter(|(_, count)| *count > 0) {
             self.dropped.get_or_create(&[("reason", reason.to_owned())]).inc_by(count);
         }
@@ -114,6 +126,16 @@ impl CorrelatorMetrics {
     pub fn reject(&self, reason: &str) {
         self.board.reject();
         self.rejected.get_or_create(&[("reason", reason.to_owned())]).inc();
+    }
+
+    /// Counts a message of first words that the bus did not take.
+    pub fn untold(&self, why: Untold) {
+        let reason = match why {
+            Untold::Away => "bus_away",
+            Untold::Full => "bus_full",
+            Untold::Refused => "bus_refused",
+        };
+        self.unsaid.get_or_create(&[("reason", reason.to_owned())]).inc();
     }
 
     /// Sets what a worker holds open.

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use tapio_runtime::bus::{
-    Bus, BusError, Fence, Headers, Outgoing, PublishReports, Publisher, TrySubmitError,
+    Bus, BusError, Fence, Headers, Outgoing, PublishReports, Publisher, TrySubmitError, Untold,
 };
 use tapio_runtime::shutdown::Shutdown;
 
@@ -20,10 +21,17 @@ pub trait Outlet {
 
     /// The headers of a message that is stored only while its sender is the owner.
     fn stamp(&self, headers: Headers) -> Headers;
+
+    /// Tells whoever listens now, at most once and past all that waits.
+    ///
+    /// # Errors
+    /// [`Untold`].
+    fn tell(&self, subject: &str, payload: Bytes) -> Result<(), Untold>;
 }
 
 /// A window of outstanding acknowledgements on the bus.
 pub struct BusOutlet {
+    bus: Bus,
     publisher: Publisher,
     reports: PublishReports,
     fence: Option<Fence>,
@@ -33,7 +41,7 @@ impl BusOutlet {
     /// With at most `window` messages under way. It is not stopped: what was said is sent before it ends.
     pub fn new(bus: &Bus, window: usize, fence: Option<Fence>) -> Self {
         let (publisher, reports) = bus.publisher(window, Shutdown::new());
-        Self { publisher, reports, fence }
+        Self { bus: bus.clone(), publisher, reports, fence }
     }
 }
 
@@ -51,6 +59,10 @@ impl Outlet for BusOutlet {
             Some(fence) => fence.stamp(headers),
             None => headers,
         }
+    }
+
+    fn tell(&self, subject: &str, payload: Bytes) -> Result<(), Untold> {
+        self.bus.tell(subject, payload)
     }
 }
 
@@ -119,6 +131,14 @@ impl<O: Outlet> Outbox<O> {
     /// The headers of a message that is stored only while its sender is the owner.
     pub fn stamp(&self, headers: Headers) -> Headers {
         self.outlet.stamp(headers)
+    }
+
+    /// Tells whoever listens now, at most once and past all that waits.
+    ///
+    /// # Errors
+    /// [`Untold`].
+    pub fn tell(&self, subject: &str, payload: Bytes) -> Result<(), Untold> {
+        self.outlet.tell(subject, payload)
     }
 }
 

@@ -11,7 +11,7 @@ use tapio_runtime::bus::{ConnectionState, Headers, Message};
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::harness::NatsServer;
 use tapio_schemas::names::{
-    HEADER_REASON, STREAM_DEADLETTER, STREAM_INSIGHTS, STREAM_SIGNALS, events_subject,
+    HEADER_REASON, STREAM_DEADLETTER, STREAM_INSIGHTS, STREAM_SIGNALS, events_subject, news_subject,
 };
 use tapio_schemas::wire::SignalBatchView;
 use tapio_schemas::{Finding, Signal, SignalKind};
@@ -63,6 +63,30 @@ async fn a_leak_becomes_signals_and_one_finding_on_its_subject() {
     assert_eq!(last.headers.get("Nats-Msg-Id"), Some(finding.message_id().as_str()));
     assert_eq!(last.headers.get("ce-type"), Some("dev.tapio.finding.v1"));
     assert_eq!(finding.entity().unwrap().name, cluster_leak().subject().name);
+    correlator.drain().await.expect("drains");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_is_told_at_once_and_then_bindingly_under_the_same_id() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let mut news = bus.subscribe(&news_subject("test")).await.expect("a subscription");
+    let correlator = start(&bus, live::config()).await;
+    let crash = common::crash(SystemClock::new().now_unix_nanos());
+    Publisher::new(bus.clone()).publish(std::slice::from_ref(&crash)).await;
+
+    let word =
+        tokio::time::timeout(live::PATIENCE, news.next()).await.expect("in time").expect("a first word");
+    let told = SignalBatchView::check(&word.payload).expect("a section").to_section();
+    assert!(told.marks.is_empty(), "it says nothing of how far the shard is");
+    let of_kind = |kind| move |s: &&Signal| s.kind == kind;
+    let first = told.signals.iter().find(of_kind(SignalKind::CrashSignal)).expect("the crash");
+    assert_eq!((first.revision, &first.evidence), (0, &vec![crash.id]));
+
+    let sections = read_until(&bus, STREAM_SIGNALS, |all| has(all, SignalKind::CrashSignal)).await;
+    let signals = signals(&sections);
+    let binding = signals.iter().find(of_kind(SignalKind::CrashSignal)).expect("the crash");
+    assert!(first.id == binding.id && binding.revision > 0);
     correlator.drain().await.expect("drains");
 }
 

@@ -235,15 +235,19 @@ async fn inject(bus: Bus, injections: Vec<Injection>, start: Start) -> Result<Dr
         }
         Ok::<Driven, LoadError>(driven)
     });
-    let mut sent = Driven::default();
-    for injection in injections {
-        tokio::time::sleep_until((start.instant + injection.at).into()).await;
-        sent.produced += 1;
-        sent.batches += 1;
-        sent.bytes += injection.bytes.len() as u64;
-        publisher.submit(injection.into_outgoing()).await?;
-    }
-    drop(publisher);
+    // A thread of its own: timers of tokio are a millisecond coarse, and that is not the way of the event.
+    let sending = tokio::task::spawn_blocking(move || {
+        let mut sent = Driven::default();
+        for injection in injections {
+            std::thread::sleep((start.instant + injection.at).saturating_duration_since(Instant::now()));
+            sent.produced += 1;
+            sent.batches += 1;
+            sent.bytes += injection.bytes.len() as u64;
+            publisher.submit_blocking(injection.into_outgoing())?;
+        }
+        Ok::<Driven, LoadError>(sent)
+    });
+    let sent = sending.await.map_err(ended)??;
     let acknowledged = reading.await.map_err(ended)??;
     Ok(sent.and(acknowledged))
 }

@@ -294,6 +294,7 @@ fn report(
         ceiling_bytes_per_s: ceiling_bytes_per_s.round(),
         ratio: rounded(ratio),
         latency_event_to_signal_ms: output.to_signal.percentiles(),
+        latency_event_to_binding_signal_ms: output.to_binding_signal.percentiles(),
         latency_event_to_insight_ms: verdict.to_insight.percentiles(),
         cpu_seconds_per_million,
         peak_rss_bytes,
@@ -342,7 +343,12 @@ fn notes(
         ("generator alone".to_owned(), format!("{:.0} ns per event", ran.generator_ns)),
         (
             "measured".to_owned(),
-            format!("{} signals, {} findings", output.to_signal.count(), verdict.to_insight.count()),
+            format!(
+                "{} signals ({} told at once), {} findings",
+                output.to_signal.count(),
+                output.first_words,
+                verdict.to_insight.count()
+            ),
         ),
     ];
     let causes: Vec<String> =

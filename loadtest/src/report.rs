@@ -27,8 +27,10 @@ pub struct Figures {
     pub ceiling_bytes_per_s: f64,
     /// Bytes processed per second as a share of it.
     pub ratio: f64,
-    /// From the event to the arrival of the signal that names it.
+    /// From the event to the first that is heard of it: a first word, or the signal where none is due.
     pub latency_event_to_signal_ms: Percentiles,
+    /// From the event to the arrival of the signal that names it, by which findings are decided.
+    pub latency_event_to_binding_signal_ms: Percentiles,
     /// From a fault's first event to the arrival of the first finding that names its cause.
     pub latency_event_to_insight_ms: Percentiles,
     /// CPU seconds per million events, by process.
@@ -85,6 +87,7 @@ impl Report {
             line("share of it", format!("{:.1} %", f.ratio * 100.0));
         }
         line("event → signal", percentiles(&f.latency_event_to_signal_ms));
+        line("event → binding signal", percentiles(&f.latency_event_to_binding_signal_ms));
         line("event → finding", percentiles(&f.latency_event_to_insight_ms));
         for (name, seconds) in &f.cpu_seconds_per_million {
             let peak = f.peak_rss_bytes.get(name).map_or(0.0, |bytes| *bytes as f64 / 1048576.0);

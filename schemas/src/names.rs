@@ -27,6 +27,8 @@ pub const SUBJECTS_SIGNALS_FENCE: &str = "tapio.v1.signals-fence.>";
 pub const SUBJECTS_INSIGHTS_FENCE: &str = "tapio.v1.insights-fence.>";
 /// Subject filter of [`STREAM_DEADLETTER`].
 pub const SUBJECTS_DEADLETTER: &str = "tapio.v1.deadletter.>";
+/// Filter of the first words of news, of all clusters. Plain NATS, in no stream.
+pub const SUBJECTS_NEWS: &str = "tapio.v1.news.>";
 /// Prefix of request/reply subjects (a NATS micro service).
 pub const SUBJECT_QUERY_PREFIX: &str = "tapio.v1.query";
 
@@ -80,6 +82,12 @@ pub fn events_filter(cluster: &str) -> String {
 /// Subject of a cluster's signals: `tapio.v1.signals.<cluster>`.
 pub fn signals_subject(cluster: &str) -> String {
     format!("tapio.v1.signals.{}", token(cluster))
+}
+
+/// Subject of the first words of a cluster's news: `tapio.v1.news.<cluster>`. At most once and in no stream: what is said
+/// here is said again, bindingly, on [`signals_subject`].
+pub fn news_subject(cluster: &str) -> String {
+    format!("tapio.v1.news.{}", token(cluster))
 }
 
 /// Subject of a finding: `tapio.v1.insights.<severity>.<cluster>.<namespace>.<kind>.<name>`.
@@ -175,6 +183,15 @@ mod tests {
             (events_stream(1, 0), events_stream(4, 3)),
             ("TAPIO_EVENTS".into(), "TAPIO_EVENTS_3".into())
         );
+    }
+
+    #[test]
+    fn no_stream_keeps_first_words() {
+        assert_eq!(news_subject("prod.eu"), "tapio.v1.news.prod_eu");
+        let kept = [SUBJECTS_EVENTS, SUBJECTS_SIGNALS, SUBJECTS_INSIGHTS, SUBJECTS_DEADLETTER];
+        let news = SUBJECTS_NEWS.trim_end_matches('>');
+        assert!(news_subject("c").starts_with(news));
+        assert!(kept.iter().all(|filter| !news.starts_with(filter.trim_end_matches('>'))));
     }
 
     #[test]

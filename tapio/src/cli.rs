@@ -211,8 +211,14 @@ pub struct WatchArgs {
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     /// Print the stored findings first.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "news")]
     pub stored: bool,
+    /// Print what happens when it is read, before there is a verdict: kills, failures, changes.
+    #[arg(long)]
+    pub news: bool,
+    /// With `--news`: NATS server of the instance; else taken from endpoints.json.
+    #[arg(long, requires = "news")]
+    pub nats_url: Option<String>,
 }
 
 /// Arguments of `status`.

@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 
 use tapio_schemas::finding::Status;
-use tapio_schemas::{Finding, UnixNanos};
+use tapio_schemas::{Finding, Signal, UnixNanos};
 
 const CHAIN_LINES_MAX: usize = 12;
 const ALTERNATIVES_MAX: usize = 4;
+/// What a line of news tells beside what and where: the first of these that is known.
+const FACTS_OF_NEWS: [&str; 6] = ["message", "image_new", "new", "reason", "signal_name", "comm"];
 
 /// One line: time, severity, title.
 pub fn line(finding: &Finding) -> String {
@@ -24,6 +26,17 @@ pub fn line(finding: &Finding) -> String {
         finding.id,
         finding.revision
     )
+}
+
+/// One line of a first word: time to the millisecond, what, where, and a fact.
+pub fn news(signal: &Signal) -> String {
+    let text = signal.onset.to_string();
+    let time =
+        text.split('T').nth(1).and_then(|t| t.get(..12)).map_or_else(|| clock(signal.onset), str::to_owned);
+    let peer = signal.peer.as_ref().map_or_else(String::new, |peer| format!(" → {peer}"));
+    let fact = FACTS_OF_NEWS.iter().find_map(|key| signal.attribute(key)?.as_text().map(str::to_owned));
+    let fact = fact.map_or_else(String::new, |fact| format!(": {fact}"));
+    format!("{time} {} {}{peer}{fact} (not yet a verdict)", signal.kind.as_str(), signal.entity.subject())
 }
 
 /// The whole story.

@@ -29,6 +29,7 @@ fn assert_keys(figures: &Value) {
         "ceiling_bytes_per_s",
         "ratio",
         "latency_event_to_signal_ms",
+        "latency_event_to_binding_signal_ms",
         "latency_event_to_insight_ms",
         "cpu_seconds_per_million",
         "peak_rss_bytes",

@@ -68,11 +68,13 @@ pub struct Cursor {
     pub newest_allowed: UnixNanos,
     /// What is shed because memory runs out.
     pub pressure: Pressure,
+    /// The time by the clock, when news is to be told at once.
+    pub live: Option<UnixNanos>,
 }
 
 impl Cursor {
     /// Nothing is taken in yet.
     pub fn new(newest_allowed: UnixNanos) -> Self {
-        Self { next: 0, newest_allowed, pressure: Pressure::Calm }
+        Self { next: 0, newest_allowed, pressure: Pressure::Calm, live: None }
     }
 }

@@ -19,6 +19,21 @@ pub struct Counters {
     pub evicted: Evicted,
     /// Events missing from producers' sequences.
     pub gap_events: u64,
+    /// First words of news.
+    pub first_words: u64,
+    /// News of which no first word was said, by reason.
+    pub unsaid: Unsaid,
+}
+
+/// Why of something that may be news no first word was said. Nothing is lost: the signal says it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Unsaid {
+    /// It had happened too long ago to be told as new.
+    pub old: u64,
+    /// Too much was looked at in this second: not looked at.
+    pub looks: u64,
+    /// Too much was said in this second.
+    pub words: u64,
 }
 
 /// Why events were not used.
@@ -104,6 +119,13 @@ impl Dropped {
             ("batch_time", self.batch_time),
             ("memory_pressure", self.memory_pressure),
         ]
+    }
+}
+
+impl Unsaid {
+    /// Counts with the reason they are shown under.
+    pub fn by_reason(&self) -> [(&'static str, u64); 3] {
+        [("old", self.old), ("looks", self.looks), ("words", self.words)]
     }
 }
 

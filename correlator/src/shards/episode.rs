@@ -13,7 +13,7 @@ use tapio_schemas::{
 };
 
 use super::confirm::{Confirm, FAINT, Starts};
-use super::context;
+use super::context::{self, Meaning};
 use super::counters::Counters;
 use super::endings::{ENDS, ends_of};
 use super::groups::Groups;
@@ -95,6 +95,19 @@ impl Observation {
             self.attributes.push(Attribute { key: SmolStr::new(key), value });
         }
         self
+    }
+
+    fn mean(&mut self, meaning: &Meaning) {
+        self.attributes.push(Attribute::new("group_type", meaning.group_type));
+        self.attributes.push(Attribute::new("intent", meaning.intent));
+        self.attributes.push(Attribute::new("category", meaning.category.as_str()));
+    }
+
+    /// What is said of it before its episode is opened: revision zero, in no semantic group, and the id that the episode
+    /// gets when nothing earlier turns up.
+    pub fn first_word(mut self) -> Signal {
+        self.mean(&context::meaning(self.kind));
+        Episode::open(self, 0).signal
     }
 
     /// Identity of the episode it belongs to.
@@ -186,9 +199,7 @@ impl Episodes {
             episode.extend(seen);
             episode.idle_ns = episode.idle_ns.max(idle_ns);
         } else {
-            seen.attributes.push(Attribute::new("group_type", meaning.group_type));
-            seen.attributes.push(Attribute::new("intent", meaning.intent));
-            seen.attributes.push(Attribute::new("category", meaning.category.as_str()));
+            seen.mean(&meaning);
             let mut episode = Episode::open(seen, idle_ns);
             episode.signal.group = group;
             self.open.insert(key, episode);

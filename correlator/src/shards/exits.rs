@@ -67,25 +67,7 @@ impl Exits {
             // SIGTERM, SIGINT, SIGHUP, SIGPIPE: asked to go.
             _ => return None,
         };
-        let mut seen = Observation::new(kind, &event.entity, event.timestamp, event.id);
-        seen.pid = event.pid;
-        seen.strength = match kind {
-            SignalKind::CrashSignal => 1.0,
-            SignalKind::ExitNonzero if !is_main(event, exit) => 0.5,
-            _ => 0.8,
-        };
-        if is_main(event, exit) {
-            seen.confirm = Confirm::needed(kind, &event.entity);
-        }
-        Some(
-            seen.with("comm", exit.comm.as_str())
-                .with("executable", exit.executable.as_str())
-                .with("pid", i64::from(event.pid))
-                .with("exit_code", i64::from(exit.exit_code))
-                .with("signal", i64::from(exit.signal))
-                .with("signal_name", signal_name(exit.signal))
-                .with("main_process", tapio_schemas::AttributeValue::Bool(is_main(event, exit))),
-        )
+        Some(told(event, exit, kind))
     }
 
     fn was_victim(&mut self, event: &UnifiedEvent) -> bool {
@@ -119,6 +101,31 @@ impl Exits {
         }
         seen.len() == REPEAT_COUNT && event.timestamp.since(seen[0]) <= REPEAT_NS
     }
+}
+
+/// A crash, which is news whatever else is known.
+pub fn crash(event: &UnifiedEvent, exit: &KernelData) -> Option<Observation> {
+    CRASH_SIGNALS.contains(&exit.signal).then(|| told(event, exit, SignalKind::CrashSignal))
+}
+
+fn told(event: &UnifiedEvent, exit: &KernelData, kind: SignalKind) -> Observation {
+    let mut seen = Observation::new(kind, &event.entity, event.timestamp, event.id);
+    seen.pid = event.pid;
+    seen.strength = match kind {
+        SignalKind::CrashSignal => 1.0,
+        SignalKind::ExitNonzero if !is_main(event, exit) => 0.5,
+        _ => 0.8,
+    };
+    if is_main(event, exit) {
+        seen.confirm = Confirm::needed(kind, &event.entity);
+    }
+    seen.with("comm", exit.comm.as_str())
+        .with("executable", exit.executable.as_str())
+        .with("pid", i64::from(event.pid))
+        .with("exit_code", i64::from(exit.exit_code))
+        .with("signal", i64::from(exit.signal))
+        .with("signal_name", signal_name(exit.signal))
+        .with("main_process", tapio_schemas::AttributeValue::Bool(is_main(event, exit)))
 }
 
 /// First process of a pid namespace inside a container; on the machine itself only units tell (through systemd).

@@ -10,6 +10,7 @@ mod endings;
 mod entities;
 mod episode;
 mod exits;
+mod first_words;
 mod groups;
 mod losses;
 mod news;
@@ -25,13 +26,15 @@ mod watermark;
 pub use budget::{Budget, CHUNK_UNITS, Cursor};
 pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 pub use context::{Meaning, is_change, meaning};
-pub use counters::{Counters, Dropped, Evicted};
+pub use counters::{Counters, Dropped, Evicted, Unsaid};
 pub(crate) use episode::{add_evidence, stamped};
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
 pub use shard::{Advanced, Shard};
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
+#[cfg(test)]
+mod first_words_tests;
 #[cfg(test)]
 mod healing_tests;
 #[cfg(test)]

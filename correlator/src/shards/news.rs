@@ -6,23 +6,43 @@ use tapio_schemas::entity::{Entity, kinds};
 use tapio_schemas::payload::{KubernetesData, NetworkData, Payload, SystemdData};
 use tapio_schemas::{EventKind, SignalKind, Source, UnifiedEvent, trouble};
 
+use super::bursts::needed;
 use super::confirm::Confirm;
 use super::counters::Counters;
 use super::episode::Observation;
-use super::exits::Exits;
+use super::exits::{Exits, crash};
 use super::record::{cut, hash_parts, says_timeout};
 
-/// What an event tells by itself.
+/// What an event tells, beside what is known of exits.
 pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -> Option<Observation> {
+    match (&event.payload, event.kind) {
+        (Payload::Kernel(data), EventKind::ProcessExit) => {
+            exits.judge(event, data, counters).map(|seen| keyed(event, seen))
+        }
+        (Payload::Kernel(_), EventKind::OomKill) => {
+            exits.victim(event, counters);
+            by_itself(event)
+        }
+        _ => by_itself(event),
+    }
+}
+
+/// What an event tells whatever came before it and may come after it: it is certain, and one is enough.
+pub fn at_once(event: &UnifiedEvent) -> Option<Observation> {
+    let seen = match (&event.payload, event.kind) {
+        // Of these, one is never enough.
+        (Payload::Log(_) | Payload::Application(_), _) => None,
+        (_, EventKind::NetRetransmit | EventKind::NetDrop) => None,
+        (Payload::Kernel(data), EventKind::ProcessExit) => crash(event, data).map(|seen| keyed(event, seen)),
+        _ => by_itself(event),
+    }?;
+    (seen.confirm.is_none() && needed(seen.kind) == 1).then_some(seen)
+}
+
+/// What an event tells by itself.
+fn by_itself(event: &UnifiedEvent) -> Option<Observation> {
     let seen = match &event.payload {
-        Payload::Kernel(data) => match event.kind {
-            EventKind::OomKill => {
-                exits.victim(event, counters);
-                Some(oom_kill(event, data))
-            }
-            EventKind::ProcessExit => exits.judge(event, data, counters),
-            _ => None,
-        },
+        Payload::Kernel(data) if event.kind == EventKind::OomKill => Some(oom_kill(event, data)),
         Payload::Network(data) => network(event, data),
         Payload::Kubernetes(data) => kubernetes(event, data),
         Payload::Systemd(data) => unit(event, data),

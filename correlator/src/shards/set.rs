@@ -1,7 +1,7 @@
 //! The shards of one worker: checks a batch, routes it, and collects what the shards say into one section.
 
-use tapio_schemas::UnixNanos;
 use tapio_schemas::wire::{EventBatchView, SignalSection, Unpacker, WireError};
+use tapio_schemas::{Signal, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::counters::Counters;
@@ -55,12 +55,14 @@ pub struct ShardSet {
 }
 
 /// What a batch held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Taken {
     /// Time of its newest event; zero for none.
     pub newest: UnixNanos,
     /// All of it was taken.
     pub is_done: bool,
+    /// First words of its news, when the cursor was live.
+    pub first_words: Vec<Signal>,
 }
 
 impl ShardSet {
@@ -92,7 +94,8 @@ impl ShardSet {
     ) -> Result<Taken, BatchError> {
         let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
         let is_done = shard.take(&batch, cursor, budget);
-        Ok(Taken { newest: newest(&batch, cursor), is_done })
+        let first_words = shard.first_words.take();
+        Ok(Taken { newest: newest(&batch, cursor), is_done, first_words })
     }
 
     /// The rest of a batch is not taken, and counted as such.
@@ -104,7 +107,7 @@ impl ShardSet {
     ) -> Result<Taken, BatchError> {
         let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
         shard.give_up(&batch, cursor);
-        Ok(Taken { newest: newest(&batch, cursor), is_done: true })
+        Ok(Taken { newest: newest(&batch, cursor), is_done: true, first_words: Vec::new() })
     }
 
     /// Moves all shards to the watermark. A section per shard and step with something to say, then one with all marks.

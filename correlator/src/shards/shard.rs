@@ -16,6 +16,7 @@ use super::endings;
 use super::entities::Entities;
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
+use super::first_words::FirstWords;
 use super::groups::Groups;
 use super::losses;
 use super::news;
@@ -62,6 +63,8 @@ pub struct Shard {
     series: SeriesStore,
     calls: Calls,
     exits: Exits,
+    /// What was told before its time.
+    pub first_words: FirstWords,
     bursts: Bursts,
     groups: Groups,
     topology: Topology,
@@ -89,6 +92,7 @@ impl Shard {
             series: SeriesStore::new(config.series.clone()),
             calls: Calls::new(&config.signals),
             exits: Exits::default(),
+            first_words: FirstWords::default(),
             bursts: Bursts::default(),
             groups: Groups::new(config.groups.clone()),
             topology: Topology::new(&config.signals),
@@ -99,7 +103,7 @@ impl Shard {
     }
 
     /// Takes a checked batch, from the cursor on: events after its `newest_allowed` are refused. Nothing is said before
-    /// [`Self::advance`]. False when the budget is over first; the cursor is where to go on, with this shard untouched
+    /// [`Self::advance`] but the first words, when the cursor is live. False when the budget is over first; the cursor is where to go on, with this shard untouched
     /// meanwhile.
     pub fn take(&mut self, batch: &EventBatchView<'_>, cursor: &mut Cursor, budget: &mut Budget<'_>) -> bool {
         if cursor.next == 0 && !self.begin(batch) {
@@ -142,6 +146,9 @@ impl Shard {
             }
             match triage(&view, &entity.known) {
                 Triage::Keep(record) => {
+                    if let (Some(now), Record::Event(event)) = (cursor.live, &record) {
+                        self.first_words.hear(event, now, self.step, &self.episodes, &mut self.counters);
+                    }
                     self.reorder.admit(at, EventId(view.event.id.0.to_native()), record);
                 }
                 Triage::Connection(data) => {

@@ -71,6 +71,10 @@ impl Sim {
             sum.duplicate_batches += c.duplicate_batches;
             sum.gap_events += c.gap_events;
             sum.dropped.add(&c.dropped);
+            sum.first_words += c.first_words;
+            sum.unsaid.old += c.unsaid.old;
+            sum.unsaid.looks += c.unsaid.looks;
+            sum.unsaid.words += c.unsaid.words;
             sum.evicted.reorder += c.evicted.reorder;
             sum.evicted.series += c.evicted.series;
             sum.evicted.episodes += c.evicted.episodes;
@@ -82,7 +86,7 @@ impl Sim {
         self.set.low_water()
     }
 
-    fn advance(&mut self) {
+    pub fn advance(&mut self) {
         for section in self.set.advance(self.watermark.at()) {
             self.signals.extend(section.signals.iter().cloned());
             self.sections.push(section);
@@ -138,7 +142,7 @@ pub fn seconds(s: f64) -> UnixNanos {
     UnixNanos(1_700_000_000_000_000_000 + (s * 1e9) as u64)
 }
 
-fn exit(
+pub fn exit(
     entity: &Arc<EntityRef>,
     at: f64,
     id: u128,
@@ -163,7 +167,7 @@ pub fn oom(entity: &Arc<EntityRef>, at: f64, id: u128, pid: u32) -> UnifiedEvent
     event
 }
 
-fn refused(entity: &Arc<EntityRef>, at: f64, id: u128, port: u16) -> UnifiedEvent {
+pub fn refused(entity: &Arc<EntityRef>, at: f64, id: u128, port: u16) -> UnifiedEvent {
     let data = NetworkData {
         remote_addr: std::net::Ipv4Addr::new(10, 0, 0, 9).to_ipv6_mapped().octets(),
         remote_port: port,

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use tapio_runtime::bus::{BusError, Headers, Outgoing, TrySubmitError};
+use bytes::Bytes;
+use tapio_runtime::bus::{BusError, Headers, Outgoing, TrySubmitError, Untold};
 use tapio_schemas::names::HEADER_FENCE_EPOCH;
 
 use super::chance::Chance;
@@ -152,5 +153,15 @@ impl Outlet for WireOutlet {
 
     fn stamp(&self, headers: Headers) -> Headers {
         headers.with(HEADER_FENCE_EPOCH, self.fence.to_string())
+    }
+
+    fn tell(&self, _subject: &str, _payload: Bytes) -> Result<(), Untold> {
+        let wire = self.wire.borrow();
+        let mut server = wire.server.borrow_mut();
+        if !server.is_up() {
+            return Err(Untold::Away);
+        }
+        server.count("first words told");
+        Ok(())
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tapio_runtime::bus::{Headers, Outgoing};
 use tapio_runtime::clock::Clock;
-use tapio_schemas::UnixNanos;
-use tapio_schemas::names::{HEADER_ORIGIN, HEADER_REASON, deadletter_subject, events_subject};
+use tapio_schemas::names::{HEADER_ORIGIN, HEADER_REASON, deadletter_subject, events_subject, news_subject};
+use tapio_schemas::wire::{SignalSection, encode_signals};
+use tapio_schemas::{Signal, UnixNanos};
 
 use super::deferred::Rest;
 use super::worker::{Worker, WorkerStop};
@@ -73,13 +74,17 @@ impl<O: Outlet> Worker<O> {
         let work = match work {
             Rest::Batch { sequence, payload, came, mut cursor } => {
                 cursor.pressure = self.parts.shared.pressure();
+                cursor.live = Some(UnixNanos(clock.now_unix_nanos()));
                 match self.shards.take_within(&payload, Some(shard), &mut cursor, &mut budget) {
-                    Ok(taken) if taken.is_done => {
+                    Ok(taken) => {
+                        self.tell_first_words(taken.first_words)?;
+                        if !taken.is_done {
+                            return Ok(Some(Rest::Batch { sequence, payload, came, cursor }));
+                        }
                         if let Some(owned) = self.of(shard) {
                             owned.read(sequence, taken.newest.min(came));
                         }
                     }
-                    Ok(_) => return Ok(Some(Rest::Batch { sequence, payload, came, cursor })),
                     Err(error) => {
                         tracing::warn!(shard, %error, "a batch of events is refused");
                         self.refuse(shard, sequence, payload, error.reason(), error.to_string());
@@ -91,6 +96,21 @@ impl<O: Outlet> Worker<O> {
         };
         let is_done = self.steps(shard, &mut budget)?;
         Ok((!is_done).then_some(work))
+    }
+
+    /// Tells news when it is read. It is told again, bindingly, when event time has passed it: so this is not numbered,
+    /// not repeated, and no one waits for it.
+    fn tell_first_words(&mut self, signals: Vec<Signal>) -> Result<(), WorkerStop> {
+        if signals.is_empty() {
+            return Ok(());
+        }
+        let section = SignalSection { signals, ..SignalSection::default() };
+        let bytes = encode_signals(self.parts.producer, 0, 0, &section)?;
+        let subject = news_subject(&self.parts.config.cluster);
+        if let Err(why) = self.outbox.tell(&subject, Bytes::from(bytes)) {
+            self.parts.metrics.untold(why);
+        }
+        Ok(())
     }
 
     /// False when the budget is over first.

@@ -318,6 +318,7 @@ fn report(
         ceiling_bytes_per_s: ceiling.round(),
         ratio: rounded(ratio),
         latency_event_to_signal_ms: output.to_signal.percentiles(),
+        latency_event_to_binding_signal_ms: output.to_binding_signal.percentiles(),
         latency_event_to_insight_ms: verdict.to_insight.percentiles(),
         cpu_seconds_per_million,
         peak_rss_bytes,

@@ -1,12 +1,12 @@
-//! Listens to what comes out: signals and findings, with the time of their arrival.
+//! Listens to what comes out: first words, signals and findings, with the time of their arrival.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tapio_runtime::bus::{Bus, BusError, OrderedConfig, OrderedConsumer, StartAt};
+use tapio_runtime::bus::{Bus, BusError, OrderedConfig, OrderedConsumer, StartAt, Subscription};
 use tapio_runtime::shutdown::Shutdown;
-use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS};
+use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS, SUBJECTS_NEWS};
 use tapio_schemas::wire::SignalBatchView;
 use tapio_schemas::{EventId, Finding, FindingId, UnixNanos};
 use tokio::task::JoinHandle;
@@ -34,16 +34,20 @@ pub struct Seen {
 pub struct Output {
     /// Findings by id.
     pub findings: HashMap<FindingId, Seen>,
-    /// Event → signal, of events that are news.
+    /// Event → the first that is heard of it: its first word, or its signal when that comes before. Of events that are news.
     pub to_signal: Latencies,
+    /// Event → the signal that stage two decides by.
+    pub to_binding_signal: Latencies,
+    /// Of the former, how many were first words.
+    pub first_words: u64,
     /// Signal messages, and those that do not decode.
     pub sections: u64,
     /// Messages that do not decode.
     pub unreadable: u64,
     /// Event time that each shard has passed.
     pub watermarks: HashMap<u16, UnixNanos>,
-    /// News that no signal has named yet: event → its time.
-    awaited: HashMap<EventId, UnixNanos>,
+    /// News that no signal has named yet: event → its time, and whether a first word has.
+    awaited: HashMap<EventId, (UnixNanos, bool)>,
 }
 
 impl Output {
@@ -73,7 +77,25 @@ impl Output {
             *known = mark.at.max(*known);
         }
         for event in section.signals.iter().flat_map(|signal| &signal.evidence) {
-            if let Some(at) = self.awaited.remove(event) {
+            if let Some((at, was_told)) = self.awaited.remove(event) {
+                let took = now.saturating_sub(at.0);
+                self.to_binding_signal.add(took);
+                if !was_told {
+                    self.to_signal.add(took);
+                }
+            }
+        }
+    }
+
+    fn first_words(&mut self, payload: &[u8], now: u64) {
+        let Ok(view) = SignalBatchView::check(payload) else {
+            self.unreadable += 1;
+            return;
+        };
+        for event in view.to_section().signals.iter().flat_map(|signal| &signal.evidence) {
+            if let Some((at, was_told @ false)) = self.awaited.get_mut(event) {
+                *was_told = true;
+                self.first_words += 1;
                 self.to_signal.add(now.saturating_sub(at.0));
             }
         }
@@ -121,12 +143,14 @@ impl Observer {
             let (output, shutdown) = (Arc::clone(&output), shutdown.clone());
             tasks.push(tokio::spawn(listen(consumer, stream, output, shutdown)));
         }
+        let news = bus.subscribe(SUBJECTS_NEWS).await?;
+        tasks.push(tokio::spawn(hear(news, Arc::clone(&output), shutdown.clone())));
         Ok(Self { output, shutdown, tasks })
     }
 
     /// These events are news: their way to a signal is measured.
     pub fn expect(&self, news: impl IntoIterator<Item = (EventId, UnixNanos)>) {
-        self.output().awaited.extend(news);
+        self.output().awaited.extend(news.into_iter().map(|(event, at)| (event, (at, false))));
     }
 
     /// What has come so far. Not to be held over an await.
@@ -144,6 +168,21 @@ impl Observer {
             task.await.map_err(|error| LoadError::Generator(error.to_string()))??;
         }
         Ok(())
+    }
+}
+
+async fn hear(
+    mut news: Subscription,
+    output: Arc<Mutex<Output>>,
+    shutdown: Shutdown,
+) -> Result<(), BusError> {
+    loop {
+        let message = tokio::select! {
+            message = news.next() => message.ok_or(BusError::Closed)?,
+            () = shutdown.wait() => return Ok(()),
+        };
+        let now = unix_nanos();
+        output.lock().unwrap_or_else(PoisonError::into_inner).first_words(&message.payload, now);
     }
 }
 

@@ -7,10 +7,10 @@ use async_nats::Subscriber;
 use async_nats::client::{Request, RequestErrorKind};
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 
 use super::message::chain;
-use super::{Bus, BusError, Headers};
+use super::{Bus, BusError, ConnectionState, Headers};
 
 /// A message that was not stored for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,20 @@ pub struct CoreMessage {
     pub payload: Bytes,
     /// Headers.
     pub headers: Headers,
+}
+
+/// Why something was not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Untold {
+    /// What would be queued now would be told long after it was true.
+    #[error("nats is away")]
+    Away,
+    /// More is waiting to be written than there is room for.
+    #[error("the connection has no room")]
+    Full,
+    /// Larger than the server takes, or no subject.
+    #[error("the message is too large, or its subject is none")]
+    Refused,
 }
 
 /// Live messages of a subject, at most once: what is published while NATS is away is not seen.
@@ -56,6 +70,22 @@ impl Bus {
         let subscriber = subscriber.map_err(|_| BusError::Subject { subject: subject.to_owned() })?;
         self.flush().await?;
         Ok(Subscription { subscriber })
+    }
+
+    /// Tells whoever listens now, at most once: nothing is stored, acknowledged or repeated. Never waits, and may be
+    /// called from any thread.
+    ///
+    /// # Errors
+    /// [`Untold`].
+    pub fn tell(&self, subject: &str, payload: Bytes) -> Result<(), Untold> {
+        if self.state() != ConnectionState::Connected {
+            return Err(Untold::Away);
+        }
+        if payload.len() > self.max_payload() {
+            return Err(Untold::Refused);
+        }
+        let sent = self.inner.client.publish(subject.to_owned(), payload).now_or_never();
+        sent.ok_or(Untold::Full)?.map_err(|_| Untold::Refused)
     }
 
     /// Asks and waits for the one answer.

@@ -40,7 +40,7 @@ use crate::health::Health;
 use crate::telemetry::Metrics;
 
 pub use self::circuit::CircuitState;
-pub use self::core::{CoreMessage, Subscription};
+pub use self::core::{CoreMessage, Subscription, Untold};
 pub use config::{BusConfig, EventsStreamsConfig, StreamLimits, StreamsConfig};
 pub use connection::ConnectionState;
 pub use consumer::{DurableConfig, DurableConsumer, OrderedConfig, OrderedConsumer, StartAt};
