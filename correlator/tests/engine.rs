@@ -72,6 +72,33 @@ fn a_second_replay_says_the_same() {
 }
 
 #[test]
+fn an_agent_that_is_minutes_behind_is_heard_all_the_same() {
+    let mut events: Vec<UnifiedEvent> = leaking(NOW);
+    events.sort_by_key(|e| (e.timestamp, e.id));
+    let (first, newest) = (events[0].timestamp, events[events.len() - 1].timestamp);
+    let again = |second: u64, id: u128| {
+        let mut crash = crash(first.0 + second * 1_000_000_000);
+        crash.id = tapio_schemas::EventId(9000 + id);
+        crash
+    };
+    let crashes = [again(5, 1), again(6, 2), again(7, 3)];
+    let newest = newest.plus(1_200_000_000_000);
+    // Something in the same shard that is not behind, and goes on after the crashes.
+    let calm = |id: u128, at: UnixNanos| {
+        let mut calm = crash(at.0);
+        (calm.kind, calm.id) = (tapio_schemas::EventKind::ProcessExec, tapio_schemas::EventId(id));
+        calm
+    };
+    events.push(calm(8001, newest));
+    let crash_of = |found: &[String]| found.iter().any(|f| f.contains("\"cause\":\"code.crash_signal\""));
+    assert!(!crash_of(&replay(&events)));
+    events.extend(crashes);
+    events.push(calm(8002, newest.plus(5_000_000_000)));
+    let found = replay(&events);
+    assert!(crash_of(&found), "{found:#?}");
+}
+
+#[test]
 fn garbage_is_an_error_and_the_engine_goes_on() {
     let mut engine = engine();
     assert!(engine.push_batch(b"garbage").is_err());

@@ -12,6 +12,7 @@ use crate::balance::Balance;
 use crate::ceiling::{self, Ceiling};
 use crate::drive::{self, Batches, Drive, Driven, Start};
 use crate::error::LoadError;
+use crate::load::PRODUCER;
 use crate::load::faults::{self, Fault, Plan};
 use crate::load::generator::{Cut, Generator, Templates};
 use crate::load::world::World;
@@ -23,8 +24,6 @@ use crate::rig::stack::{self, CLUSTER, Dir, Stack, StackConfig};
 use crate::rig::store;
 use crate::verdict;
 
-/// First of the producers' ids; the others follow.
-const PRODUCER: u64 = 0x10ad_0000;
 /// Messages of the ceiling: distinct, as many as two rounds over the shards.
 const CEILING_MESSAGES: u16 = 128;
 /// How often progress is looked at.

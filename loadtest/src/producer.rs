@@ -15,6 +15,7 @@ use tapio_schemas::UnixNanos;
 use tapio_schemas::names::{SHARD_COUNT, events_subject};
 
 use crate::error::LoadError;
+use crate::load::PRODUCER;
 use crate::load::faults::{self, Injection, Plan};
 use crate::load::generator::{Cut, Generator, Templates};
 use crate::load::world::World;
@@ -22,8 +23,6 @@ use crate::measure::events_per_batch;
 use crate::rig::observe::unix_nanos;
 use crate::rig::stack::{self, CLUSTER};
 
-/// First of the producers' ids; the others follow.
-const PRODUCER: u64 = 0x10ad_0000;
 /// Messages sent and not yet acknowledged.
 const WINDOW: usize = 128;
 /// Sleeping is not more exact than this.

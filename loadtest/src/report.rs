@@ -99,6 +99,7 @@ impl Report {
         line("balance", self.balance.to_string());
         let verdict = &self.verdict;
         line("findings", format!("{} of {} faults found, once each", verdict.right, verdict.faults));
+        verdict.own.iter().for_each(|title| line("of itself", title.clone()));
         for wrong in &verdict.wrong {
             line("WRONG", wrong.to_string());
         }

@@ -83,6 +83,8 @@ pub struct Verdict {
     pub right: usize,
     /// What is wrong.
     pub wrong: Vec<Wrong>,
+    /// What Tapio found wrong with itself.
+    pub own: Vec<String>,
     /// From the fault's first event to the first finding that names it. A leak is left out: there it is the sample that
     /// makes the climb a trend, not the first one.
     pub to_insight: Latencies,
@@ -110,6 +112,8 @@ pub fn judge(faults: &[Fault], findings: &HashMap<FindingId, Seen>, start: UnixN
                     verdict.to_insight.add(at.saturating_sub(onset.0));
                 }
             }
+            // That it falls behind on a busy machine is true, and said in the notes.
+            None if is_of_tapio(&seen.last) => verdict.own.push(title(&seen.last)),
             None => verdict.wrong.push(unexpected(&seen.last)),
         }
     }
@@ -137,6 +141,14 @@ fn fault_of<'a>(faults: &'a [Fault], finding: &Finding) -> Option<&'a Fault> {
 fn tells(fault: &Fault, finding: &Finding) -> bool {
     let root = finding.root_cause.as_ref();
     root.is_some_and(|root| root.cause == fault.kind.cause() && root.entity == fault.seat)
+}
+
+fn is_of_tapio(finding: &Finding) -> bool {
+    finding.root_cause.as_ref().is_some_and(|root| root.cause.starts_with("tapio."))
+}
+
+fn title(finding: &Finding) -> String {
+    finding.title.clone()
 }
 
 fn unexpected(finding: &Finding) -> Wrong {

@@ -66,16 +66,12 @@ pub struct Step {
 
 vocabulary! {
     /// Kind of a step.
+    #[derive(Default)]
     pub enum StepKind: u8 {
+        #[default]
         Call = 1 => "call",
         Log = 2 => "log",
         ErrorLog = 3 => "error_log",
-    }
-}
-
-impl Default for StepKind {
-    fn default() -> Self {
-        Self::Call
     }
 }
 
@@ -122,18 +118,14 @@ pub struct ServiceMeter {
 
 vocabulary! {
     /// Measures that stage two compares over services.
+    #[derive(Default)]
     pub enum Measure: u8 {
+        #[default]
         CpuShare = 1 => "cpu_share",
         MemoryShare = 2 => "memory_share",
         LatencySeconds = 3 => "latency_s",
         RequestsPerSecond = 4 => "requests_per_s",
         SuccessShare = 5 => "success_share",
         SystemCalls = 6 => "system_calls",
-    }
-}
-
-impl Default for Measure {
-    fn default() -> Self {
-        Self::CpuShare
     }
 }

@@ -16,7 +16,7 @@ use super::world::{CALM_WORKLOADS, NODES, World, node};
 
 /// Producers of injected events: each event is a batch of a producer of its own, so that sending it again after a crash
 /// neither doubles it nor leaves a hole in anybody's numbers.
-const PRODUCER_BASE: u64 = 0x000f_a017_0000_0000;
+pub const PRODUCER_BASE: u64 = 0x000f_a017_0000_0000;
 /// Injected events of one fault at most.
 const EVENTS_MAX: u64 = 256;
 /// Number of the first beacon among the faults.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::error::LoadError;
+use crate::load::is_producer;
 
 /// Offsets in the header, which stays readable when the rest is packed: see `schemas/src/wire/header.rs`.
 const COUNT_AT: usize = 12;
@@ -37,6 +38,8 @@ pub struct Lanes {
     pub bytes: u64,
     /// Messages that are shorter than a header.
     pub unreadable: u64,
+    /// Messages in which Tapio tells of itself: no part of the load.
+    pub own: u64,
 }
 
 /// Sums over all lanes.
@@ -104,16 +107,22 @@ async fn read(mut consumer: OrderedConsumer, end: watch::Receiver<Option<u64>>) 
 
 impl Lanes {
     fn take(&mut self, subject: &str, payload: &[u8]) {
-        self.messages += 1;
-        self.bytes += payload.len() as u64;
         if payload.len() < HEADER_BYTES {
+            self.messages += 1;
             self.unreadable += 1;
             return;
         }
         let number = |at: usize, bytes: usize| {
             payload[at..at + bytes].iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte))
         };
-        let lane = (number(PRODUCER_AT, 8), number(EPOCH_AT, 4) as u32, subject.to_owned());
+        let producer = number(PRODUCER_AT, 8);
+        if !is_producer(producer) {
+            self.own += 1;
+            return;
+        }
+        self.messages += 1;
+        self.bytes += payload.len() as u64;
+        let lane = (producer, number(EPOCH_AT, 4) as u32, subject.to_owned());
         let place = self.lanes.entry(lane).or_default().entry(number(FIRST_SEQUENCE_AT, 8)).or_default();
         *place = (number(COUNT_AT, 4), place.1 + 1);
     }
@@ -141,7 +150,7 @@ mod tests {
     use tapio_schemas::{ProducerId, UnifiedEvent, UnixNanos};
 
     fn batches() -> Vec<Vec<u8>> {
-        let mut batch = EventBatch::new(ProducerId(0x1234_5678_9abc), 3, 9);
+        let mut batch = EventBatch::new(ProducerId(crate::load::PRODUCER + 5), 3, 9);
         let make = |events: usize| {
             (0..events).for_each(|_| batch.push(UnifiedEvent::default()));
             batch.finish(UnixNanos(0)).unwrap()
@@ -163,5 +172,14 @@ mod tests {
         assert_eq!(stored(&[2, 0, 1]), whole);
         assert_eq!(stored(&[0, 2]), Stored { events: 5, holes: 5, ..whole });
         assert_eq!(stored(&[0, 1, 1, 2]), Stored { doubled: 5, ..whole });
+    }
+
+    #[test]
+    fn what_tapio_tells_of_itself_is_no_part_of_the_load() {
+        let mut batch = EventBatch::new(ProducerId(0x1234_5678_9abc), 1, 9);
+        batch.push(UnifiedEvent::default());
+        let mut lanes = Lanes::default();
+        lanes.take("tapio.v1.events.x.9", &batch.finish(UnixNanos(0)).unwrap());
+        assert_eq!((lanes.own, lanes.messages, lanes.stored()), (1, 0, Stored::default()));
     }
 }
