@@ -10,6 +10,7 @@ pub mod event;
 pub mod finding;
 pub mod ids;
 pub mod kind;
+pub mod learning;
 pub mod names;
 pub mod payload;
 pub mod proto;

@@ -145,6 +145,11 @@ pub fn status_key(role: &str, cluster: &str, name: &str) -> String {
     format!("{KEY_STATUS_PREFIX}.{role}.{}.{}", token(cluster), token(name))
 }
 
+/// Key of the learnt priors of a cluster: `priors.<cluster>`.
+pub fn priors_key(cluster: &str) -> String {
+    format!("priors.{}", token(cluster))
+}
+
 /// Encodes free text as one NATS subject token: anything but ASCII letters, digits, `-` and `_`
 /// becomes `_`; the empty string becomes `_`; longer than 128 bytes is cut.
 pub fn token(text: &str) -> String {

@@ -12,6 +12,7 @@ pub mod condition;
 pub mod config;
 pub mod consumer;
 pub mod freshness;
+pub mod learning;
 pub mod live;
 pub mod open;
 pub mod rebuild;

@@ -25,6 +25,7 @@ use crate::condition::Condition;
 use crate::config::StorageConfig;
 use crate::consumer::{Consumer, Intake};
 use crate::freshness::Freshness;
+use crate::learning::{Learnt, add_publisher};
 use crate::live::Live;
 use crate::open::OpenFindings;
 use crate::rebuild::{RebuildError, rebuild};
@@ -111,12 +112,19 @@ impl StorageService {
         rebuild(&bus, &cell, &open).await?;
         let condition = Condition::default();
         let freshness = Freshness::new(bus.clone(), clock.clone());
-        let answers = Answers::new(cell.clone(), open.clone(), freshness, condition.clone());
         let supervision = Supervision::start(clock.clone(), health, &metrics)?;
 
-        let parts =
-            WriterParts { cell: cell.clone(), open, live: live.clone(), condition: condition.clone() };
+        let learnt = Learnt::default();
+        let parts = WriterParts {
+            cell: cell.clone(),
+            open: open.clone(),
+            live: live.clone(),
+            condition: condition.clone(),
+            learnt: learnt.clone(),
+        };
         let writer = add_writer(&supervision, &config, parts).await?;
+        let answers = Answers::new(cell.clone(), open, freshness, condition.clone(), writer.clone());
+        add_publisher(&supervision, bus.clone(), cell.clone(), learnt).await?;
         add_grpc(&supervision, listener, grpc_addr, answers.clone(), live).await?;
         add_queries(&supervision, &bus, answers).await?;
         let name = format!("{}-{:016x}", config.consumer, cell.get()?.id());

@@ -7,9 +7,11 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
 };
 use tapio_runtime::supervise::WorkerContext;
+use tapio_schemas::learning::Feedback;
 
 use crate::cell::StoreCell;
 use crate::condition::Condition;
+use crate::learning::Learnt;
 use crate::live::Live;
 use crate::open::OpenFindings;
 use crate::store::{Incoming, Limits, PutReport, Store, StoreError};
@@ -29,6 +31,21 @@ pub struct Persist {
     pub findings: Vec<Incoming>,
 }
 
+/// Makes an outcome durable: what somebody said of a finding, or that what was learnt is to be forgotten.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<u32, StoreError>")]
+pub enum Learn {
+    /// What was said.
+    Feedback(Box<Feedback>),
+    /// What to forget, up to now; an empty name stands for all. The answer is how many causes it concerned.
+    Forget {
+        /// Cluster.
+        cluster: String,
+        /// Cause.
+        cause: String,
+    },
+}
+
 /// What the writer works on.
 #[derive(Clone)]
 pub struct WriterParts {
@@ -40,6 +57,8 @@ pub struct WriterParts {
     pub live: Live,
     /// Where failures are told.
     pub condition: Condition,
+    /// Who publishes the priors.
+    pub learnt: Learnt,
 }
 
 /// The actor.
@@ -79,10 +98,25 @@ impl Writer {
                 live.publish(Arc::clone(unsure));
             }
         }
+        if report.scored {
+            self.parts.learnt.changed();
+        }
         if store.totals()?.bytes > self.limits.bytes_max {
             self.retention_at = self.context.clock.monotonic();
         }
         Ok(report)
+    }
+
+    fn learn(&mut self, learn: Learn) -> Result<u32, StoreError> {
+        let store = self.parts.cell.healthy()?;
+        let concerned = match learn {
+            Learn::Feedback(feedback) => store.put_feedback(&feedback).map(|()| 1)?,
+            Learn::Forget { cluster, cause } => {
+                store.forget_learnt(&cluster, &cause, self.parts.cell.now())?
+            }
+        };
+        self.parts.learnt.changed();
+        Ok(concerned)
     }
 
     /// Also opens a failed store again, when there is nothing else to do.
@@ -156,6 +190,16 @@ impl Handler<Persist> for Writer {
             let enforced = self.enforce_when_due();
             self.report(&enforced);
         }
+        MessageResult(outcome)
+    }
+}
+
+impl Handler<Learn> for Writer {
+    type Result = MessageResult<Learn>;
+
+    fn handle(&mut self, learn: Learn, _actor: &mut Context<Self>) -> Self::Result {
+        let outcome = self.learn(learn);
+        self.report(&outcome);
         MessageResult(outcome)
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use tapio_runtime::shutdown::Shutdown;
+use tapio_schemas::learning::Feedback;
 use tapio_schemas::proto::v1::correlation_service_server::{CorrelationService, CorrelationServiceServer};
 use tapio_schemas::proto::{DESCRIPTORS, v1};
 use tokio::net::TcpListener;
@@ -137,13 +138,15 @@ impl CorrelationService for GrpcApi {
         request: Request<v1::GetFindingRequest>,
     ) -> Result<Response<v1::GetFindingResponse>, Status> {
         let request = request.into_inner();
-        let stored = self.answers.get(&request.id, request.revision).await?;
-        Ok(Response::new(v1::GetFindingResponse { finding: Some(message(&stored)) }))
+        let told = self.answers.get(&request.id, request.revision).await?;
+        let finding = Some(message(&told.stored));
+        Ok(Response::new(v1::GetFindingResponse { finding, feedback_json: document(&told.feedback) }))
     }
 
     async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::WhyResponse>, Status> {
-        let stored = self.answers.why(&request.into_inner().entity).await?;
-        Ok(Response::new(v1::WhyResponse { finding: Some(message(&stored)) }))
+        let told = self.answers.why(&request.into_inner().entity).await?;
+        let finding = Some(message(&told.stored));
+        Ok(Response::new(v1::WhyResponse { finding, feedback_json: document(&told.feedback) }))
     }
 
     async fn subscribe(
@@ -168,6 +171,52 @@ impl CorrelationService for GrpcApi {
         });
         Ok(Response::new(Box::pin(findings)))
     }
+
+    async fn give_feedback(
+        &self,
+        request: Request<v1::GiveFeedbackRequest>,
+    ) -> Result<Response<v1::GiveFeedbackResponse>, Status> {
+        let feedback = self.answers.give_feedback(request.into_inner().into()).await?;
+        Ok(Response::new(v1::GiveFeedbackResponse { feedback_json: document(&Some(feedback)) }))
+    }
+
+    async fn list_causes(
+        &self,
+        request: Request<v1::ListCausesRequest>,
+    ) -> Result<Response<v1::ListCausesResponse>, Status> {
+        let causes = self.answers.causes(&request.into_inner().cluster).await?;
+        Ok(Response::new(v1::ListCausesResponse {
+            causes: causes.iter().map(v1::LearntCause::from).collect(),
+        }))
+    }
+
+    async fn reset_causes(
+        &self,
+        request: Request<v1::ResetCausesRequest>,
+    ) -> Result<Response<v1::ResetCausesResponse>, Status> {
+        let request = request.into_inner();
+        let causes = self.answers.forget_learnt(&request.cluster, &request.cause).await?;
+        Ok(Response::new(v1::ResetCausesResponse { causes }))
+    }
+
+    async fn similar(
+        &self,
+        request: Request<v1::SimilarRequest>,
+    ) -> Result<Response<v1::SimilarResponse>, Status> {
+        let request = request.into_inner();
+        let similar = self.answers.similar(&request.id, request.limit).await?;
+        let findings = similar.iter().map(|(similarity, told)| v1::SimilarFinding {
+            finding: Some(message(&told.stored)),
+            similarity: *similarity,
+            feedback_json: document(&told.feedback),
+        });
+        Ok(Response::new(v1::SimilarResponse { findings: findings.collect() }))
+    }
+}
+
+/// Empty when nothing was said.
+fn document(feedback: &Option<Feedback>) -> String {
+    feedback.as_ref().and_then(|said| serde_json::to_string(said).ok()).unwrap_or_default()
 }
 
 /// The document is given as it was published.

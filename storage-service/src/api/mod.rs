@@ -3,6 +3,7 @@
 
 pub mod answers;
 mod error;
+pub mod feedback;
 pub mod grpc;
 pub mod nats;
 mod question;

@@ -57,7 +57,7 @@ async fn find(answers: &Answers, payload: &[u8], bytes_max: usize) -> Result<Byt
 async fn explain(answers: &Answers, payload: &[u8]) -> Result<Bytes, ApiError> {
     let question: WhyQuestion =
         serde_json::from_slice(payload).map_err(|error| ApiError::invalid("payload", error))?;
-    Ok(answers.why(&question.entity).await?.json.clone())
+    Ok(answers.why(&question.entity).await?.stored.json.clone())
 }
 
 /// The documents go in as they were published; the token is hexadecimal.

@@ -143,7 +143,8 @@ pub(super) fn optional<T>(
     if text.is_empty() { Ok(None) } else { read(field, text).map(Some) }
 }
 
-fn short(field: &'static str, text: &str) -> Result<(), ApiError> {
+/// Not too long.
+pub(super) fn short(field: &'static str, text: &str) -> Result<(), ApiError> {
     if text.len() <= TEXT_BYTES_MAX {
         return Ok(());
     }

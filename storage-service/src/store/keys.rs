@@ -21,9 +21,14 @@ const BY_ENTITY: u8 = b'e';
 const BY_CAUSE: u8 = b'c';
 /// `severity time id` of newest revisions.
 const BY_SEVERITY: u8 = b's';
+/// `time id → embedding` of newest revisions.
+const EMBEDDING: u8 = b'v';
+/// `time id` of newest revisions with a prediction.
+const BY_PREDICTION: u8 = b'p';
 
 /// The parts that are derived from the records and can be built again.
-pub(super) const DERIVED: [u8; 6] = [LATEST, STORED, BY_TIME, BY_ENTITY, BY_CAUSE, BY_SEVERITY];
+pub(super) const DERIVED: [u8; 8] =
+    [LATEST, STORED, BY_TIME, BY_ENTITY, BY_CAUSE, BY_SEVERITY, EMBEDDING, BY_PREDICTION];
 /// Bytes of a [`Position`] at the end of every index key.
 const POSITION_BYTES: usize = 24;
 /// Longer terms are cut; what they find is compared in full anyway.
@@ -126,6 +131,14 @@ fn parse_revision(bytes: &[u8]) -> Option<(FindingId, u32)> {
 
 pub(super) fn by_time() -> Vec<u8> {
     vec![BY_TIME]
+}
+
+pub(super) fn embeddings() -> Vec<u8> {
+    vec![EMBEDDING]
+}
+
+pub(super) fn by_prediction() -> Vec<u8> {
+    vec![BY_PREDICTION]
 }
 
 pub(super) fn by_severity(severity: Severity) -> Vec<u8> {

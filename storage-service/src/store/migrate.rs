@@ -12,8 +12,8 @@ use super::{Store, StoreError, Totals, index, keys, record};
 
 /// Format this version writes.
 const FORMAT: u32 = 1;
-/// Grows when `index::keys_of` or the keys change; older indexes are built again.
-const INDEX_VERSION: u32 = 1;
+/// Grows when `index::entries_of` or the keys change; older indexes are built again.
+const INDEX_VERSION: u32 = 2;
 /// Keys changed in one step.
 const STEP_KEYS_MAX: usize = 4096;
 
@@ -89,8 +89,8 @@ impl Store {
             let mut keys_changed = 1;
             if is_latest {
                 step.batch.insert(keys::latest(id), &revision.to_be_bytes());
-                for key in index::keys_of(&stored.finding) {
-                    step.batch.insert(key, &[]);
+                for (key, value) in index::entries_of(&stored.finding) {
+                    step.batch.insert(key, value);
                     keys_changed += 1;
                 }
             }

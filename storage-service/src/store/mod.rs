@@ -6,15 +6,18 @@
 //! nothing. One writer, any number of readers.
 
 mod cache;
+mod embedding;
 mod error;
 mod index;
 mod keys;
 mod metrics;
 mod migrate;
+mod outcomes;
 mod query;
 mod record;
 mod retention;
 mod scan;
+mod similar;
 mod totals;
 mod transfer;
 mod write;
@@ -32,6 +35,7 @@ pub use metrics::StoreMetrics;
 pub use query::{Filter, Page, PageSize, SCANNED_PER_PAGE_MAX};
 pub use record::StoredFinding;
 pub use retention::{Limits, RetentionReport};
+pub use similar::Similar;
 pub use totals::Totals;
 pub use transfer::ImportReport;
 pub use write::{Incoming, PutReport};
@@ -67,6 +71,7 @@ const DISK_BYTES_PER_BYTE: u64 = 8;
 /// An open store.
 pub struct Store {
     db: sled::Db,
+    outcomes: sled::Tree,
     path: PathBuf,
     id: u64,
     cache: cache::Cache,
@@ -88,8 +93,12 @@ impl Store {
     /// [`StoreError::NewerFormat`], or a failed migration.
     pub fn open(options: &StoreOptions, metrics: StoreMetrics, now: UnixNanos) -> Result<Self, StoreError> {
         let db = open_db(options)?;
+        let outcomes = db
+            .open_tree(outcomes::TREE)
+            .map_err(|source| StoreError::Open { path: options.path.clone(), source })?;
         let mut store = Self {
             db,
+            outcomes,
             path: options.path.clone(),
             id: 0,
             cache: cache::Cache::new(options.cache_bytes),

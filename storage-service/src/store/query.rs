@@ -163,7 +163,7 @@ impl Store {
     }
 
     /// The finding an index entry points to, unless the writer moved it meanwhile.
-    fn load_current(&self, position: Position) -> Result<Option<Arc<StoredFinding>>, StoreError> {
+    pub(super) fn load_current(&self, position: Position) -> Result<Option<Arc<StoredFinding>>, StoreError> {
         match self.get(position.id, None) {
             Ok(Some(stored)) if stored.finding.updated_at == position.updated_at => Ok(Some(stored)),
             Ok(_) => Ok(None),

@@ -95,7 +95,7 @@ impl Removal<'_> {
             return self.remove_one(id, revision);
         }
         if let Ok(Some(stored)) = self.store.load(id, revision) {
-            for key in index::keys_of(&stored.finding) {
+            for key in index::all_keys_of(&stored.finding) {
                 self.batch.remove(key);
             }
         }

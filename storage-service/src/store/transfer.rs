@@ -1,9 +1,12 @@
-//! Export and import as JSON lines: one published document per line, in the order of storing.
+//! Export and import as JSON lines: one published document per line, in the order of storing, then what was said of
+//! them.
 
 use std::io::{BufRead, Read, Write};
 
 use bytes::Bytes;
-use tapio_schemas::UnixNanos;
+use serde::Deserialize;
+use tapio_schemas::learning::{FEEDBACK_SCHEMA, Feedback};
+use tapio_schemas::{SmolStr, UnixNanos};
 
 use super::{Incoming, Store, StoreError, keys, record};
 
@@ -21,10 +24,18 @@ pub struct ImportReport {
     pub known: u64,
     /// Not sure enough to be stored.
     pub low_confidence: u64,
+    /// What was said of findings, new or newer than what was there.
+    pub feedback: u64,
+}
+
+/// What a line is.
+#[derive(Deserialize)]
+struct Head {
+    schema: SmolStr,
 }
 
 impl Store {
-    /// Writes all revisions; returns how many.
+    /// Writes all revisions and what was said of them; returns how many revisions.
     ///
     /// # Errors
     /// [`StoreError::Read`], [`StoreError::Transfer`].
@@ -40,6 +51,10 @@ impl Store {
             out.write_all(json)?;
             out.write_all(b"\n")?;
             count += 1;
+        }
+        for said in self.all_feedback()? {
+            serde_json::to_writer(&mut *out, &said).map_err(std::io::Error::from)?;
+            out.write_all(b"\n")?;
         }
         out.flush()?;
         Ok(count)
@@ -69,8 +84,17 @@ impl Store {
             if text.is_empty() {
                 continue;
             }
-            let incoming = Incoming::parse(Bytes::copy_from_slice(text))
-                .map_err(|error| StoreError::Import { line, reason: error.to_string() })?;
+            let unreadable =
+                |error: serde_json::Error| StoreError::Import { line, reason: error.to_string() };
+            if serde_json::from_slice::<Head>(text).map_err(unreadable)?.schema == FEEDBACK_SCHEMA {
+                let said: Feedback = serde_json::from_slice(text).map_err(unreadable)?;
+                if self.feedback(said.finding)?.is_none_or(|before| before.at < said.at) {
+                    self.put_feedback(&said)?;
+                    report.feedback += 1;
+                }
+                continue;
+            }
+            let incoming = Incoming::parse(Bytes::copy_from_slice(text)).map_err(unreadable)?;
             batch.push(incoming);
             if batch.len() == IMPORT_BATCH {
                 self.import_batch(&mut batch, now, &mut report)?;

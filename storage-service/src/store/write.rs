@@ -45,6 +45,8 @@ pub struct PutReport {
     pub low_confidence: u64,
     /// Those of them that are newer than what is stored of their finding.
     pub unsure: Vec<Arc<StoredFinding>>,
+    /// Predictions have been scored.
+    pub scored: bool,
 }
 
 /// A batch in the making: what it will have changed once it is applied.
@@ -83,7 +85,9 @@ impl Store {
         for item in incoming {
             pending.add(item, now)?;
         }
-        let Pending { mut batch, totals, trimmed, report, .. } = pending;
+        let Pending { mut batch, totals, trimmed, mut report, .. } = pending;
+        // First: should this be all that gets to the disk, the findings come again and it is repeated.
+        report.scored = self.note_scored(&report.stored)?;
         totals.write(&mut batch);
         self.commit(batch)?;
         for (id, revision) in &trimmed {
@@ -162,19 +166,15 @@ impl Pending<'_> {
                 self.batch.remove(key);
             }
         }
-        for key in index::keys_of(finding) {
-            self.batch.insert(key, &[]);
+        for (key, value) in index::entries_of(finding) {
+            self.batch.insert(key, value);
         }
         self.batch.insert(keys::latest(finding.id), &finding.revision.to_be_bytes());
         self.latest.insert(finding.id, finding.revision);
         Ok(())
     }
 
-    fn index_keys_of(
-        &self,
-        id: FindingId,
-        revision: u32,
-    ) -> Result<impl IntoIterator<Item = Vec<u8>> + use<>, StoreError> {
+    fn index_keys_of(&self, id: FindingId, revision: u32) -> Result<Vec<Vec<u8>>, StoreError> {
         let stored = match self.records.get(&(id, revision)) {
             Some(stored) => Some(Arc::clone(stored)),
             None => match self.store.load(id, revision) {
@@ -187,7 +187,7 @@ impl Pending<'_> {
                 loaded => loaded?,
             },
         };
-        Ok(stored.map(|stored| index::keys_of(&stored.finding)).unwrap_or_default())
+        Ok(stored.map(|stored| index::all_keys_of(&stored.finding).collect()).unwrap_or_default())
     }
 
     /// Removes the oldest revisions of a finding that has too many.
