@@ -6,13 +6,15 @@
 //! | `correlator.<cluster>.changes` | a message of signals (`schemas/src/wire`): changes that may be the reason of what comes |
 //! | `correlator.<cluster>.machines` | JSON: machines that tell kernel events |
 //! | `correlator.<cluster>.freshness` | JSON: `{"watermark","gaps","at"}`, each second; gone by itself `correlator.forget_after` later |
+//! | `priors.<cluster>` | JSON: what outcomes say of the causes ([`PriorHistory`]); the store of findings writes it |
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tapio_runtime::bus::{Bus, BusError, Kv};
-use tapio_schemas::names::token;
+use tapio_schemas::learning::PriorHistory;
+use tapio_schemas::names::{priors_key, token};
 use tapio_schemas::wire::{SignalBatchView, SignalSection, encode_signals};
 use tapio_schemas::{Entity, ProducerId, Signal, UnixNanos};
 
@@ -101,6 +103,7 @@ pub struct StageTwoStore {
     changes: KeptKey,
     machines: KeptKey,
     freshness: String,
+    priors: String,
 }
 
 impl StageTwoStore {
@@ -121,7 +124,26 @@ impl StageTwoStore {
             changes: decoded(changes.value()),
             machines: serde_json::from_slice(machines.value()).unwrap_or_default(),
         };
-        Ok((Self { kv, standing, changes, machines, freshness: key("freshness") }, kept))
+        Ok((
+            Self {
+                kv,
+                standing,
+                changes,
+                machines,
+                freshness: key("freshness"),
+                priors: priors_key(cluster),
+            },
+            kept,
+        ))
+    }
+
+    /// What outcomes say of the causes. What cannot be read as such says nothing.
+    ///
+    /// # Errors
+    /// [`BusError::Kv`].
+    pub async fn priors(&self) -> Result<PriorHistory, BusError> {
+        let entry = self.kv.get(&self.priors).await?;
+        Ok(entry.and_then(|entry| serde_json::from_slice(&entry.value).ok()).unwrap_or_default())
     }
 
     /// Keeps a checkpoint: the memory first.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::wire::WireError;
 use tapio_schemas::{Finding, UnixNanos};
 
@@ -92,6 +93,11 @@ impl Decider {
     /// Grows when [`Self::memory`] has changed.
     pub fn memory_version(&self) -> u64 {
         self.stage_two.incidents().memory_version()
+    }
+
+    /// Takes what outcomes say of the causes.
+    pub fn set_priors(&mut self, priors: Arc<PriorHistory>) {
+        self.stage_two.set_priors(priors);
     }
 
     /// How fresh the verdicts are.

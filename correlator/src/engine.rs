@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::{ShardMark, SignalBatchView, SignalSection, WireError, encode_signals};
 use tapio_schemas::{Entity, Finding, ProducerId, Signal, UnixNanos};
@@ -140,6 +141,11 @@ impl StageTwo {
         self.incidents.remember(changes, machines);
     }
 
+    /// Takes what outcomes say of the causes.
+    pub fn set_priors(&mut self, priors: Arc<PriorHistory>) {
+        self.incidents.set_priors(priors);
+    }
+
     /// What was refused or forgotten so far.
     pub fn counters(&self) -> StageTwoCounters {
         StageTwoCounters {
@@ -196,6 +202,11 @@ impl Engine {
             findings: Vec::new(),
             settle_ns: nanos(config.lateness) + nanos(config.incidents.settle) + 2 * TICK_NS,
         }
+    }
+
+    /// Decides with what outcomes say of the causes; without it as the model has them.
+    pub fn set_priors(&mut self, priors: Arc<PriorHistory>) {
+        self.stage_two.set_priors(priors);
     }
 
     /// Takes one encoded batch of events; its newest event moves the watermark.

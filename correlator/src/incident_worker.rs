@@ -1,6 +1,7 @@
 //! The deciding side of stage two: one thread that owns the whole state of the cluster, from sections of signals to
 //! published findings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use tapio_runtime::bus::{BusError, Headers, Outgoing};
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::{Receiver, RecvTimeoutError};
 use tapio_runtime::supervise::{WorkerError, WorkerResult};
+use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::names::{
     CLOUDEVENT_TYPE_FINDING, HEADER_ORIGIN, HEADER_REASON, deadletter_subject, signals_subject,
 };
@@ -50,6 +52,8 @@ pub struct IncidentParts {
     pub to_keep: mpsc::Sender<Checkpoint>,
     /// Where it is told how fresh the verdicts are.
     pub fresh: watch::Sender<Fresh>,
+    /// What outcomes say of the causes, as it was read last.
+    pub priors: watch::Receiver<Arc<PriorHistory>>,
     /// Clock.
     pub clock: SharedClock,
     /// Metrics.
@@ -99,7 +103,8 @@ impl IncidentWorker<BusOutlet> {
 
 impl<O: Outlet> IncidentWorker<O> {
     /// A worker that goes on where `decider` stands. Findings are stored only while `outlet` has the newest fence.
-    pub fn new(parts: IncidentParts, decider: Decider, outlet: O) -> Self {
+    pub fn new(mut parts: IncidentParts, mut decider: Decider, outlet: O) -> Self {
+        decider.set_priors(Arc::clone(&parts.priors.borrow_and_update()));
         Self {
             parts,
             remembered: decider.memory_version(),
@@ -144,6 +149,7 @@ impl<O: Outlet> IncidentWorker<O> {
     /// # Errors
     /// When a finding cannot be written as JSON.
     pub fn section(&mut self, section: &Section) -> WorkerResult {
+        self.take_priors();
         match self.decider.apply(section.sequence, &section.payload) {
             Ok(findings) => findings.iter().try_for_each(|finding| self.publish(finding))?,
             Err(error) => {
@@ -163,6 +169,13 @@ impl<O: Outlet> IncidentWorker<O> {
         }
         self.checkpoint();
         Ok(())
+    }
+
+    fn take_priors(&mut self) {
+        // Closed: the last ones stand.
+        if self.parts.priors.has_changed().unwrap_or(false) {
+            self.decider.set_priors(Arc::clone(&self.parts.priors.borrow_and_update()));
+        }
     }
 
     fn publish(&mut self, finding: &Finding) -> WorkerResult {

@@ -14,6 +14,7 @@ use tapio_runtime::lease::Lease;
 use tapio_runtime::ring::{self, Sender, TrySendError};
 use tapio_runtime::supervise::{WorkerContext, WorkerError, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::names::{STREAM_INSIGHTS, STREAM_SIGNALS, insights_fence_subject, signals_subject};
 use tapio_schemas::{Finding, UnixNanos};
 use tokio::sync::{mpsc, watch};
@@ -84,11 +85,13 @@ impl StageTwoParts {
         let (ring, sections) = ring::ring("incidents", RING_SECTIONS, self.clock.clone(), &self.registry);
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
+        let (priors, read_priors) = watch::channel(Arc::new(store.priors().await?));
         let decider = Decider::new(&self.config, Arc::clone(&self.model), ledger, kept, goes_on);
         let parts = IncidentParts {
             cluster: self.config.cluster.clone(),
             to_keep: checkpoints,
             fresh,
+            priors: read_priors,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };
@@ -103,6 +106,7 @@ impl StageTwoParts {
             to_keep,
             unkept: None,
             told_fresh,
+            priors,
             fresh_due: Duration::ZERO,
         };
         let read = reader.read(consumer, &context).await;
@@ -180,6 +184,7 @@ struct Reader {
     /// One that could not be kept yet.
     unkept: Option<Checkpoint>,
     told_fresh: watch::Receiver<Fresh>,
+    priors: watch::Sender<Arc<PriorHistory>>,
     fresh_due: Duration,
 }
 
@@ -244,6 +249,21 @@ impl Reader {
         let ttl = self.parts.config.forget_after.get().max(FORGET_AFTER_MIN);
         if let Err(error) = self.store.tell_fresh(&fresh, at, ttl).await {
             tracing::debug!(%error, "how fresh the verdicts are is not told");
+        }
+        self.read_priors().await;
+    }
+
+    /// Read as often as freshness is told, which is sooner than a version begins to hold.
+    async fn read_priors(&mut self) {
+        match self.store.priors().await {
+            Ok(read) => {
+                self.priors.send_if_modified(|known| {
+                    let is_news = **known != read;
+                    *known = Arc::new(read);
+                    is_news
+                });
+            }
+            Err(error) => tracing::warn!(%error, "what was learnt from outcomes is not read"),
         }
     }
 

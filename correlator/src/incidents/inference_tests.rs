@@ -1,8 +1,10 @@
 //! Inference by numbers worked out by hand.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tapio_schemas::finding::Status;
+use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::signal::Forecast;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{EntityRef, Finding, Score, Signal, SignalKind, TraceId, UnixNanos};
@@ -69,6 +71,33 @@ fn two_causes_that_explain_the_same_are_not_provable() {
     assert_eq!(finding.hypotheses.len(), 2);
     assert_eq!(finding.hypotheses[0].probability, finding.hypotheses[1].probability);
     assert!(finding.story.contains("does not single out"), "{}", finding.story);
+}
+
+/// The verdict on a crash at `seconds` by two causes that explain it alike, the first one a little more probable.
+fn look_alikes(priors: &Arc<PriorHistory>, seconds: u64) -> Vec<String> {
+    let text = include_str!("../../patterns/code.crash_signal.yaml");
+    let near = text.replace("code.crash_signal", "code.crash_twin").replace("prior: 0.15", "prior: 0.12");
+    assert_ne!(near, text.replace("code.crash_signal", "code.crash_twin"), "another prior");
+    let model = Model::parse([("one.yaml", text), ("two.yaml", near.as_str())]).unwrap();
+    let mut engine = IncidentEngine::new(IncidentConfig::default(), Arc::new(model));
+    engine.set_priors(Arc::clone(priors));
+    let signals = vec![signal(SignalKind::CrashSignal, "/a", seconds)];
+    engine.apply(SignalSection { signals, ..SignalSection::default() });
+    let finding = engine.finish(after(seconds + 4)).pop().expect("a finding");
+    finding.hypotheses.iter().map(|h| h.cause.to_string()).collect()
+}
+
+#[test]
+fn what_was_learnt_turns_near_causes_around_from_its_event_time_until_it_is_forgotten() {
+    let mut priors = PriorHistory::default();
+    priors.add(after(100), [("code.crash_signal".into(), 1.0 / 3.0), ("code.crash_twin".into(), 2.0)].into());
+    priors.add(after(200), BTreeMap::new());
+    let priors = Arc::new(priors);
+    let (first, twin) = ("code.crash_signal", "code.crash_twin");
+    assert_eq!(look_alikes(&Arc::default(), 150), [first, twin], "as the model has it");
+    assert_eq!(look_alikes(&priors, 50), [first, twin], "before it was learnt");
+    assert_eq!(look_alikes(&priors, 150), [twin, first]);
+    assert_eq!(look_alikes(&priors, 250), [first, twin], "forgotten");
 }
 
 #[test]

@@ -29,6 +29,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tapio_schemas::entity::kinds;
+use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Entity, Finding, FindingId, Gap, Signal, SignalKind, UnixNanos};
 
@@ -85,6 +86,8 @@ pub struct IncidentCounters {
 pub struct IncidentEngine {
     config: IncidentConfig,
     model: Arc<Model>,
+    /// What outcomes say of the causes, from which event time on.
+    priors: Arc<PriorHistory>,
     watermarks: Watermarks,
     pending: Pending,
     known: Known,
@@ -110,6 +113,7 @@ impl IncidentEngine {
             tallies: Tallies::new(config.tallies_max),
             config,
             model,
+            priors: Arc::default(),
             watermarks: Watermarks::default(),
             pending: Pending::default(),
             known: Known::default(),
@@ -180,6 +184,11 @@ impl IncidentEngine {
     pub fn remember(&mut self, changes: Vec<Signal>, machines: Vec<Entity>) {
         changes.into_iter().filter(|s| is_change(s.kind)).for_each(|change| self.take_signal(change));
         self.kernel_nodes.extend(machines.into_iter().take(KERNEL_NODES_MAX));
+    }
+
+    /// Takes what outcomes say of the causes. Each tick is decided with the version of its time, whenever it comes.
+    pub fn set_priors(&mut self, priors: Arc<PriorHistory>) {
+        self.priors = priors;
     }
 
     /// True while an incident with this finding is followed.
@@ -291,7 +300,10 @@ impl IncidentEngine {
             let gone = std::mem::take(&mut self.incidents);
             return self.forget(gone, SIGNALS_FORGOTTEN, now);
         }
-        let candidates = candidates(&view, &self.model);
+        let mut candidates = candidates(&view, &self.model);
+        for candidate in &mut candidates {
+            candidate.odds *= self.priors.factor(&candidate.pattern.id, now);
+        }
         let parts = components(&view, &candidates, self.config.candidates_max);
         let material = Material {
             view: &view,

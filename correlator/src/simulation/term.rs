@@ -69,6 +69,7 @@ impl Term {
             cluster: CLUSTER.to_owned(),
             to_keep: keep,
             fresh: tell,
+            priors: watch::channel(Arc::default()).1,
             clock: site.clock.shared(),
             metrics: CorrelatorMetrics::new(&Metrics::new()),
         };
