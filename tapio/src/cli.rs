@@ -53,6 +53,16 @@ pub enum Command {
         after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo"
     )]
     Why(WhyArgs),
+    /// Say whether a finding was right; the causes it weighed are believed more or less from then on.
+    #[command(
+        after_help = "Examples:\n  tapio feedback fnd-0123… --right --fix \"rolled back to 1.4\"\n  tapio feedback fnd-0123… --wrong --cause cpu.throttling --entity shop/deployment/api"
+    )]
+    Feedback(FeedbackArgs),
+    /// Say how often each cause was right, and what that makes of its prior.
+    #[command(
+        after_help = "Examples:\n  tapio causes\n  tapio causes --all --output json\n  tapio causes --reset memory.leak\n  tapio causes --reset"
+    )]
+    Causes(CausesArgs),
     /// Print findings as they are published.
     Watch(WatchArgs),
     /// Say what each part has done with the events, and whether all are accounted for.
@@ -191,6 +201,58 @@ pub struct CheckArgs {
 pub struct WhyArgs {
     /// name, kind/name, namespace/kind/name, a cgroup path or a finding id.
     pub entity: String,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Arguments of `feedback`.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("judgement").required(true).args(["right", "wrong"]))]
+pub struct FeedbackArgs {
+    /// Id of the finding.
+    pub id: String,
+    /// The root cause it names is right.
+    #[arg(long)]
+    pub right: bool,
+    /// It is not.
+    #[arg(long)]
+    pub wrong: bool,
+    /// The cause it was, such as `memory.leak`.
+    #[arg(long, requires = "wrong")]
+    pub cause: Option<String>,
+    /// Where it was: name, kind/name or namespace/kind/name.
+    #[arg(long, requires = "wrong")]
+    pub entity: Option<String>,
+    /// What helped, in words: told with similar findings later.
+    #[arg(long)]
+    pub fix: Option<String>,
+    /// Anything else, in words.
+    #[arg(long)]
+    pub note: Option<String>,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Arguments of `causes`.
+#[derive(Debug, Clone, Args)]
+pub struct CausesArgs {
+    /// Only this cluster.
+    #[arg(long)]
+    pub cluster: Option<String>,
+    /// Also the causes without an outcome.
+    #[arg(long)]
+    pub all: bool,
+    /// Forget what was learnt, of one cause or of all.
+    #[arg(long, value_name = "CAUSE", num_args = 0..=1, default_missing_value = "")]
+    pub reset: Option<String>,
     /// Where the instance is.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use tapio_schemas::learning::Feedback;
 use tapio_schemas::proto::v1 as api;
 use tapio_schemas::proto::v1::correlation_service_client::CorrelationServiceClient;
 use tapio_schemas::{Finding, FindingId, UnixNanos};
@@ -139,21 +140,31 @@ impl Client {
         Ok(listing)
     }
 
-    /// The story of one thing; `None` when nothing is known about it.
-    pub async fn why(&mut self, entity: &str) -> anyhow::Result<Option<Finding>> {
+    /// The story of one thing and what was said of it; `None` when nothing is known about it.
+    pub async fn why(&mut self, entity: &str) -> anyhow::Result<Option<(Finding, Option<Feedback>)>> {
         let answer = if is_id(entity) {
             let request = api::GetFindingRequest { id: entity.to_owned(), revision: 0 };
-            self.correlation.get_finding(request).await.map(|r| r.into_inner().finding)
+            let answer = self.correlation.get_finding(request).await.map(tonic::Response::into_inner);
+            answer.map(|answer| (answer.finding, answer.feedback_json))
         } else {
             let request = api::WhyRequest { entity: entity.to_owned() };
-            self.correlation.why(request).await.map(|r| r.into_inner().finding)
+            let answer = self.correlation.why(request).await.map(tonic::Response::into_inner);
+            answer.map(|answer| (answer.finding, answer.feedback_json))
         };
         match answer {
-            Ok(finding) => finding.as_ref().map(parse).transpose(),
+            Ok((finding, said)) => {
+                finding.map(|finding| Ok((parse(&finding)?, parse_feedback(&said)?))).transpose()
+            }
             Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
             Err(status) => Err(said(status)),
         }
     }
+}
+
+/// What was said of a finding; `None` for an empty text.
+pub fn parse_feedback(json: &str) -> anyhow::Result<Option<Feedback>> {
+    let parsed = Some(json).filter(|json| !json.is_empty()).map(serde_json::from_str).transpose();
+    parsed.context("the instance sent feedback this build does not read")
 }
 
 /// True for the id of a finding; anything else is a name.

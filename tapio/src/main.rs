@@ -60,6 +60,8 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         Command::Storage(args) => commands::run::run(Role::Storage, args).await,
         Command::Check(args) => commands::check::run(args).await,
         Command::Why(args) => commands::why::run(args).await,
+        Command::Feedback(args) => commands::feedback::run(args).await,
+        Command::Causes(args) => commands::causes::run(args).await,
         Command::Watch(args) => commands::watch::run(args).await,
         Command::Status(args) => commands::status::run(args).await,
         Command::Record(args) => commands::record::run(args).await,

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use tapio_schemas::finding::Status;
-use tapio_schemas::{Finding, Signal, UnixNanos};
+use tapio_schemas::learning::Feedback;
+use tapio_schemas::{Entity, Finding, Signal, UnixNanos};
+
+use crate::commands::why::Similar;
 
 const CHAIN_LINES_MAX: usize = 12;
 const ALTERNATIVES_MAX: usize = 4;
@@ -74,6 +77,59 @@ pub fn story(finding: &Finding) -> String {
         let _ = writeln!(out, "\nIncomplete  {gap}");
     }
     out
+}
+
+/// What is known of a finding since it was published.
+pub fn since(said: Option<&Feedback>, similar: Option<&Similar>) -> String {
+    let mut out = String::new();
+    if let Some(said) = said {
+        let _ = writeln!(out, "\nSaid        {}", feedback(said));
+    }
+    let Some(similar) = similar else { return out };
+    let _ = writeln!(
+        out,
+        "\nLike        {} ({}, {:.0} % alike)",
+        similar.title,
+        similar.id,
+        similar.similarity * 100.0
+    );
+    let outcome = match similar.recovered_after_s {
+        Some(seconds) => format!("recovered after {}", duration(seconds)),
+        None => similar.status.to_string(),
+    };
+    let said = similar.feedback.as_ref().map(|said| format!("; said: {}", feedback(said)));
+    let _ = writeln!(out, "            {outcome}{}", said.unwrap_or_default());
+    out
+}
+
+/// What was said, in one line.
+pub fn feedback(said: &Feedback) -> String {
+    let mut line = said.judgement.to_string();
+    if let Some(actual) = &said.actual {
+        let cause = actual.cause.as_ref().map(|cause| format!(", it was {cause}")).unwrap_or_default();
+        let place = actual.entity.as_ref().map(|entity| format!(" in {}", named(entity))).unwrap_or_default();
+        let _ = write!(line, "{cause}{place}");
+    }
+    for (label, text) in [("what helped", &said.fix), ("note", &said.note)] {
+        if !text.is_empty() {
+            let _ = write!(line, "; {label}: {text}");
+        }
+    }
+    line
+}
+
+/// A query for an entity as it was written.
+fn named(entity: &Entity) -> String {
+    let parts = [&entity.namespace, &entity.kind, &entity.name];
+    parts.into_iter().filter(|part| !part.is_empty()).map(|part| part.as_str()).collect::<Vec<_>>().join("/")
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
 }
 
 fn chain(out: &mut String, finding: &Finding) {

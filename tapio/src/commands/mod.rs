@@ -1,8 +1,10 @@
 //! One file per subcommand.
 
+pub mod causes;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod feedback;
 pub mod leak_child;
 pub mod loadtest;
 pub mod loadtest_args;

@@ -63,8 +63,8 @@ pub fn import(args: &TransferArgs) -> anyhow::Result<i32> {
         .import(&mut lines, now())
         .with_context(|| format!("cannot import all of {}", args.file.display()))?;
     println!(
-        "{} revisions stored, {} known before, {} left out because they are not sure enough",
-        report.stored, report.known, report.low_confidence
+        "{} revisions stored, {} known before, {} left out because they are not sure enough, {} with feedback",
+        report.stored, report.known, report.low_confidence, report.feedback
     );
     Ok(0)
 }
