@@ -11,7 +11,7 @@ use super::keys::{self, Position};
 use super::record::StoredFinding;
 use super::{Store, StoreError};
 
-/// Findings compared, the newest ones. A few milliseconds; see docs/adr/009.
+/// Findings compared, the newest ones. A few milliseconds; see docs/adr/010.
 pub(super) const COMPARED_MAX: usize = 10_000;
 /// What is less alike is not told.
 const SIMILARITY_MIN: f64 = 0.5;
