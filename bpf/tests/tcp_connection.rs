@@ -9,7 +9,8 @@ use std::{
 
 use support::{Watch, accepts, child, closes, ends, pid, resets_received, resets_sent, retransmits};
 use tapio_bpf::{
-    BpfConfig, CloseReason, ConnectOutcome, Direction, RawRecord, SocketScan, TcpClosed, TcpState,
+    BpfConfig, CloseReason, ConnectOutcome, Direction, RawRecord, SocketScan, TcpClosed, TcpRetransmit,
+    TcpState,
 };
 
 const ECONNRESET: i32 = 104;
@@ -163,7 +164,7 @@ fn what_is_lost_on_the_way_is_sent_again_and_times_out() {
     let records = watch.of_pid(ended.pid);
     let again = retransmits(&records);
     // On a busy machine the request for the connection may have been sent twice as well.
-    let (lost, requests): (Vec<_>, Vec<_>) =
+    let (lost, requests): (Vec<&TcpRetransmit>, Vec<&TcpRetransmit>) =
         again.iter().partition(|again| again.state == TcpState::Established);
     assert!(!lost.is_empty());
     assert!(requests.iter().all(|again| again.state == TcpState::SynSent), "{requests:?}");
