@@ -163,7 +163,8 @@ pub struct Prediction {
     pub at: UnixNanos,
     /// Earliest and latest (90 %).
     pub interval: (UnixNanos, UnixNanos),
-    /// `pending`, `hit`, `miss`: scored once the time has come.
+    /// `pending` until it is scored: `hit` (it came within the interval), `early` (before it), `miss` (later or not at
+    /// all), `not_due` (what it rested on went away before its time).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<SmolStr>,
 }

@@ -11,7 +11,8 @@ use tapio_schemas::finding::{Hypothesis, Prediction, RootCause, Status};
 use tapio_schemas::learning::{Feedback, Judgement, PriorHistory};
 use tapio_schemas::names::priors_key;
 use tapio_schemas::proto::v1::{
-    GetFindingRequest, GiveFeedbackRequest, ListCausesRequest, ResetCausesRequest, SimilarRequest, WhyRequest,
+    GetFindingRequest, GiveFeedbackRequest, ListCausesRequest, ListFindingsRequest, ResetCausesRequest,
+    SimilarRequest, WhyRequest,
 };
 use tapio_schemas::{Entity, Finding, Score, UnixNanos};
 use tapio_storage::store::{Store, StoreMetrics, StoreOptions};
@@ -170,6 +171,10 @@ async fn a_scored_prediction_is_an_outcome_of_its_cause_once() {
         service.publish(&Finding { revision, prediction: Some(prediction), ..finding(1) }).await;
         next(&mut live).await.unwrap();
     }
+    service.publish(&finding(2)).await;
+    next(&mut live).await.unwrap();
+    let request = ListFindingsRequest { with_prediction: true, ..ListFindingsRequest::default() };
+    assert_eq!(service.list(request).await, ["finding 1"], "the other one foretells nothing");
     let causes = service.client.list_causes(ListCausesRequest::default()).await.unwrap().into_inner().causes;
     assert_eq!(causes.len(), 1);
     assert_eq!((causes[0].cause.as_str(), causes[0].right, causes[0].wrong), ("memory.leak", 0.5, 0.0));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{EPOCH, SECOND, finding, incoming, link};
 use proptest::prelude::*;
-use tapio_schemas::finding::Status;
+use tapio_schemas::finding::{Prediction, Status};
 use tapio_schemas::{Entity, Finding, FindingId, Score, Severity, UnixNanos};
 use tapio_storage::store::{
     Filter, Incoming, Limits, PageSize, Position, PutReport, Store, StoreError, StoreMetrics, StoreOptions,
@@ -287,6 +287,14 @@ fn shaped(shape: &Shape) -> Finding {
         cause: cause.into(),
         ..root
     });
+    let foretells = shape.cause.is_some_and(|cause| cause.starts_with("memory"));
+    finding.prediction = foretells.then(|| Prediction {
+        scenario: "oom_kill".into(),
+        probability: finding.confidence,
+        at: finding.updated_at,
+        interval: (finding.updated_at, finding.updated_at),
+        outcome: None,
+    });
     finding
 }
 
@@ -321,14 +329,16 @@ fn filters() -> impl Strategy<Value = Filter> {
         prop::option::of(prop::sample::select(Severity::ALL)),
         prop::option::of(prop::sample::select(Status::ALL)),
         (0..4u64, prop::option::of(0..6u64)),
+        any::<bool>(),
     )
-        .prop_map(|(entity, cause, min_severity, status, (since, until))| Filter {
+        .prop_map(|(entity, cause, min_severity, status, (since, until), with_prediction)| Filter {
             since: EPOCH.plus(since),
             until: until.map(|until| EPOCH.plus(until)),
             entity: entity.map(Entity::parse_query),
             cause: cause.map(Into::into),
             min_severity,
             status,
+            with_prediction,
         })
 }
 

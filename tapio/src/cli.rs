@@ -63,6 +63,9 @@ pub enum Command {
         after_help = "Examples:\n  tapio causes\n  tapio causes --all --output json\n  tapio causes --reset memory.leak\n  tapio causes --reset"
     )]
     Causes(CausesArgs),
+    /// Print what was foretold, whether it came, and how often it came within its interval.
+    #[command(after_help = "Examples:\n  tapio predictions\n  tapio predictions --scored --output jsonl")]
+    Predictions(PredictionsArgs),
     /// Print findings as they are published.
     Watch(WatchArgs),
     /// Say what each part has done with the events, and whether all are accounted for.
@@ -253,6 +256,20 @@ pub struct CausesArgs {
     /// Forget what was learnt, of one cause or of all.
     #[arg(long, value_name = "CAUSE", num_args = 0..=1, default_missing_value = "")]
     pub reset: Option<String>,
+    /// Where the instance is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Arguments of `predictions`.
+#[derive(Debug, Clone, Args)]
+pub struct PredictionsArgs {
+    /// Only those whose time has come.
+    #[arg(long)]
+    pub scored: bool,
     /// Where the instance is.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -30,6 +30,8 @@ pub struct Question<'a> {
     pub status: &'a str,
     /// Updated at or after.
     pub since: UnixNanos,
+    /// Only those with a prediction.
+    pub with_prediction: bool,
 }
 
 /// All findings of a question, and how complete the answer is.
@@ -114,6 +116,7 @@ impl Client {
                 entity: question.entity.to_owned(),
                 status: question.status.to_owned(),
                 since_unix_nano: question.since.0,
+                with_prediction: question.with_prediction,
                 page_size: PAGE_FINDINGS,
                 page_token,
                 ..Default::default()

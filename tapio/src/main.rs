@@ -62,6 +62,7 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         Command::Why(args) => commands::why::run(args).await,
         Command::Feedback(args) => commands::feedback::run(args).await,
         Command::Causes(args) => commands::causes::run(args).await,
+        Command::Predictions(args) => commands::predictions::run(args).await,
         Command::Watch(args) => commands::watch::run(args).await,
         Command::Status(args) => commands::status::run(args).await,
         Command::Record(args) => commands::record::run(args).await,

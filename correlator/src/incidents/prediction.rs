@@ -52,8 +52,11 @@ impl Foretold {
         match growth.and_then(|s| s.forecast.clone()) {
             Some(forecast) => self.take(forecast, view.now, refresh_ns),
             // The growth stopped before its time: nothing was proven either way.
-            None if self.shown.as_ref().is_some_and(|s| s.outcome == "pending") => self.shown = None,
-            None => {}
+            None => {
+                if let Some(shown) = self.shown.as_mut().filter(|shown| shown.outcome == "pending") {
+                    shown.outcome = "not_due";
+                }
+            }
         }
     }
 
@@ -61,8 +64,11 @@ impl Foretold {
     fn score(&mut self, kill: Option<UnixNanos>, now: UnixNanos) -> bool {
         let Some(shown) = self.shown.as_mut().filter(|s| s.outcome == "pending") else { return false };
         if let Some(kill) = kill.filter(|kill| *kill >= shown.at.minus(PASSED_SLACK_NS)) {
-            let inside = kill >= shown.forecast.earliest && kill <= shown.forecast.latest;
-            shown.outcome = if inside { "hit" } else { "miss" };
+            shown.outcome = match kill {
+                kill if kill < shown.forecast.earliest => "early",
+                kill if kill <= shown.forecast.latest => "hit",
+                _ => "miss",
+            };
         } else if now > shown.forecast.latest.plus(PASSED_SLACK_NS) {
             shown.outcome = "miss";
         }
@@ -137,6 +143,16 @@ mod tests {
         assert!(told.score(Some(UnixNanos(170_000_000_000)), UnixNanos(170_500_000_000)));
         assert_eq!(told.prediction().unwrap().outcome.as_deref(), Some("miss"));
         assert_eq!(told.first_told(), Some(UnixNanos(100_000_000_000)));
+    }
+
+    #[test]
+    fn what_comes_before_its_time_is_early_and_within_the_interval_a_hit() {
+        for (kill, outcome) in [(120, "early"), (156, "hit"), (164, "hit"), (165, "miss")] {
+            let mut told = foretold(&[(100, 160)]);
+            let kill = UnixNanos(kill * 1_000_000_000);
+            assert!(told.score(Some(kill), kill));
+            assert_eq!(told.prediction().unwrap().outcome.as_deref(), Some(outcome), "{kill}");
+        }
     }
 
     #[test]

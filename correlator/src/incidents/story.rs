@@ -179,6 +179,12 @@ fn outcome(prediction: &Prediction, first: UnixNanos) -> Option<String> {
         "miss" => {
             Some(format!("It was foretold since {first}, but the last forecast, {from} to {to}, was wrong."))
         }
+        "early" => Some(format!(
+            "It was foretold since {first}, and came before the time last told, {from} to {to}."
+        )),
+        "not_due" => Some(format!(
+            "What was foretold for {from} to {to} is not to be expected any more: its reason went away."
+        )),
         _ => None,
     }
 }

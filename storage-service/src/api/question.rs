@@ -31,6 +31,8 @@ pub struct ListQuestion {
     pub min_severity: String,
     /// Where it stands.
     pub status: String,
+    /// Only findings with a prediction.
+    pub with_prediction: bool,
     /// At most so many; zero for 100.
     pub page_size: u32,
     /// From the answer before.
@@ -55,6 +57,7 @@ impl From<ListFindingsRequest> for ListQuestion {
             cause: request.cause,
             min_severity: request.min_severity,
             status: request.status,
+            with_prediction: request.with_prediction,
             page_size: request.page_size,
             page_token: request.page_token,
         }
@@ -71,6 +74,7 @@ impl ListQuestion {
             cause: Some(SmolStr::new(&self.cause)).filter(|cause| !cause.is_empty()),
             min_severity: optional("min_severity", &self.min_severity, word)?,
             status: optional("status", &self.status, word)?,
+            with_prediction: self.with_prediction,
         };
         if self.page_size as usize > PAGE_FINDINGS_MAX {
             return Err(ApiError::invalid("page_size", format!("at most {PAGE_FINDINGS_MAX}")));

@@ -28,6 +28,8 @@ pub struct Filter {
     pub min_severity: Option<Severity>,
     /// Where it stands.
     pub status: Option<Status>,
+    /// Has a prediction.
+    pub with_prediction: bool,
 }
 
 /// How much of an answer at a time.
@@ -63,6 +65,7 @@ impl Filter {
             && self.cause.as_ref().is_none_or(cause)
             && self.min_severity.is_none_or(|least| finding.severity >= least)
             && self.status.is_none_or(|status| finding.status == status)
+            && (!self.with_prediction || finding.prediction.is_some())
     }
 
     /// The narrowest index that has every wanted finding.
@@ -73,6 +76,9 @@ impl Filter {
         }
         if let Some(cause) = &self.cause {
             return vec![keys::by_cause(cause)];
+        }
+        if self.with_prediction {
+            return vec![keys::by_prediction()];
         }
         match self.min_severity {
             None | Some(Severity::Info) => vec![keys::by_time()],

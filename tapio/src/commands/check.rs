@@ -39,7 +39,8 @@ fn exit_code(answer: &Answer) -> i32 {
 
 /// The freshness of the first answer counts: what is judged up to there is in the ones that follow.
 async fn ask(client: &mut Client, entity: &str) -> anyhow::Result<Known> {
-    let question = |status: Status, since| Question { entity, status: status.as_str(), since };
+    let question =
+        |status: Status, since| Question { entity, status: status.as_str(), since, with_prediction: false };
     let mut active = client.list(question(Status::Active, UnixNanos(0))).await?;
     let not_provable = client.list(question(Status::NotProvable, UnixNanos(0))).await?;
     let now = UnixNanos(SystemClock::new().now_unix_nanos());

@@ -8,6 +8,7 @@ pub mod feedback;
 pub mod leak_child;
 pub mod loadtest;
 pub mod loadtest_args;
+pub mod predictions;
 pub mod record;
 pub mod replay;
 pub mod run;
