@@ -50,6 +50,20 @@ impl Sim {
         }
     }
 
+    /// All of them in one batch per shard, each batch before the watermark moves.
+    pub fn feed_together(&mut self, events: &[UnifiedEvent]) {
+        for event in events {
+            self.batches[usize::from(event.key().shard())].push(event.clone());
+        }
+        let filled: Vec<_> = self.batches.iter_mut().filter(|batch| !batch.is_empty()).collect();
+        let bytes: Vec<Vec<u8>> = filled.into_iter().map(|b| b.finish(UnixNanos(0)).unwrap()).collect();
+        for bytes in bytes {
+            let taken = self.set.take(&bytes, None, UnixNanos::MAX).expect("a good batch");
+            self.watermark.observe(taken.newest);
+        }
+        self.advance();
+    }
+
     pub fn encode(&mut self, event: &UnifiedEvent) -> Vec<u8> {
         let shard = usize::from(event.key().shard());
         self.batches[shard].push(event.clone());
