@@ -232,7 +232,16 @@ fn what_comes_too_late_for_its_span_is_counted() {
     let late = logged("cart", 800.0, (9, 4), 2, "too late", EventSeverity::Info);
     let mut events = request(9, 100.0);
     events.push(late);
-    events.extend(request(9, 90_000.0));
+    // Time goes on in this shard.
+    let kind = SpanKind::Server;
+    events.push(spanned(Span {
+        service: "web",
+        name: "x",
+        kind,
+        ids: (9, 77, 0),
+        from: 90_000.0,
+        to: 90_001.0,
+    }));
     let (told, mut sim) = told(&by_time(events));
     assert_eq!(evicted(&mut sim, "unparented"), 1);
     assert!(
