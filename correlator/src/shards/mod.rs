@@ -16,6 +16,7 @@ mod losses;
 mod measures;
 mod meters;
 mod news;
+mod open_span;
 mod record;
 mod reorder;
 mod request_tallies;

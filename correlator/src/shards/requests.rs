@@ -9,15 +9,14 @@
 //! difference of two durations.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use foldhash::{HashMap, HashMapExt};
 use tapio_schemas::payload::SpanKind;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{EventId, SpanId, TraceId, UnixNanos};
+use tapio_schemas::{EventId, UnixNanos};
 
 use super::counters::Counters;
-use super::entities::Known;
+use super::open_span::{Key, NONE, Node, State};
 use super::record::{LineRecord, SpanRecord};
 use super::request_tallies::{Request, RequestTallies, TwoEnds};
 use super::texts::{TextId, Texts};
@@ -41,10 +40,6 @@ const INNER_MAX: usize = 32;
 /// Sets that are kept to be used again: so many, each no larger than this.
 const SPARE_MAX: usize = 4096;
 const SPARE_CAPACITY_MAX: usize = 256;
-
-const NONE: u32 = u32::MAX;
-
-type Key = (TraceId, SpanId);
 
 /// All requests under way in a shard.
 pub struct Requests {
@@ -76,51 +71,6 @@ struct Family {
 struct Line {
     template: TextId,
     next: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Free,
-    Open,
-    Closing,
-    Closed,
-}
-
-struct Node {
-    key: Key,
-    of: Arc<Known>,
-    id: EventId,
-    operation: TextId,
-    kind: SpanKind,
-    start: u64,
-    end: u64,
-    has_parent: bool,
-    /// Nobody else holds it.
-    is_detached: bool,
-    /// It is counted as a request.
-    is_counted: bool,
-    state: State,
-    /// A place is used again: what points to an earlier use is void.
-    generation: u32,
-    next: u32,
-    first_child: u32,
-    first_line: u32,
-    own_ns: u64,
-    shape: u64,
-    steps: Vec<TextId>,
-    inner: Vec<u64>,
-}
-
-impl Node {
-    fn duration_ns(&self) -> u64 {
-        self.end - self.start
-    }
-
-    /// Server and consumer spans, and roots. A span of another kind whose parent is another service's is found when its
-    /// parent is closed.
-    fn is_entry(&self) -> bool {
-        matches!(self.kind, SpanKind::Server | SpanKind::Consumer) || !self.has_parent
-    }
 }
 
 impl Requests {
@@ -231,35 +181,14 @@ impl Requests {
     }
 
     fn place(&mut self, span: &SpanRecord, has_parent: bool) -> u32 {
-        let node = Node {
-            key: (span.trace, span.span),
-            of: Arc::clone(&span.of),
-            id: span.id,
-            operation: span.operation,
-            kind: span.kind,
-            start: span.at.0.saturating_sub(span.duration_ns),
-            end: span.at.0,
-            has_parent,
-            is_detached: !has_parent,
-            is_counted: false,
-            state: State::Open,
-            generation: 0,
-            next: NONE,
-            first_child: NONE,
-            first_line: NONE,
-            own_ns: 0,
-            shape: 0,
-            steps: Vec::new(),
-            inner: Vec::new(),
-        };
         match self.free.pop() {
             Some(at) => {
                 let generation = self.node(at).generation;
-                *self.node_mut(at) = Node { generation, ..node };
+                *self.node_mut(at) = Node::new(span, has_parent, generation);
                 at
             }
             None => {
-                self.nodes.push(node);
+                self.nodes.push(Node::new(span, has_parent, 0));
                 (self.nodes.len() - 1) as u32
             }
         }

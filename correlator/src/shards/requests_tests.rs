@@ -380,11 +380,25 @@ fn the_last_value_of_a_window_counts_and_counters_become_rates() {
     assert_eq!(values(&told, Measure::RequestsPerSecond), [10.0 + 13.0, 4.0]);
 }
 
+/// All of them in one batch per shard, each batch before the watermark moves.
+fn feed_together(sim: &mut Sim, events: &[UnifiedEvent]) {
+    for event in events {
+        sim.batches[usize::from(event.key().shard())].push(event.clone());
+    }
+    let filled: Vec<_> = sim.batches.iter_mut().filter(|batch| !batch.is_empty()).collect();
+    let bytes: Vec<Vec<u8>> = filled.into_iter().map(|b| b.finish(UnixNanos(0)).unwrap()).collect();
+    for bytes in bytes {
+        let taken = sim.set.take(&bytes, None, UnixNanos::MAX).expect("a good batch");
+        sim.watermark.observe(taken.newest);
+    }
+    sim.advance();
+}
+
 /// Sections with everything that is told of requests, at their steps.
 fn said(events: &[UnifiedEvent], batch: usize) -> String {
     let mut sim = Sim::new();
     for chunk in events.chunks(batch) {
-        sim.feed_together(chunk);
+        feed_together(&mut sim, chunk);
     }
     sim.finish();
     let mut said: Vec<String> = sim

@@ -19,7 +19,7 @@ use crate::config::CorrelatorConfig;
 /// All shards, a producer that batches, and what they said.
 pub struct Sim {
     pub set: ShardSet,
-    batches: Vec<EventBatch>,
+    pub batches: Vec<EventBatch>,
     pub watermark: Watermark,
     pub signals: Vec<Signal>,
     pub sections: Vec<SignalSection>,
@@ -48,20 +48,6 @@ impl Sim {
             self.watermark.observe(taken.newest);
             self.advance();
         }
-    }
-
-    /// All of them in one batch per shard, each batch before the watermark moves.
-    pub fn feed_together(&mut self, events: &[UnifiedEvent]) {
-        for event in events {
-            self.batches[usize::from(event.key().shard())].push(event.clone());
-        }
-        let filled: Vec<_> = self.batches.iter_mut().filter(|batch| !batch.is_empty()).collect();
-        let bytes: Vec<Vec<u8>> = filled.into_iter().map(|b| b.finish(UnixNanos(0)).unwrap()).collect();
-        for bytes in bytes {
-            let taken = self.set.take(&bytes, None, UnixNanos::MAX).expect("a good batch");
-            self.watermark.observe(taken.newest);
-        }
-        self.advance();
     }
 
     pub fn encode(&mut self, event: &UnifiedEvent) -> Vec<u8> {
