@@ -76,6 +76,24 @@ pub struct Evicted {
     pub producers: u64,
     /// Remembered victims and exits.
     pub exits: u64,
+    /// Spans and their log lines that wait for their parent, or for room.
+    pub open_spans: u64,
+    /// Log lines that wait for their span.
+    pub open_lines: u64,
+    /// Children and lines whose span did not come in time, or not at all.
+    pub unparented: u64,
+    /// Children of one span beyond their limit.
+    pub children: u64,
+    /// Steps of a request beyond their limit.
+    pub steps: u64,
+    /// Requests whose way found no room.
+    pub shapes: u64,
+    /// Operations of a service, or of a window, beyond their limit.
+    pub operations: u64,
+    /// Names and templates.
+    pub texts: u64,
+    /// Measures of services.
+    pub meters: u64,
 }
 
 impl Dropped {
@@ -131,7 +149,7 @@ impl Unsaid {
 
 impl Evicted {
     /// Counts with the map they are shown under.
-    pub fn by_map(&self) -> [(&'static str, u64); 9] {
+    pub fn by_map(&self) -> [(&'static str, u64); 18] {
         [
             ("reorder", self.reorder),
             ("series", self.series),
@@ -142,6 +160,15 @@ impl Evicted {
             ("edges", self.edges),
             ("producers", self.producers),
             ("exits", self.exits),
+            ("open_spans", self.open_spans),
+            ("open_lines", self.open_lines),
+            ("unparented", self.unparented),
+            ("children", self.children),
+            ("steps", self.steps),
+            ("shapes", self.shapes),
+            ("operations", self.operations),
+            ("texts", self.texts),
+            ("meters", self.meters),
         ]
     }
 }

@@ -13,13 +13,20 @@ mod exits;
 mod first_words;
 mod groups;
 mod losses;
+mod measures;
+mod meters;
 mod news;
+mod open_span;
 mod record;
 mod reorder;
+mod request_tallies;
+mod requests;
 mod sequences;
 pub mod series;
 mod set;
 mod shard;
+mod templates;
+mod texts;
 mod topology;
 mod watermark;
 
@@ -41,5 +48,7 @@ mod healing_tests;
 mod intake_tests;
 #[cfg(test)]
 mod limit_tests;
+#[cfg(test)]
+mod requests_tests;
 #[cfg(test)]
 mod shard_tests;

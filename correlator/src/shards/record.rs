@@ -7,13 +7,15 @@ use tapio_schemas::entity::Entity;
 use tapio_schemas::event::ArchivedTraceContext;
 use tapio_schemas::kind::{ArchivedEventKind, ArchivedEventSeverity};
 use tapio_schemas::payload::{
-    ArchivedMetricData, ArchivedNetworkData, ArchivedPayload, ArchivedSpanData, SpanKind, SpanStatus,
+    ArchivedMetricData, ArchivedNetworkData, ArchivedPayload, ArchivedSpanData, Payload, SpanKind, SpanStatus,
 };
 use tapio_schemas::wire::{ArchivedStringIndex, EventView};
 use tapio_schemas::{EntityRef, EventId, SpanId, TraceId, UnifiedEvent, UnixNanos};
 
+use super::counters::Counters;
 use super::entities::Known;
 use super::series::Meter;
+use super::texts::{TextId, Texts};
 
 /// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
 const DROP_LABELS: [&str; 3] = ["reason", "network.interface.name", "device"];
@@ -25,6 +27,8 @@ pub enum Record {
     Sample(Sample),
     /// A span.
     Span(SpanRecord),
+    /// A log line of a span.
+    Line(LineRecord),
     /// Anything that may be news, whole.
     Event(Box<UnifiedEvent>),
 }
@@ -69,6 +73,8 @@ pub struct SpanRecord {
     pub parent: SpanId,
     /// Kind.
     pub kind: SpanKind,
+    /// Number of its name.
+    pub operation: TextId,
     /// Whom it called, as the caller names it.
     pub peer: SmolStr,
     /// Duration, ns.
@@ -77,6 +83,19 @@ pub struct SpanRecord {
     pub http_status: u16,
     /// Set when the span failed.
     pub failure: Option<Failure>,
+}
+
+/// A log line of a span, reduced.
+#[derive(Debug, Clone, Copy)]
+pub struct LineRecord {
+    /// Event time.
+    pub at: UnixNanos,
+    /// Trace.
+    pub trace: TraceId,
+    /// Span.
+    pub span: SpanId,
+    /// Number of its template.
+    pub template: TextId,
 }
 
 /// How a span failed.
@@ -106,7 +125,12 @@ pub enum Triage<'a> {
 }
 
 /// Decides in place; copies only what is kept.
-pub fn triage<'a>(view: &EventView<'a>, of: &Arc<Known>) -> Triage<'a> {
+pub fn triage<'a>(
+    view: &EventView<'a>,
+    of: &Arc<Known>,
+    texts: &mut Texts,
+    counters: &mut Counters,
+) -> Triage<'a> {
     let (entity, owner) = (&of.entity, of.owner);
     match (&view.event.kind, &view.event.payload) {
         (ArchivedEventKind::Metric | ArchivedEventKind::CgroupSample, ArchivedPayload::Metric(metric)) => {
@@ -116,9 +140,19 @@ pub fn triage<'a>(view: &EventView<'a>, of: &Arc<Known>) -> Triage<'a> {
             }
         }
         (ArchivedEventKind::Span, ArchivedPayload::Span(span)) => {
-            Triage::Keep(Record::Span(span_record(view, span, of)))
+            let operation = texts.operation(of, view.text(&span.name), view.timestamp(), counters);
+            Triage::Keep(Record::Span(span_record(view, span, of, operation)))
         }
-        (ArchivedEventKind::Log, _) if view.event.severity < ArchivedEventSeverity::Error => Triage::Sighting,
+        (ArchivedEventKind::Log, payload) if view.event.severity < ArchivedEventSeverity::Error => {
+            match (payload, span_of(view)) {
+                (ArchivedPayload::Log(log), Some((trace, span))) => {
+                    let at = view.timestamp();
+                    let template = texts.line(of, view.text(&log.body), false, at, counters);
+                    Triage::Keep(Record::Line(LineRecord { at, trace, span, template }))
+                }
+                _ => Triage::Sighting,
+            }
+        }
         (ArchivedEventKind::NetConnect, ArchivedPayload::Network(data)) => Triage::Connection(data),
         // A connection that was given up by the kernel is closed with an errno.
         (ArchivedEventKind::NetClose, ArchivedPayload::Network(data)) if data.errno.to_native() == 0 => {
@@ -137,6 +171,29 @@ pub fn triage<'a>(view: &EventView<'a>, of: &Arc<Known>) -> Triage<'a> {
         }
         _ => Triage::Keep(Record::Event(Box::new(view.to_owned_with(entity)))),
     }
+}
+
+/// The span that an event belongs to.
+fn span_of(view: &EventView<'_>) -> Option<(TraceId, SpanId)> {
+    let trace: &ArchivedTraceContext = view.event.trace.as_deref()?;
+    let key = (TraceId(trace.trace_id.0.to_native()), SpanId(trace.span_id.0.to_native()));
+    (key.0.0 != 0 && key.1.0 != 0).then_some(key)
+}
+
+/// The line of an event that is kept whole, when it is a log line of a span.
+pub fn line_of(
+    event: &UnifiedEvent,
+    of: &Known,
+    texts: &mut Texts,
+    counters: &mut Counters,
+) -> Option<LineRecord> {
+    let (Payload::Log(log), Some(trace)) = (&event.payload, &event.trace) else { return None };
+    let (trace, span, at) = (trace.trace_id, trace.span_id, event.timestamp);
+    if trace.0 == 0 || span.0 == 0 {
+        return None;
+    }
+    let template = texts.line(of, &log.body, true, at, counters);
+    Some(LineRecord { at, trace, span, template })
 }
 
 fn text(view: &EventView<'_>, index: &ArchivedStringIndex) -> SmolStr {
@@ -196,7 +253,12 @@ fn series_identity(view: &EventView<'_>, metric: &ArchivedMetricData, owner: u12
     hash.digest128()
 }
 
-fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, of: &Arc<Known>) -> SpanRecord {
+fn span_record(
+    view: &EventView<'_>,
+    span: &ArchivedSpanData,
+    of: &Arc<Known>,
+    operation: TextId,
+) -> SpanRecord {
     use tapio_schemas::payload::{ArchivedSpanKind, ArchivedSpanStatus};
     let kind = match span.kind {
         ArchivedSpanKind::Unspecified => SpanKind::Unspecified,
@@ -235,6 +297,7 @@ fn span_record(view: &EventView<'_>, span: &ArchivedSpanData, of: &Arc<Known>) -
         span: SpanId(trace.map_or(0, |t| t.span_id.0.to_native())),
         parent: SpanId(trace.map_or(0, |t| t.parent_span_id.0.to_native())),
         kind,
+        operation,
         peer: text(view, &span.peer),
         duration_ns,
         http_status,

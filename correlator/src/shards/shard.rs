@@ -13,23 +13,26 @@ use super::calls::Calls;
 use super::context::{self, Bounds};
 use super::counters::{Counters, Dropped};
 use super::endings;
-use super::entities::Entities;
+use super::entities::{Entities, Known};
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::first_words::FirstWords;
 use super::groups::Groups;
 use super::losses;
+use super::meters::Meters;
 use super::news;
-use super::record::{Record, Triage, owner_identity, triage};
+use super::record::{Record, Triage, line_of, owner_identity, triage};
 use super::reorder::Reorder;
+use super::requests::Requests;
 use super::sequences::{AccountLine, Order, Sequences};
 use super::series::{Finding, SeriesStore};
+use super::texts::Texts;
 use super::topology::Topology;
 use super::watermark::{TICK_NS, grid_ceil, grid_floor};
 use crate::config::{CorrelatorConfig, nanos};
 
-/// Event time that is read again in any case: server spans whose client has not ended, victims that have not exited,
-/// samples of which two in a row make news.
+/// Event time that is read again in any case: server spans whose client has not ended, requests that are not closed, windows
+/// that are not told, victims that have not exited, samples of which two in a row make news.
 const WARM_NS: u64 = 10_000_000_000;
 
 /// Reasons of gaps: a batch that there was no time for …
@@ -62,6 +65,9 @@ pub struct Shard {
     episodes: Episodes,
     series: SeriesStore,
     calls: Calls,
+    texts: Texts,
+    requests: Requests,
+    meters: Meters,
     exits: Exits,
     /// What was told before its time.
     pub first_words: FirstWords,
@@ -91,6 +97,9 @@ impl Shard {
             episodes: Episodes::new(cluster, config.signals.clone()),
             series: SeriesStore::new(config.series.clone()),
             calls: Calls::new(&config.signals),
+            texts: Texts::default(),
+            requests: Requests::new(nanos(config.signals.tally_window)),
+            meters: Meters::new(nanos(config.signals.tally_window)),
             exits: Exits::default(),
             first_words: FirstWords::default(),
             bursts: Bursts::default(),
@@ -144,7 +153,8 @@ impl Shard {
                 entity.sighted = step;
                 self.topology.sight(step, &entity.known);
             }
-            match triage(&view, &entity.known) {
+            self.meters.take(&view, &entity.known, self.step, &mut self.counters);
+            match triage(&view, &entity.known, &mut self.texts, &mut self.counters) {
                 Triage::Keep(record) => {
                     if let (Some(now), Record::Event(event)) = (cursor.live, &record) {
                         self.first_words.hear(event, now, self.step, &self.episodes, &mut self.counters);
@@ -262,12 +272,14 @@ impl Shard {
         self.id
     }
 
-    /// Open things, by kind: groups, episodes, series.
-    pub fn open(&self) -> [(&'static str, usize); 3] {
+    /// Open things, by kind.
+    pub fn open(&self) -> [(&'static str, usize); 5] {
         [
             ("groups", self.groups.count()),
             ("episodes", self.episodes.count()),
             ("series", self.series.count()),
+            ("spans", self.requests.count()),
+            ("texts", self.texts.count()),
         ]
     }
 
@@ -279,6 +291,8 @@ impl Shard {
             self.reorder.oldest(),
             self.episodes.due(),
             self.calls.due(),
+            self.requests.due(),
+            self.meters.due(),
             self.topology.due(),
             self.sequences.due(),
         ];
@@ -298,6 +312,9 @@ impl Shard {
         self.amid = None;
         self.counters.dropped.duplicate += std::mem::take(&mut self.reorder.duplicates);
         self.calls.tell(step, &mut out.tallies);
+        self.requests.run(step, &mut self.counters);
+        self.requests.tell(step, &self.texts, out);
+        self.meters.tell(step, &mut out.meters);
         self.topology.tell(step, &mut out.facts);
         self.sequences.tell(step, &mut out.gaps, &mut self.counters);
         self.episodes.say(step, &mut out.signals, &mut self.counters);
@@ -326,12 +343,14 @@ impl Shard {
                 }
             }
             Record::Span(span) => {
+                self.requests.span(&span, &mut self.counters);
                 let seen =
                     self.calls.take(step, &span, &mut self.topology, &mut out.facts, &mut self.counters);
                 if let Some(seen) = seen {
                     self.observe(step, seen);
                 }
             }
+            Record::Line(line) => self.requests.line(&line, &mut self.counters),
             Record::Event(event) => self.event(step, &event, out),
         }
     }
@@ -346,6 +365,12 @@ impl Shard {
                 }
             }
             _ => {}
+        }
+        if event.kind == EventKind::Log {
+            let of = Known::new(Arc::clone(&event.entity));
+            if let Some(line) = line_of(event, &of, &mut self.texts, &mut self.counters) {
+                self.requests.line(&line, &mut self.counters);
+            }
         }
         if event.kind == EventKind::OomKill {
             self.series.kill_told(owner_of(&event.entity), event.timestamp);

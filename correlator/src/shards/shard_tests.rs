@@ -19,7 +19,7 @@ use crate::config::CorrelatorConfig;
 /// All shards, a producer that batches, and what they said.
 pub struct Sim {
     pub set: ShardSet,
-    batches: Vec<EventBatch>,
+    pub batches: Vec<EventBatch>,
     pub watermark: Watermark,
     pub signals: Vec<Signal>,
     pub sections: Vec<SignalSection>,

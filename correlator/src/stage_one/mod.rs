@@ -17,6 +17,7 @@ mod deferred;
 mod intake;
 mod memory;
 pub(crate) mod owned;
+mod parts;
 pub(crate) mod readings;
 pub(crate) mod worker;
 

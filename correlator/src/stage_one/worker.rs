@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::deferred::Deferred;
 use super::owned::OwnedShard;
+use super::parts::parts;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::low_water::LowWater;
 use crate::metrics::CorrelatorMetrics;
@@ -31,8 +32,6 @@ const MARKS_EVERY: Duration = Duration::from_millis(50);
 const NEWS_NS: u64 = 5_000_000_000;
 /// Event time between two marks when nothing happens.
 const HEARTBEAT_NS: u64 = 1_000_000_000;
-/// Signals, facts, tallies and gaps in one message.
-const SECTION_ITEMS_MAX: usize = 1000;
 /// Time between two looks at what the shards need.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 /// Answers that wait for acknowledgements: one checkpoint of all shards, and their releases.
@@ -401,62 +400,5 @@ impl<O: Outlet> Worker<O> {
                 Err(mpsc::error::TrySendError::Closed(_)) => self.waiting.clear(),
             }
         }
-    }
-}
-
-/// Cuts a section into messages of bounded size. All but the last say that more of the step follows.
-fn parts(section: SignalSection) -> Vec<SignalSection> {
-    if section.items() <= SECTION_ITEMS_MAX {
-        return vec![section];
-    }
-    let mut parts = Vec::new();
-    let mut left = section;
-    while !left.is_heartbeat() {
-        let mut room = SECTION_ITEMS_MAX;
-        parts.push(SignalSection {
-            marks: left.marks.clone(),
-            partial: true,
-            facts: cut(&mut left.facts, &mut room),
-            signals: cut(&mut left.signals, &mut room),
-            tallies: cut(&mut left.tallies, &mut room),
-            gaps: cut(&mut left.gaps, &mut room),
-            operations: cut(&mut left.operations, &mut room),
-            call_gaps: cut(&mut left.call_gaps, &mut room),
-            meters: cut(&mut left.meters, &mut room),
-        });
-    }
-    if let Some(last) = parts.last_mut() {
-        last.partial = false;
-    }
-    parts
-}
-
-/// Takes as many from the beginning as there is room for.
-fn cut<T>(all: &mut Vec<T>, room: &mut usize) -> Vec<T> {
-    let count = all.len().min(*room);
-    *room -= count;
-    all.drain(..count).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tapio_schemas::{EntityRef, Signal, SignalKind};
-
-    #[test]
-    fn large_sections_are_cut_and_promise_only_at_the_end() {
-        let signals: Vec<Signal> = (0..2500u64)
-            .map(|i| Signal::new(SignalKind::OomKill, Arc::new(EntityRef::default()), None, UnixNanos(i)))
-            .collect();
-        let section = SignalSection {
-            marks: vec![ShardMark { shard: 3, epoch: 1, at: UnixNanos(9) }],
-            signals: signals.clone(),
-            ..SignalSection::default()
-        };
-        let cut = parts(section);
-        assert_eq!(cut.iter().map(|p| p.partial).collect::<Vec<_>>(), [true, true, false]);
-        assert!(cut.iter().all(|p| p.marks.len() == 1));
-        let ids = |all: Vec<Signal>| all.into_iter().map(|s| s.id).collect::<Vec<_>>();
-        assert_eq!(ids(cut.into_iter().flat_map(|p| p.signals).collect()), ids(signals));
     }
 }
