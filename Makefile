@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 1000
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc unit simulate bench instructions flood loadtest soak chaos fuzz deny clean
+.PHONY: help setup build demo test check lint doc unit simulate bench instructions flood loadtest soak chaos accuracy fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ soak: build ## a steady load for MINUTES=30: memory must not grow
 
 chaos: build ## five minutes in which every process is killed, paused and restarted; SEED=1
 	$(TARGET_DIR)/release/tapio loadtest chaos --seed $(or $(SEED),1)
+
+accuracy: build ## recorded faults with known causes: FAULTS=directory, K8S=another one; writes docs/accuracy.md
+	@test -n "$(FAULTS)$(K8S)" || { echo "accuracy: say where the cases are: make accuracy FAULTS=directory [K8S=directory] (docs/accuracy.md says what is in one)" >&2; exit 64; }
+	$(TARGET_DIR)/release/tapio accuracy $(FAULTS) $(K8S) --jobs $(or $(JOBS),$(shell nproc)) --write docs/accuracy.md
 
 fuzz: ## feed arbitrary bytes to the batch decoder, FUZZ_SECONDS=30 (needs nightly and cargo-fuzz)
 	@cargo +nightly --version >/dev/null || { echo "fuzz: needs a nightly toolchain: rustup toolchain install nightly" >&2; exit 1; }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tapio_runtime::config::{ByteSize, HumanDuration};
 
+use crate::baseline::Method;
 use crate::incidents::IncidentConfig;
 
 /// Letters of the host's name in the name of a replica.
@@ -51,6 +52,9 @@ pub struct CorrelatorConfig {
     /// 15 min, as for other words of processes. Until then `tapio check` tells that it has stopped; after it, only as
     /// long as agents of the cluster speak. Whole seconds, at least 2.
     pub forget_after: HumanDuration,
+    /// How the cause of an incident is found: `causal`, or `earliest`, `loudest`, `ranksum`, which are there to be compared
+    /// with. Default `causal`.
+    pub method: Method,
     /// Signals.
     pub signals: SignalConfig,
     /// Detectors on series.
@@ -80,6 +84,7 @@ impl Default for CorrelatorConfig {
             producers_max: 4096,
             replay_max: HumanDuration::from_secs(900),
             forget_after: HumanDuration::from_secs(900),
+            method: Method::default(),
             signals: SignalConfig::default(),
             series: SeriesConfig::default(),
             groups: GroupConfig::default(),

@@ -8,6 +8,7 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::{ShardMark, SignalBatchView, SignalSection, WireError, encode_signals};
 use tapio_schemas::{Entity, Finding, ProducerId, Signal, UnixNanos};
 
+use crate::baseline::Baseline;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::fence::{FenceCounters, Fences, Heard};
 use crate::incidents::{IncidentCounters, IncidentEngine};
@@ -25,6 +26,8 @@ pub struct StageTwo {
     fences: Fences,
     uniter: Uniter,
     incidents: IncidentEngine,
+    /// What decides in the place of the incidents, when a comparison is asked for.
+    baseline: Option<Baseline>,
 }
 
 /// How far everyone was heard, as kept for a restart.
@@ -80,6 +83,7 @@ impl StageTwo {
             fences: Fences::default(),
             uniter: Uniter::default(),
             incidents: IncidentEngine::new(config.incidents.clone(), model),
+            baseline: Baseline::new(config.method),
         }
     }
 
@@ -91,8 +95,7 @@ impl StageTwo {
             if section.marks.is_empty() && section.is_heartbeat() {
                 continue;
             }
-            self.incidents.apply(self.uniter.apply(section));
-            findings.extend(self.incidents.advance());
+            findings.extend(self.decide(section));
         }
         if self.order.is_amid_a_hole() {
             let heard = self.fences.heard();
@@ -100,6 +103,16 @@ impl StageTwo {
             self.order.abandon(|mark| mark.epoch >= epoch(mark.shard));
         }
         findings
+    }
+
+    fn decide(&mut self, section: SignalSection) -> Vec<Finding> {
+        let Some(baseline) = &mut self.baseline else {
+            self.incidents.apply(self.uniter.apply(section));
+            return self.incidents.advance();
+        };
+        baseline.observe(&section);
+        baseline.apply(self.uniter.apply(section));
+        baseline.advance(self.uniter.watermark())
     }
 
     /// Takes an encoded section, checked.

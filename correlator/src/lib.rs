@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod aligned;
+pub mod baseline;
+pub mod calibration;
 mod checkpoint;
 pub mod config;
 mod decider;

@@ -1,6 +1,7 @@
 //! The one binary: every service, and the command line that asks them.
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod balance;
 mod cli;
 mod client;
@@ -38,6 +39,7 @@ fn dispatch(command: Command) -> anyhow::Result<i32> {
         Command::LeakChild(args) => commands::leak_child::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Replay(args) => commands::replay::run(&args),
+        Command::Accuracy(args) => commands::accuracy::run(&args),
         Command::Export(args) => commands::transfer::export(&args),
         Command::Import(args) => commands::transfer::import(&args),
         Command::Completions { shell } => {
@@ -71,6 +73,7 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         Command::LeakChild(_)
         | Command::Doctor(_)
         | Command::Replay(_)
+        | Command::Accuracy(_)
         | Command::Export(_)
         | Command::Import(_)
         | Command::Completions { .. } => {

@@ -41,6 +41,9 @@ pub struct IncidentConfig {
     pub publish_confidence_min: f64,
     /// A cause below this probability is not named as the root cause. Default 0.5.
     pub provable_min: f64,
+    /// State confidence as often as it was right on labelled cases, instead of as inferred. Default true; false to see what
+    /// a new fit is made from.
+    pub calibrated: bool,
 }
 
 impl Default for IncidentConfig {
@@ -62,6 +65,7 @@ impl Default for IncidentConfig {
             chain_max: 32,
             publish_confidence_min: 0.3,
             provable_min: 0.5,
+            calibrated: true,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::incident::Incident;
 use super::says;
 use super::signals::{is_change, is_failure};
 use super::story::{Teller, refutation, unproven_story, unproven_title};
+use crate::calibration::Calibration;
 use crate::model::clock_time;
 
 /// Hypotheses that are told.
@@ -38,6 +39,8 @@ pub struct Material<'a> {
     pub tallies: &'a Tallies,
     /// Holes.
     pub gaps: &'a VecDeque<Gap>,
+    /// From raw to stated confidence.
+    pub calibration: Calibration,
 }
 
 /// Signals of a component in time order.
@@ -123,7 +126,7 @@ impl Material<'_> {
             first_bad_at: first_bad,
             updated_at: deviations().map(|s| s.last_seen).max().unwrap_or_default(),
             emitted_at: view.now,
-            confidence: Score::clamped(component.verdict.confidence),
+            confidence: Score::clamped(self.calibration.stated(component.verdict.confidence)),
             root_cause: root.map(|cause| self.root_cause(cause, &members)),
             hypotheses,
             chain: self.chain(&members),

@@ -41,8 +41,10 @@ use finding::{GAP_REACH_NS, Material, in_words};
 use graph::Graph;
 use impact::Tallies;
 use incident::Incident;
-use signals::{Known, Pending, Said, TICK_NS, Watermarks, is_change, tick_from};
+pub(crate) use signals::is_change;
+use signals::{Known, Pending, Said, TICK_NS, Watermarks, tick_from};
 
+use crate::calibration::Calibration;
 use crate::model::Model;
 
 /// While an incident goes on it is looked at this often, even when nothing new is said.
@@ -311,6 +313,11 @@ impl IncidentEngine {
             config: &self.config,
             tallies: &self.tallies,
             gaps: &self.gaps,
+            calibration: if self.config.calibrated {
+                self.model.calibration()
+            } else {
+                Calibration::IDENTITY
+            },
         };
         let closed = &self.closed;
         let last_revision =

@@ -21,6 +21,8 @@ pub use pattern::{
 pub use predicate::{Facts, Predicate};
 pub use template::{Template, TemplateValue, bytes, clock_time, duration};
 
+use crate::calibration::Calibration;
+
 /// Largest pattern file that is read, bytes.
 pub const PATTERN_BYTES_MAX: u64 = 256 * 1024;
 /// Most patterns in one model.
@@ -63,12 +65,14 @@ const BUILTIN: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub struct Model {
     patterns: Vec<Pattern>,
+    calibration: Calibration,
 }
 
 impl Model {
-    /// The patterns that come with the program.
+    /// The patterns that come with the program, and the calibration that belongs to them.
     pub fn builtin() -> Result<Self, ModelError> {
-        Self::parse(BUILTIN.iter().copied())
+        let calibration = Calibration::builtin().map_err(|e| ModelError::yaml("calibration.yaml", &e))?;
+        Ok(Self { calibration, ..Self::parse(BUILTIN.iter().copied())? })
     }
 
     /// Every `*.yaml` of a directory.
@@ -110,12 +114,17 @@ impl Model {
             return Err(ModelError::TooMany { count: patterns.len(), count_max: PATTERNS_MAX });
         }
         patterns.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(Self { patterns })
+        Ok(Self { patterns, calibration: Calibration::IDENTITY })
     }
 
     /// The patterns, by cause id.
     pub fn patterns(&self) -> &[Pattern] {
         &self.patterns
+    }
+
+    /// What is stated for a raw confidence: the identity, unless these are the patterns that it was fitted with.
+    pub fn calibration(&self) -> Calibration {
+        self.calibration
     }
 
     /// The pattern of a cause.

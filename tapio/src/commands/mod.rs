@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod causes;
+pub mod accuracy;
 pub mod check;
 pub mod demo;
 pub mod doctor;

@@ -1,0 +1,136 @@
+//! Fits the calibration of confidence, and says what it is worth on services it was not fitted on.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::Context;
+use tapio_correlator::calibration::Calibration as Map;
+
+use super::run::CaseRun;
+use super::score::Outcome;
+use super::totals::{Calibration, calibration};
+
+/// A fit and its worth.
+#[derive(Debug, Clone)]
+pub struct Fit {
+    /// Fitted on all answers.
+    pub map: Map,
+    /// Raw confidence against what was right.
+    pub before: Calibration,
+    /// Confidence stated by fits that were made without the service that the answer is about.
+    pub after: Calibration,
+    /// Services that were left out one by one.
+    pub services: usize,
+}
+
+struct Answer {
+    service: String,
+    raw: f64,
+    right: f64,
+}
+
+/// Fits to the answers of runs that stated raw confidence.
+pub fn fit(runs: &[CaseRun]) -> Fit {
+    let answers: Vec<Answer> = runs.iter().filter_map(answer).collect();
+    let services: BTreeSet<&str> = answers.iter().map(|a| a.service.as_str()).collect();
+    let pairs = |of: &dyn Fn(&&Answer) -> bool| -> Vec<(f64, f64)> {
+        answers.iter().filter(of).map(|a| (a.raw, a.right)).collect()
+    };
+    let mut held_out = Vec::new();
+    for service in &services {
+        let map = Map::fit(&pairs(&|a| a.service != *service));
+        let own = pairs(&|a| a.service == *service);
+        held_out.extend(own.into_iter().map(|(raw, right)| (map.stated(raw), right)));
+    }
+    let all = pairs(&|_| true);
+    Fit {
+        map: Map::fit(&all),
+        before: calibration(&all),
+        after: calibration(&held_out),
+        services: services.len(),
+    }
+}
+
+fn answer(run: &CaseRun) -> Option<Answer> {
+    match &run.outcome {
+        Outcome::Asked(score) if score.answered => {
+            Some(Answer { service: run.label.group(), raw: score.confidence, right: score.both[0] })
+        }
+        _ => None,
+    }
+}
+
+impl Fit {
+    /// For people.
+    pub fn human(&self) -> String {
+        let Self { map, before, after, services } = self;
+        let pair = |c: &Calibration| match (c.ece, c.brier) {
+            (Some(ece), Some(brier)) => {
+                format!("expected calibration error {ece:.3}, Brier score {brier:.3}")
+            }
+            _ => "no answers".to_owned(),
+        };
+        format!(
+            "fitted on {} answers: a {:.3}, b {:.3}, c {:.3}\nraw confidence: {}\nleaving out each of {services} services in turn: {}\n",
+            map.answers,
+            map.a,
+            map.b,
+            map.c,
+            pair(before),
+            pair(after)
+        )
+    }
+
+    /// Writes the numbers to the file that is built into the program.
+    pub fn write(&self, file: &Path) -> anyhow::Result<()> {
+        let Map { a, b, c, answers } = self.map;
+        let text = format!(
+            "# From raw to stated confidence: correlator/src/calibration.rs says what the numbers are, `tapio accuracy --fit` writes them.\na: {a:.6}\nb: {b:.6}\nc: {c:.6}\n# Labelled answers it was fitted on; 0: the identity.\nanswers: {answers}\n"
+        );
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accuracy::label::{Label, Root, Verdict};
+    use crate::accuracy::matching::Wanted;
+    use crate::accuracy::score::Score;
+
+    fn run(service: usize, raw: f64, right: f64) -> CaseRun {
+        let entity = Wanted::Service(format!("s{service}"));
+        CaseRun {
+            label: Label {
+                case: "c".into(),
+                system: "shop".into(),
+                kind: "cpu".into(),
+                roots: vec![Root { entity, categories: BTreeSet::new() }],
+                verdict: Verdict::Active,
+                window: None,
+                start: None,
+                onset_is_exact: true,
+            },
+            outcome: Outcome::Asked(Score {
+                answered: true,
+                confidence: raw,
+                both: [right; 3],
+                ..Score::default()
+            }),
+            covered_s: 0.0,
+            calm_s: 0.0,
+            calm_findings: 0,
+            cpu_s: None,
+        }
+    }
+
+    #[test]
+    fn confidence_that_was_too_high_is_better_on_services_that_were_left_out() {
+        // Stated 0.95, right in 7 of 10, of each service.
+        let runs: Vec<CaseRun> = (0..90).map(|i| run(i % 9, 0.95, f64::from(u8::from(i / 9 < 7)))).collect();
+        let fit = fit(&runs);
+        assert_eq!((fit.services, fit.map.answers), (9, 90));
+        assert!((fit.before.ece.unwrap() - 0.25).abs() < 1e-9);
+        assert!(fit.after.ece.unwrap() < 0.1 && fit.after.brier.unwrap() < fit.before.brier.unwrap());
+    }
+}
