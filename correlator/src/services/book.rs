@@ -108,10 +108,6 @@ impl Book {
                     let before = (signal.strength, signal.last_seen);
                     let mut next = signal.clone();
                     fill(&mut next, deviation);
-                    // What requests show is as certain as it ever was until it is over.
-                    if holds(key.0) && before.0 > next.strength {
-                        next.strength = before.0;
-                    }
                     let moved = (next.strength.get() - before.0.get()).abs() >= MATERIAL;
                     if moved || now.since(before.1) >= AGAIN_NS {
                         *signal = stamped(next, now);
@@ -142,12 +138,6 @@ impl Book {
             self.open.insert(key, signal);
         }
     }
-}
-
-/// False for gauges, which fade.
-fn holds(kind: SignalKind) -> bool {
-    use SignalKind as K;
-    matches!(kind, K::OwnTime | K::NetworkGap | K::TraceShape | K::CallsStopped)
 }
 
 fn fill(signal: &mut Signal, deviation: Deviation) {
