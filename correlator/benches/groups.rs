@@ -54,10 +54,12 @@ fn main() {
             let batch = &mut batches[usize::from(event.key().shard())];
             batch.push(event);
             if batch.len() >= 512 {
-                shards.take(&batch.finish(UnixNanos(0)).expect("a batch"), None, UnixNanos::MAX).expect("taken");
+                shards
+                    .take(&batch.finish(UnixNanos(0)).expect("a batch"), None, UnixNanos::MAX)
+                    .expect("taken");
             }
         }
-        for batch in batches.iter_mut().filter(|batch| batch.len() > 0) {
+        for batch in batches.iter_mut().filter(|batch| !batch.is_empty()) {
             shards.take(&batch.finish(UnixNanos(0)).expect("a batch"), None, UnixNanos::MAX).expect("taken");
         }
         drop(batches);

@@ -48,15 +48,22 @@ pub struct StageTwoCounters {
     pub fences: FenceCounters,
     /// Deviations closed because too many were united.
     pub united_evicted: u64,
+    /// In the service model.
+    pub services: [(&'static str, u64); 4],
     /// In the incidents.
     pub incidents: IncidentCounters,
 }
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 14] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 18] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
+        let [refused, unlearnt, evicted, flows] = self.services;
         [
+            refused,
+            unlearnt,
+            evicted,
+            flows,
             ("overtook", order.overtook),
             ("abandoned", order.abandoned),
             ("repeated_message", order.repeated),
@@ -81,7 +88,7 @@ impl StageTwo {
         Self {
             order: Order::default(),
             fences: Fences::default(),
-            uniter: Uniter::default(),
+            uniter: Uniter::new(&config.cluster),
             incidents: IncidentEngine::new(config.incidents.clone(), model),
             baseline: Baseline::new(config.method),
         }
@@ -107,11 +114,15 @@ impl StageTwo {
 
     fn decide(&mut self, section: SignalSection) -> Vec<Finding> {
         let Some(baseline) = &mut self.baseline else {
-            self.incidents.apply(self.uniter.apply(section));
+            let united = self.uniter.apply(section);
+            self.incidents.learn(self.uniter.take_states());
+            self.incidents.apply(united);
             return self.incidents.advance();
         };
         baseline.observe(&section);
         baseline.apply(self.uniter.apply(section));
+        // Which values are normal for a service is of no use to a method that compares on its own.
+        drop(self.uniter.take_states());
         baseline.advance(self.uniter.watermark())
     }
 
@@ -165,6 +176,7 @@ impl StageTwo {
             order: self.order.counters(),
             fences: self.fences.counters(),
             united_evicted: self.uniter.evicted,
+            services: self.uniter.losses(),
             incidents: self.incidents.counters(),
         }
     }
@@ -205,6 +217,7 @@ pub struct Engine {
 impl Engine {
     /// An empty correlator for `cluster`.
     pub fn new(cluster: &str, config: CorrelatorConfig, model: Arc<Model>) -> Self {
+        let config = CorrelatorConfig { cluster: cluster.to_owned(), ..config };
         Self {
             shards: ShardSet::new(cluster, 0..SHARD_COUNT, &config),
             stage_two: StageTwo::new(&config, model),

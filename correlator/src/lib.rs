@@ -24,6 +24,7 @@ mod partition;
 pub mod pipeline;
 #[cfg(test)]
 mod restart_tests;
+pub mod services;
 pub mod shards;
 #[cfg(test)]
 mod simulation;

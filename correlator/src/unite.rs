@@ -11,6 +11,7 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Score, Signal, SignalId, SignalKind, Tally, UnixNanos};
 
+use crate::services::{ServiceState, Services};
 use crate::shards::{SLOW_BUCKETS, SLOW_EXTRA_NS, TICK_NS, add_evidence, bucket_ns, grid_ceil, stamped};
 
 /// Deviations united at a time; the longest silent are closed first.
@@ -33,6 +34,8 @@ pub struct Uniter {
     waiting_tallies: BTreeMap<UnixNanos, Vec<Tally>>,
     open: BTreeMap<Key, United>,
     edges: HashMap<(Entity, Entity), Edge>,
+    /// What requests did.
+    services: Services,
     /// Deviations closed because there were too many.
     pub evicted: u64,
 }
@@ -133,8 +136,9 @@ impl Edge {
     }
 }
 
-impl Default for Uniter {
-    fn default() -> Self {
+impl Uniter {
+    /// Knows nothing yet of `cluster`.
+    pub fn new(cluster: &str) -> Self {
         Self {
             watermarks: vec![UnixNanos(0); usize::from(SHARD_COUNT)],
             step: UnixNanos(0),
@@ -142,6 +146,7 @@ impl Default for Uniter {
             waiting_tallies: BTreeMap::new(),
             open: BTreeMap::new(),
             edges: HashMap::new(),
+            services: Services::new(cluster),
             evicted: 0,
         }
     }
@@ -177,12 +182,26 @@ impl Uniter {
             let end = tally.window_start.plus(tally.window_ns);
             self.waiting_tallies.entry(end).or_default().push(tally.clone());
         }
+        self.services.apply(&mut section);
         let all_passed = self.watermarks.iter().min().copied().unwrap_or_default();
+        while let Some(step) = self.services.next_step().filter(|step| *step <= all_passed) {
+            self.services.run(step, &mut section.signals);
+        }
         while let Some(step) = self.next_step(all_passed) {
             self.run(step, &mut section.signals);
         }
         self.step = self.step.max(all_passed);
         section
+    }
+
+    /// What has changed about the state of services since it was last taken.
+    pub fn take_states(&mut self) -> Vec<ServiceState> {
+        self.services.take_states()
+    }
+
+    /// What the service model refused or forgot so far, by reason.
+    pub fn losses(&self) -> [(&'static str, u64); 4] {
+        self.services.losses()
     }
 
     /// Event time that any shard has passed: no revision heard is newer.
@@ -197,7 +216,8 @@ impl Uniter {
 
     /// Oldest event time that open deviations need.
     pub fn low_water(&self) -> UnixNanos {
-        self.open.values().map(|u| u.signal.onset).min().unwrap_or(self.step).min(self.step)
+        let open = self.open.values().map(|u| u.signal.onset);
+        open.chain(self.services.low_water()).min().unwrap_or(self.step).min(self.step)
     }
 
     fn next_step(&self, target: UnixNanos) -> Option<UnixNanos> {
@@ -416,7 +436,7 @@ mod tests {
     }
 
     fn run(first: u16, second: u16) -> Vec<Signal> {
-        let mut uniter = Uniter::default();
+        let mut uniter = Uniter::new("c");
         let parts = |shard| match shard {
             0 => vec![part(100.10, 100.10, 2, false)],
             _ => vec![part(100.05, 100.05, 3, false), part(100.05, 101.10, 5, false)],
@@ -458,7 +478,7 @@ mod tests {
             latency: vec![(200, 1000)],
         };
         let strength_after = |recent_errors: u64, windows: u64| {
-            let mut uniter = Uniter::default();
+            let mut uniter = Uniter::new("c");
             let mut tallies: Vec<Tally> = (0..16).map(|i| tally(i * 5, 10)).collect();
             tallies.extend((16..16 + windows).map(|i| tally(i * 5, recent_errors)));
             let end = (16 + windows) as f64 * 5.0;

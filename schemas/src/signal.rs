@@ -34,6 +34,7 @@ vocabulary! {
         CpuThrottled = 60 => "cpu.throttled",
         CpuPressure = 61 => "cpu.pressure",
         CpuSaturated = 62 => "cpu.saturated",
+        CpuRaised = 66 => "cpu.raised",
         IoPressure = 63 => "io.pressure",
         PidsNearLimit = 64 => "pids.near_limit",
         DiskNearFull = 65 => "disk.near_full",
@@ -45,6 +46,7 @@ vocabulary! {
         HttpServerErrors = 84 => "http.server_errors",
         NetworkGap = 85 => "span.network_gap",
         TraceShape = 86 => "span.shape_changed",
+        OwnTime = 87 => "span.own_time",
 
         LogErrors = 100 => "log.errors",
         LogNewTemplate = 101 => "log.new_template",

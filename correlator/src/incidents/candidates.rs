@@ -7,11 +7,19 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
 
 use super::graph::Graph;
-use super::signals::is_change;
-use crate::model::{Facts, Model, Pattern, Relation, SignedDuration, SymptomSpec, sits_on};
+use super::signals::{is_change, is_state};
+use crate::model::{Facts, Model, Pattern, Relation, Share, SignedDuration, SymptomSpec, sits_on};
+
+use crate::services::ServiceState;
 
 /// Most seats on which one signal makes a pattern a candidate.
 const SEATS_PER_SIGNAL_MAX: usize = 32;
+/// Time in which what says how something is fades to a third once it has ended, ns.
+const FADES_NS: f64 = 30e9;
+/// Share of its strength below which it has faded.
+const FADED: f64 = 0.2;
+/// Factor on the odds of a cause whose vital symptoms barely show; without any it is none.
+const LIFELESS: f64 = 0.05;
 
 /// The signals of one tick with their place in the graph.
 pub struct View<'a> {
@@ -29,6 +37,8 @@ pub struct View<'a> {
     pub now: UnixNanos,
     /// Machines from which kernel events have come.
     pub kernel_nodes: &'a BTreeSet<Entity>,
+    /// What is known of homes beside their signals.
+    states: BTreeMap<Entity, Vec<&'a ServiceState>>,
 }
 
 impl<'a> View<'a> {
@@ -45,7 +55,50 @@ impl<'a> View<'a> {
         for (at, signal) in signals.iter().enumerate() {
             by_kind.entry(signal.kind).or_default().push(at);
         }
-        Self { signals, homes, peers, by_kind, graph, now, kernel_nodes }
+        Self { signals, homes, peers, by_kind, graph, now, kernel_nodes, states: BTreeMap::new() }
+    }
+
+    /// With the states of services.
+    pub fn with_states(mut self, states: impl Iterator<Item = &'a ServiceState>) -> Self {
+        for state in states {
+            self.states.entry(self.graph.home(&state.service)).or_default().push(state);
+        }
+        self
+    }
+
+    /// Share of a home's edges with recent calls on which they take as long as usual; 0 when there are none.
+    pub fn calls_normal(&self, home: &Entity) -> f64 {
+        let states = self.states.get(home).into_iter().flatten();
+        let (all, slow) = states.fold((0u32, 0u32), |sum, s| (sum.0 + s.edges, sum.1 + s.edges_slow));
+        if all == 0 { 0.0 } else { f64::from(all - slow.min(all)) / f64::from(all) }
+    }
+
+    /// Seconds from `since` to the last time that the processor of a home was measured and found normal.
+    fn cpu_normal_s(&self, home: &Entity, since: UnixNanos) -> f64 {
+        let states = self.states.get(home).into_iter().flatten();
+        let last = states.filter_map(|s| s.cpu_normal_at).max();
+        last.map_or(0.0, |at| at.since(since) as f64 / 1e9)
+    }
+
+    /// When something of these was last seen.
+    pub fn latest<'i>(&self, signals: impl Iterator<Item = &'i usize>) -> UnixNanos {
+        signals.map(|at| self.signals[*at].last_seen).max().unwrap_or_default()
+    }
+
+    /// Strength of a signal among others of which the newest word is `latest`: what says how it is now fades once it has
+    /// ended, what says that something happened does not.
+    pub fn strength(&self, at: usize, latest: UnixNanos) -> f64 {
+        let signal = self.signals[at];
+        let strength = signal.strength.get();
+        if signal.ended && is_state(signal.kind) {
+            return strength * (-(latest.since(signal.last_seen) as f64) / FADES_NS).exp();
+        }
+        strength
+    }
+
+    /// True for what said how something was and is as good as forgotten.
+    fn has_faded(&self, at: usize, latest: UnixNanos) -> bool {
+        self.strength(at, latest) < FADED * self.signals[at].strength.get()
     }
 
     fn of_kind(&self, kind: SignalKind) -> &[usize] {
@@ -150,6 +203,7 @@ impl<'v, 'a> Around<'v, 'a> {
         Facts {
             elapsed_s: self.view.now.since(anchor) as f64 / 1e9,
             has_callers: !self.callers.is_empty(),
+            cpu_normal_s: self.view.cpu_normal_s(self.seat, anchor),
             kernel_seen: machines.iter().any(|m| kernel.contains(m)),
             forecast_passed,
         }
@@ -167,7 +221,10 @@ pub fn candidates<'m>(view: &View<'_>, model: &'m Model) -> Vec<Candidate<'m>> {
     }
     for (seat, patterns) in &seats {
         let around = Around::new(view, seat);
-        found.extend(patterns.iter().filter_map(|pattern| candidate(pattern, &around)));
+        for pattern in patterns {
+            let episodes = episodes(pattern, &around, matches_of(pattern, &around));
+            found.extend(episodes.iter().filter_map(|matches| candidate(pattern, &around, matches)));
+        }
     }
     found
 }
@@ -200,17 +257,53 @@ fn seats_of(pattern: &Pattern, view: &View<'_>) -> BTreeSet<Entity> {
     seats
 }
 
-fn candidate<'m>(pattern: &'m Pattern, around: &Around<'_, '_>) -> Option<Candidate<'m>> {
-    let matches = matches_of(pattern, around);
-    let anchor = anchor_of(pattern, around, &matches)?;
+/// What has healed belongs to nothing that began after it: the matches of a cause with vital symptoms, apart by episode.
+fn episodes(
+    pattern: &Pattern,
+    around: &Around<'_, '_>,
+    mut matches: Vec<(usize, usize)>,
+) -> Vec<Vec<(usize, usize)>> {
+    if !pattern.symptoms.iter().any(|s| s.vital) {
+        return vec![matches];
+    }
+    let signals = &around.view.signals;
+    let (changes, rest): (Vec<_>, Vec<_>) =
+        matches.drain(..).partition(|(_, at)| is_change(signals[*at].kind));
+    let mut rest = rest;
+    rest.sort_by_key(|(symptom, at)| (signals[*at].onset, *at, *symptom));
+    let mut episodes: Vec<Vec<(usize, usize)>> = Vec::new();
+    let mut healed_at = Some(UnixNanos(0));
+    for (symptom, at) in rest {
+        let signal = signals[at];
+        if episodes.is_empty() || healed_at.is_some_and(|healed| healed < signal.onset) {
+            episodes.push(changes.clone());
+            healed_at = Some(UnixNanos(0));
+        }
+        if let Some(episode) = episodes.last_mut() {
+            episode.push((symptom, at));
+        }
+        healed_at = healed_at.filter(|_| signal.ended).map(|healed| healed.max(signal.last_seen));
+    }
+    episodes
+}
+
+fn candidate<'m>(
+    pattern: &'m Pattern,
+    around: &Around<'_, '_>,
+    matches: &[(usize, usize)],
+) -> Option<Candidate<'m>> {
+    let now = around.view.latest(matches.iter().map(|(_, at)| at));
+    let current: Vec<(usize, usize)> =
+        matches.iter().copied().filter(|(_, at)| !around.view.has_faded(*at, now)).collect();
+    let anchor = anchor_of(pattern, around, &current)?;
     let mut explains: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
     let mut seen = vec![false; pattern.symptoms.len()];
-    for &(symptom, at) in &matches {
+    for &(symptom, at) in matches {
         let spec = &pattern.symptoms[symptom];
-        if !in_time(spec, at, anchor, around, &matches, pattern) {
+        if !in_time(spec, at, anchor, around, matches, pattern) {
             continue;
         }
-        seen[symptom] = true;
+        seen[symptom] |= !around.view.has_faded(at, now);
         let best = explains.entry(at).or_insert((0.0, symptom));
         if spec.probability > best.0 {
             *best = (spec.probability, symptom);
@@ -218,7 +311,11 @@ fn candidate<'m>(pattern: &'m Pattern, around: &Around<'_, '_>) -> Option<Candid
     }
     let lacks_required = pattern.symptoms.iter().zip(&seen).any(|(s, seen)| s.required && !seen);
     let explains_nothing = !explains.keys().any(|at| !is_change(around.view.signals[*at].kind));
-    if lacks_required || explains_nothing {
+    let living = explains.iter().filter(|(_, (_, s))| pattern.symptoms[*s].vital);
+    let latest = around.view.latest(explains.keys());
+    let living = living.map(|(at, _)| around.view.strength(*at, latest)).fold(0.0f64, f64::max);
+    let is_lifeless = living <= 0.0 && pattern.symptoms.iter().any(|s| s.vital);
+    if lacks_required || explains_nothing || is_lifeless {
         return None;
     }
     let facts = around.facts(anchor);
@@ -227,7 +324,7 @@ fn candidate<'m>(pattern: &'m Pattern, around: &Around<'_, '_>) -> Option<Candid
         .collect();
     let refuted = refuters(pattern, around, anchor, &facts);
     let changes = changes(pattern, around, anchor);
-    let odds = odds(pattern, around, &missing, &refuted, &changes);
+    let odds = odds(pattern, around, &missing, &refuted, &changes) * vitality(pattern, living);
     Some(Candidate { pattern, seat: around.seat.clone(), explains, missing, refuted, changes, odds })
 }
 
@@ -347,5 +444,20 @@ fn odds(
     for symptom in missing {
         odds *= 1.0 - pattern.symptoms[*symptom].probability;
     }
+    for tempered in &pattern.tempered_by {
+        odds *= tempered.factor.powf(share(tempered.share, around.view, around.seat));
+    }
     odds
+}
+
+/// Value of a share on a seat, 0..=1.
+pub fn share(of: Share, view: &View<'_>, seat: &Entity) -> f64 {
+    match of {
+        Share::CallsNormal => view.calls_normal(seat),
+    }
+}
+
+/// A cause that shows on its seat in one of several ways is the less probable the fainter the clearest of them is.
+fn vitality(pattern: &Pattern, strongest: f64) -> f64 {
+    if pattern.symptoms.iter().any(|s| s.vital) { LIFELESS.powf(1.0 - strongest) } else { 1.0 }
 }

@@ -7,14 +7,14 @@ use tapio_schemas::finding::{
 };
 use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
 
-use super::candidates::{Candidate, View};
+use super::candidates::{Candidate, View, share};
 use super::components::{Component, is_passing};
 use super::config::{IncidentConfig, nanos};
 use super::impact::{Tallies, impact, severity};
 use super::incident::Incident;
 use super::says;
 use super::signals::{is_change, is_failure};
-use super::story::{Teller, refutation, unproven_story, unproven_title};
+use super::story::{Teller, refutation, tempering, unproven_story, unproven_title};
 use crate::calibration::Calibration;
 use crate::model::clock_time;
 
@@ -22,6 +22,8 @@ use crate::model::clock_time;
 const HYPOTHESES_MAX: usize = 6;
 /// Reasons told against one hypothesis.
 const REASONS_MAX: usize = 4;
+/// A share below this is not told as a reason.
+const TEMPERS_MIN: f64 = 0.25;
 /// Holes told.
 const GAPS_MAX: usize = 8;
 /// A hole this long before the first sign still matters.
@@ -239,6 +241,10 @@ impl Material<'_> {
                 refutation(says, &candidate.seat, self.view.signals[*at])
             })
             .collect();
+        reasons.extend(candidate.pattern.tempered_by.iter().filter_map(|spec| {
+            let share = share(spec.share, self.view, &candidate.seat);
+            (share >= TEMPERS_MIN).then(|| tempering(&spec.says, &candidate.seat, share))?
+        }));
         if let Some(winner) = winner {
             let left = winner
                 .explains

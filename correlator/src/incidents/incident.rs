@@ -28,6 +28,8 @@ pub struct Incident {
     pub foretold: Foretold,
     /// Tick at which it was over; `None` while it goes on.
     pub over_since: Option<UnixNanos>,
+    /// What it held when it was told that it is over.
+    told_over: Option<BTreeSet<SignalId>>,
     /// Last revision made, before this process or in it.
     revision: u32,
     published: Option<Published>,
@@ -59,6 +61,7 @@ impl Incident {
             onset: at,
             foretold: Foretold::default(),
             over_since: None,
+            told_over: None,
             revision,
             published: None,
         }
@@ -84,6 +87,11 @@ impl Incident {
         self.published.as_ref().map_or(self.opened_at, |p| p.finding.opened_at)
     }
 
+    /// True when it was told that it is over, and nothing has come since.
+    pub fn rests(&self) -> bool {
+        self.over_since.is_some() && self.told_over.as_ref() == Some(&self.members)
+    }
+
     /// Makes a revision of `draft` when it says something new, or when figures have drifted for `refresh_ns`.
     pub fn publish(&mut self, mut draft: Finding, now: UnixNanos, refresh_ns: u64) -> Option<Finding> {
         if let Some(last) = &self.published {
@@ -96,6 +104,7 @@ impl Incident {
                 }
             }
         }
+        self.told_over = self.over_since.map(|_| self.members.clone());
         self.revision += 1;
         draft.revision = self.revision;
         draft.emitted_at = now;

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::candidates::{Candidate, View};
-use super::signals::{is_change, leak_probability};
+use super::signals::{is_change, is_state, leak_probability};
 
 /// Most causes of one incident that are weighed together.
 pub const CAUSES_MAX: usize = 3;
@@ -20,6 +20,8 @@ const JOINT_SHARE: f64 = 0.5;
 const DOUBT: f64 = 0.55;
 /// How fast evidence removes that doubt.
 const DOUBT_DECAY: f64 = 1.1;
+/// What happened is evidence, however faint.
+const STRENGTH_MIN: f64 = 0.1;
 /// Nothing is certain.
 const CONFIDENCE_MAX: f64 = 0.98;
 
@@ -100,6 +102,7 @@ impl Problem {
         candidates_max: usize,
     ) -> Self {
         let explained_change = |at: usize| candidates.iter().any(|c| all[*c].explains.contains_key(&at));
+        let latest = view.latest(members.iter());
         let signals = members
             .iter()
             // A change nobody explains is no riddle: changes are made.
@@ -109,7 +112,8 @@ impl Problem {
                 let leak = if is_change(signal.kind) { 0.5 } else { leak_probability(signal.kind) };
                 let of = |c: &usize| all[*c].explains.get(at).map_or(0.0, |(p, _)| *p);
                 let probability = candidates.iter().map(of).collect();
-                WeighedSignal { strength: signal.strength.get().max(0.1), leak, probability }
+                let floor = if is_state(signal.kind) { 0.0 } else { STRENGTH_MIN };
+                WeighedSignal { strength: view.strength(*at, latest).max(floor), leak, probability }
             })
             .collect();
         let odds = candidates.iter().map(|c| all[*c].odds).collect();
@@ -182,10 +186,11 @@ impl Problem {
 /// Grows with the number, strength and weight of the signals explained: one faint signal is never proof.
 fn evidence_factor(view: &View<'_>, cause: &Candidate<'_>, members: &BTreeSet<usize>) -> f64 {
     let mut evidence = 0.0;
+    let latest = view.latest(members.iter());
     for (at, (_, symptom)) in cause.explains.iter().filter(|(at, _)| members.contains(at)) {
         let signal = view.signals[*at];
         let repeated = 1.0 + 0.25 * (signal.count.max(1) as f64).ln().min(4.0);
-        evidence += signal.strength.get() * cause.pattern.symptoms[*symptom].weight * repeated;
+        evidence += view.strength(*at, latest) * cause.pattern.symptoms[*symptom].weight * repeated;
     }
     evidence += 0.2 * cause.changes.len() as f64;
     (1.0 - DOUBT * (-DOUBT_DECAY * evidence).exp()).min(CONFIDENCE_MAX)

@@ -25,7 +25,7 @@ mod story;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tapio_schemas::entity::kinds;
@@ -46,6 +46,7 @@ use signals::{Known, Pending, Said, TICK_NS, Watermarks, tick_from};
 
 use crate::calibration::Calibration;
 use crate::model::Model;
+use crate::services::ServiceState;
 
 /// While an incident goes on it is looked at this often, even when nothing new is said.
 const LOOK_NS: u64 = 1_000_000_000;
@@ -94,6 +95,8 @@ pub struct IncidentEngine {
     pending: Pending,
     known: Known,
     graph: Graph,
+    /// State of services, as last told.
+    states: BTreeMap<Entity, ServiceState>,
     tallies: Tallies,
     gaps: VecDeque<Gap>,
     kernel_nodes: BTreeSet<Entity>,
@@ -119,6 +122,7 @@ impl IncidentEngine {
             watermarks: Watermarks::default(),
             pending: Pending::default(),
             known: Known::default(),
+            states: BTreeMap::new(),
             gaps: VecDeque::new(),
             kernel_nodes: BTreeSet::new(),
             incidents: Vec::new(),
@@ -144,6 +148,11 @@ impl IncidentEngine {
                 self.take(said);
             }
         }
+    }
+
+    /// Takes what has changed about services. Nothing is decided before [`Self::advance`].
+    pub fn learn(&mut self, states: Vec<ServiceState>) {
+        self.pending.extend_states(states);
     }
 
     /// Takes every tick that all shards have passed; returns the revisions made, in order.
@@ -258,6 +267,9 @@ impl IncidentEngine {
         match said {
             Said::Signal(signal) => self.take_signal(*signal),
             Said::Fact(fact) => self.graph.apply(&fact),
+            Said::State(state) => {
+                self.states.insert(state.service.clone(), *state);
+            }
             Said::Tally(tally) => self.tallies.add(&tally),
             Said::Gap(gap) => {
                 self.gaps.push_back(*gap);
@@ -291,13 +303,15 @@ impl IncidentEngine {
         let (now, memory) = (self.tick, nanos(self.config.change_memory));
         let gone_by = now.minus(memory);
         self.gaps.retain(|gap| gap.to >= gone_by);
+        self.states.retain(|_, state| state.at >= gone_by);
         self.known.retain(|s| !is_change(s.kind) || s.last_seen >= gone_by);
     }
 
     /// The verdicts of one tick.
     fn decide(&mut self) -> Vec<Finding> {
         let now = self.tick;
-        let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now);
+        let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now)
+            .with_states(self.states.values());
         if view.signals.iter().all(|s| is_change(s.kind)) {
             let gone = std::mem::take(&mut self.incidents);
             return self.forget(gone, SIGNALS_FORGOTTEN, now);
@@ -328,7 +342,7 @@ impl IncidentEngine {
             let over = material.is_over(part);
             incident.over_since = over.then(|| incident.over_since.unwrap_or(now));
             let settled = now.since(incident.opened_at) >= nanos(self.config.settle);
-            if settled && (incident.is_published() || material.is_worth_telling(part)) {
+            if settled && !incident.rests() && (incident.is_published() || material.is_worth_telling(part)) {
                 let draft = material.draft(part, incident);
                 findings.extend(incident.publish(draft, now, nanos(self.config.refresh)));
             }

@@ -172,10 +172,35 @@ fn requests(signal: &Signal) -> Option<String> {
         SignalKind::SpanSlow => format!("calls{} became slow", to_peer(signal)),
         SignalKind::CallsStopped => format!("calls{} stopped", to_peer(signal)),
         SignalKind::LogErrors => format!("errors were logged{}", because(signal)),
+        SignalKind::OwnTime | SignalKind::NetworkGap | SignalKind::TraceShape => {
+            return Some(service(signal));
+        }
         _ => return None,
     };
     let detail = text(signal, "error_type").map_or_else(String::new, |t| format!(" ({t})"));
     Some(format!("{what}{detail}{}", times(signal)))
+}
+
+/// What the service model tells.
+fn service(signal: &Signal) -> String {
+    let from_to = match (number(signal, "usual_ms"), number(signal, "now_ms")) {
+        (Some(usual), Some(now)) => format!(": {now} ms, usual are {usual} ms"),
+        _ => String::new(),
+    };
+    let share = match (number(signal, "bad"), number(signal, "of")) {
+        (Some(bad), Some(of)) if of > 0.0 => format!(" in {bad:.0} of {of:.0} requests"),
+        _ => String::new(),
+    };
+    match (signal.kind, text(signal, "missing"), text(signal, "new")) {
+        (SignalKind::OwnTime, ..) => format!("requests spend longer in it{from_to}"),
+        (SignalKind::NetworkGap, ..) => format!("calls{} take longer on the way{from_to}", to_peer(signal)),
+        (_, Some(missing), _) => match text(signal, "given") {
+            Some(given) => format!("{missing} is missing after {given}{share}"),
+            None => format!("{missing} is missing{share}"),
+        },
+        (_, None, Some(new)) => format!("{new} is new{share}"),
+        _ => format!("requests go other ways than ever{share}"),
+    }
 }
 
 fn other(signal: &Signal) -> String {
@@ -198,6 +223,17 @@ fn other(signal: &Signal) -> String {
             None => "the processor quota ran out".to_owned(),
         },
         SignalKind::CpuPressure => "tasks wait for the processor".to_owned(),
+        SignalKind::CpuSaturated | SignalKind::CpuRaised if signal.observed.is_finite() => {
+            let (now, usual) = (signal.observed * 100.0, signal.baseline * 100.0);
+            format!("{now:.0} % of the processor are used, usual are {usual:.0} %")
+        }
+        SignalKind::MetricShift => match text(signal, "measure") {
+            Some(measure) => {
+                let (now, usual) = (signal.observed, signal.baseline);
+                format!("{} went from {usual:.3} to {now:.3}", measure.replace('_', " "))
+            }
+            None => "a measure has shifted".to_owned(),
+        },
         SignalKind::IoPressure => "tasks wait for input and output".to_owned(),
         SignalKind::PidsNearLimit => "the number of processes is close to its limit".to_owned(),
         kind if kubernetes(kind).is_some() => {

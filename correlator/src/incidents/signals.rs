@@ -6,6 +6,8 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Fact, Gap, Signal, SignalId, SignalKind, Tally, UnixNanos};
 
+use crate::services::ServiceState;
+
 /// Grid on which decisions are taken, event time.
 pub const TICK_NS: u64 = 250_000_000;
 
@@ -54,6 +56,8 @@ pub enum Said {
     Tally(Box<Tally>),
     /// A hole.
     Gap(Box<Gap>),
+    /// State of a service.
+    State(Box<ServiceState>),
 }
 
 /// What waits for its time. The key orders equal times alike, whatever the order of arrival.
@@ -68,7 +72,7 @@ impl Pending {
     /// Takes a section.
     pub fn extend(&mut self, section: SignalSection) {
         for signal in section.signals {
-            let key = (signal.last_seen, 3, signal.id.0, u64::from(signal.revision));
+            let key = (signal.last_seen, 4, signal.id.0, u64::from(signal.revision));
             if self.items.insert(key, Said::Signal(Box::new(signal))).is_none() {
                 *self.signals.entry(key.0).or_default() += 1;
             }
@@ -91,6 +95,14 @@ impl Pending {
         for gap in section.gaps {
             let id = u128::from(gap.producer.0) << 64 | u128::from(gap.from.0);
             self.items.insert((gap.to, 2, id, gap.lost), Said::Gap(Box::new(gap)));
+        }
+    }
+
+    /// Takes what has changed about services.
+    pub fn extend_states(&mut self, states: Vec<ServiceState>) {
+        for state in states {
+            let id = order(&[&state.service], 0);
+            self.items.insert((state.at, 3, id, 0), Said::State(Box::new(state)));
         }
     }
 
@@ -202,6 +214,21 @@ impl Known {
 pub fn is_change(kind: SignalKind) -> bool {
     use SignalKind as K;
     matches!(kind, K::ImageChanged | K::ConfigChanged | K::Scaled | K::RolloutStarted | K::ChangeApplied)
+}
+
+/// True for what says how a service is, as opposed to what has happened to it.
+pub fn is_state(kind: SignalKind) -> bool {
+    use SignalKind as K;
+    matches!(
+        kind,
+        K::OwnTime
+            | K::NetworkGap
+            | K::TraceShape
+            | K::CallsStopped
+            | K::CpuSaturated
+            | K::CpuRaised
+            | K::MetricShift
+    )
 }
 
 /// True when something has failed, as opposed to being on its way there.

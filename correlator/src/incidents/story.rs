@@ -136,6 +136,15 @@ pub fn refutation(template: &Template, seat: &Entity, signal: &Signal) -> Option
     })
 }
 
+/// Why a share speaks against its cause.
+pub fn tempering(template: &Template, seat: &Entity, share: f64) -> Option<String> {
+    template.fill(&|path| match path.split_once('.').unwrap_or((path, "")) {
+        ("seat", field) => self::seat(seat, field),
+        ("share", "") => Some(TemplateValue::Number(share)),
+        _ => None,
+    })
+}
+
 /// The title when no cause can be named.
 pub fn unproven_title(home: &Entity, first: &Signal) -> String {
     format!("{}: {}; the cause is not provable", says::name(home), says::sentence(first))

@@ -68,6 +68,11 @@ pub fn check(pattern: &Pattern) -> Check {
         let sound = refuter.factor > 0.0 && refuter.factor < 1.0;
         ensure(sound, "factor", || format!("a refuter's factor is between 0 and 1, not {}", refuter.factor))?;
     }
+    for tempered in &pattern.tempered_by {
+        let factor = tempered.factor;
+        let sound = factor > 0.0 && factor < 1.0;
+        ensure(sound, "factor", || format!("a factor that tempers is between 0 and 1, not {factor}"))?;
+    }
     for score in [pattern.impact.business_impact, pattern.impact.cascade_risk] {
         ensure((0.0..=1.0).contains(&score), "impact", || format!("impact {score} must be between 0 and 1"))?;
     }
@@ -125,6 +130,14 @@ fn templates(pattern: &Pattern) -> Check {
         if let Some(root) = unknown {
             let reason =
                 format!("`{}` names `{root}`; a refuter knows `seat` and `signal`", refuter.says.source());
+            return Err(Fault { key: "says", reason });
+        }
+    }
+    for tempered in &pattern.tempered_by {
+        let unknown = tempered.says.roots().find(|root| !["seat", "share"].contains(root));
+        if let Some(root) = unknown {
+            let source = tempered.says.source();
+            let reason = format!("`{source}` names `{root}`; what tempers knows `seat` and `share`");
             return Err(Fault { key: "says", reason });
         }
     }

@@ -15,8 +15,8 @@ use std::path::Path;
 pub use cases::{Case, CaseEntity, CaseSignal, Expectation};
 pub use error::ModelError;
 pub use pattern::{
-    Absence, ActionSpec, ChangePrior, ImpactSpec, Pattern, RefuterSpec, Relation, SignedDuration, StorySpec,
-    SymptomSpec, is_workload, sits_on,
+    Absence, ActionSpec, ChangePrior, ImpactSpec, Pattern, RefuterSpec, Relation, Share, SignedDuration,
+    StorySpec, SymptomSpec, TemperSpec, is_workload, sits_on,
 };
 pub use predicate::{Facts, Predicate};
 pub use template::{Template, TemplateValue, bytes, clock_time, duration};
@@ -36,11 +36,14 @@ const BUILTIN: &[(&str, &str)] = &[
     ("memory.child_killed.yaml", include_str!("../../patterns/memory.child_killed.yaml")),
     ("code.crash_signal.yaml", include_str!("../../patterns/code.crash_signal.yaml")),
     ("code.crash_exit.yaml", include_str!("../../patterns/code.crash_exit.yaml")),
+    ("code.changed_behaviour.yaml", include_str!("../../patterns/code.changed_behaviour.yaml")),
     ("code.not_answering.yaml", include_str!("../../patterns/code.not_answering.yaml")),
     ("code.request_errors.yaml", include_str!("../../patterns/code.request_errors.yaml")),
     ("dependency.refused.yaml", include_str!("../../patterns/dependency.refused.yaml")),
     ("dependency.unresponsive.yaml", include_str!("../../patterns/dependency.unresponsive.yaml")),
     ("network.packet_loss.yaml", include_str!("../../patterns/network.packet_loss.yaml")),
+    ("cpu.contention.yaml", include_str!("../../patterns/cpu.contention.yaml")),
+    ("network.delay.yaml", include_str!("../../patterns/network.delay.yaml")),
     ("cpu.throttling.yaml", include_str!("../../patterns/cpu.throttling.yaml")),
     ("runtime.unit_failed.yaml", include_str!("../../patterns/runtime.unit_failed.yaml")),
     ("config.changed.yaml", include_str!("../../patterns/config.changed.yaml")),

@@ -32,6 +32,9 @@ pub struct Pattern {
     /// What speaks against it.
     #[serde(default)]
     pub refuted_by: Vec<RefuterSpec>,
+    /// What speaks against it the more, the more of it there is.
+    #[serde(default)]
+    pub tempered_by: Vec<TemperSpec>,
     /// How to tell it.
     pub story: StorySpec,
     /// What to do.
@@ -88,6 +91,9 @@ pub struct SymptomSpec {
     /// The cause is not considered without it.
     #[serde(default)]
     pub required: bool,
+    /// One of several ways in which the cause shows where it sits: it lives by the clearest of them.
+    #[serde(default)]
+    pub vital: bool,
     /// How telling it is by itself; 1 is a clear deviation.
     #[serde(default = "one")]
     pub weight: f64,
@@ -149,6 +155,26 @@ pub struct RefuterSpec {
     pub factor: f64,
     /// Why, in words.
     pub says: Template,
+}
+
+/// A share that speaks against the cause: a factor to its power.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemperSpec {
+    /// Of what.
+    pub share: Share,
+    /// Factor on the odds when it is all, below 1.
+    pub factor: f64,
+    /// Why, in words; `{share}` is the share.
+    pub says: Template,
+}
+
+/// Shares that are known of a seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    /// Of its edges with recent calls, those on which they are under way as long as ever.
+    CallsNormal,
 }
 
 /// How to tell it. Of `what` and `next` the first sentence that has its data is used; of `why` every one.

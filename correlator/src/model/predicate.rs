@@ -29,6 +29,8 @@ pub struct Facts {
     pub elapsed_s: f64,
     /// Somebody is known to call the seat.
     pub has_callers: bool,
+    /// The processor of the seat was measured and found normal so long after the first sign; 0 when it was not.
+    pub cpu_normal_s: f64,
     /// Kernel events have been seen from the seat's machine (or from anywhere, when it has none).
     pub kernel_seen: bool,
     /// The time at which the forecast would have come true is over.
@@ -70,6 +72,7 @@ impl Predicate {
             "context",
             map([
                 ("elapsed_s", Value::Float(facts.elapsed_s)),
+                ("cpu_normal_s", Value::Float(facts.cpu_normal_s)),
                 ("has_callers", Value::Bool(facts.has_callers)),
                 ("kernel_seen", Value::Bool(facts.kernel_seen)),
                 ("forecast_passed", Value::Bool(facts.forecast_passed)),

@@ -35,7 +35,7 @@ pub fn meaning(kind: SignalKind) -> Meaning {
             ("network_connectivity", "packet-loss", Category::Network)
         }
         K::DnsFailures => ("network_connectivity", "name-resolution", Category::Network),
-        K::CpuThrottled | K::CpuPressure | K::CpuSaturated => {
+        K::CpuThrottled | K::CpuPressure | K::CpuSaturated | K::CpuRaised => {
             ("cpu_contention", "cpu-starvation", Category::Performance)
         }
         K::IoPressure | K::DiskNearFull | K::PidsNearLimit => {
@@ -45,7 +45,7 @@ pub fn meaning(kind: SignalKind) -> Meaning {
             ("service_failure", "request-failure", Category::Reliability)
         }
         K::SpanTimeouts => ("service_failure", "dependency-timeout", Category::Reliability),
-        K::SpanSlow | K::CallsStopped | K::TraceShape | K::MetricShift | K::MetricBurst => {
+        K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift | K::MetricBurst => {
             ("service_degradation", "latency-degradation", Category::Performance)
         }
         K::ImageChanged | K::ConfigChanged | K::Scaled | K::RolloutStarted | K::ChangeApplied => {

@@ -180,7 +180,7 @@ fn cpu(
 
 /// Factor to seconds of a unit of time.
 fn seconds(unit: &str, has: &impl Fn(&[&str]) -> bool) -> Option<f64> {
-    if !has(&["duration", "latency"]) && !(has(&["response", "request"]) && has(&["time"])) {
+    if !(has(&["duration", "latency"]) || has(&["response", "request"]) && has(&["time"])) {
         return None;
     }
     Some(match unit {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tapio_schemas::payload::{LogData, MetricData, MetricKind, SpanData, SpanKind};
 use tapio_schemas::{
     Attribute, CallGapTally, EntityRef, EventId, EventKind, EventSeverity, Measure, OperationTally, Payload,
-    ServiceMeter, SpanId, StepKind, TraceId, UnifiedEvent, event::TraceContext,
+    ServiceMeter, SpanId, StepKind, TraceId, UnifiedEvent, UnixNanos, event::TraceContext,
 };
 
 use super::calls::latency_bucket;

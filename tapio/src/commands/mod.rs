@@ -1,7 +1,7 @@
 //! One file per subcommand.
 
-pub mod causes;
 pub mod accuracy;
+pub mod causes;
 pub mod check;
 pub mod demo;
 pub mod doctor;

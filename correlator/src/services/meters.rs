@@ -1,0 +1,271 @@
+//! Measures of services and their pods against what is usual. One sample a minute must do.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use smol_str::SmolStr;
+use tapio_schemas::service::Measure;
+use tapio_schemas::{Entity, EventId, UnixNanos};
+
+use super::cusum::{Batch, Cusum, HALF};
+use super::make_room;
+use super::window::MeterKey;
+
+/// Series followed; the longest silent are forgotten and counted.
+const SERIES_MAX: usize = 16_384;
+/// Samples remembered of a series.
+const SAMPLES_MAX: usize = 60;
+/// Samples without which there is no reference.
+const SAMPLES_MIN: usize = 3;
+/// A processor this busy is saturated …
+const CPU_BUSY: f64 = 0.5;
+/// … when that is so many times the usual.
+const CPU_TIMES: f64 = 2.0;
+/// From here on one sample is enough, with this evidence.
+const CPU_FULL: (f64, f64) = (0.7, 8.0);
+/// What saturation is worth is multiplied by this with each step after it was last seen.
+const CPU_FADES: f64 = 0.95;
+/// Longest latency that is believed, s: more is the ceiling of a histogram.
+const LATENCY_MAX_S: f64 = 60.0;
+
+/// What is judged of a measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sign {
+    /// The processor is used up.
+    CpuSaturated,
+    /// The processor does far more than usual.
+    CpuRaised,
+    /// The measure has shifted.
+    Shifted,
+}
+
+/// A measure out of the ordinary.
+#[derive(Debug, Clone)]
+pub struct Deviation {
+    /// Evidence, nats.
+    pub evidence: f64,
+    /// Since when.
+    pub since: UnixNanos,
+    /// Usual value.
+    pub usual: f64,
+    /// Value now.
+    pub now: f64,
+    /// Event.
+    pub event: EventId,
+}
+
+#[derive(Debug)]
+struct Series {
+    samples: VecDeque<f64>,
+    main: Cusum,
+    /// Of a processor: the jump without saturation.
+    jump: Cusum,
+    /// Evidence of saturation, fading.
+    held: f64,
+    usual: f64,
+    now: f64,
+    event: EventId,
+    seen: UnixNanos,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self {
+            samples: VecDeque::new(),
+            main: Cusum::new(HALF),
+            jump: Cusum::new(HALF),
+            held: 0.0,
+            usual: 0.0,
+            now: 0.0,
+            event: EventId::default(),
+            seen: UnixNanos(0),
+        }
+    }
+}
+
+/// Value below which a share of the samples is.
+fn quantile(samples: &VecDeque<f64>, share: f64) -> Option<f64> {
+    let mut sorted: Vec<f64> = samples.iter().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((share * sorted.len().saturating_sub(1) as f64) as usize).copied()
+}
+
+fn one(is_bad: bool, rate: f64, weight: f64) -> Batch {
+    let mut batch = Batch::default();
+    if is_bad {
+        batch.bad(1, rate, HALF, weight, 1.0);
+    } else {
+        batch.good(1, rate, HALF, weight);
+    }
+    batch
+}
+
+impl Series {
+    fn remember(&mut self, value: f64) {
+        self.samples.push_back(value);
+        if self.samples.len() > SAMPLES_MAX {
+            self.samples.pop_front();
+        }
+    }
+
+    fn rate(&self, is_bad: impl Fn(f64) -> bool) -> f64 {
+        let bad = self.samples.iter().filter(|v| is_bad(**v)).count();
+        (bad as f64 + 0.5) / (self.samples.len() as f64 + 1.0)
+    }
+
+    fn is_cold(&self) -> bool {
+        self.samples.len() < SAMPLES_MIN
+    }
+
+    /// Share of the processor. A gauge is a state: one normal sample ends it.
+    fn cpu(&mut self, at: UnixNanos, value: f64) {
+        let median = quantile(&self.samples, 0.5);
+        let saturated = value >= CPU_BUSY && median.is_none_or(|m| value >= CPU_TIMES * m);
+        self.main.add(at, one(saturated, 0.0, 1.0));
+        if !saturated {
+            self.main.clear();
+        } else if value >= CPU_FULL.0 {
+            self.main.raise(CPU_FULL.1);
+        }
+        self.held = self.held.max(self.main.evidence(at));
+        if !self.is_cold() {
+            let high = quantile(&self.samples, 0.95).unwrap_or_default();
+            let limit = 2.0 * high + 0.02;
+            let jumped = value > limit;
+            self.jump.add(at, one(jumped, self.rate(|v| v > limit), 1.0));
+            if !jumped {
+                self.jump.clear();
+            }
+        }
+        self.usual = median.unwrap_or(value);
+        if !saturated {
+            self.remember(value);
+        }
+    }
+
+    /// Worse when it is above `factor` times a high quantile and some.
+    fn high(&mut self, at: UnixNanos, value: f64, factor: f64, extra: f64) {
+        let mut is_bad = false;
+        if let Some(high) = quantile(&self.samples, 0.9).filter(|_| !self.is_cold()) {
+            let limit = factor * high + extra;
+            is_bad = value > limit;
+            self.main.add(at, one(is_bad, self.rate(|v| v > limit), 1.0));
+            self.usual = quantile(&self.samples, 0.5).unwrap_or_default();
+        }
+        let suspect = is_bad && self.main.sum(at) >= 3.0;
+        if !suspect {
+            self.remember(value);
+        }
+    }
+
+    /// Worse when it is a step above the highest of the last ones.
+    fn step(&mut self, at: UnixNanos, value: f64) {
+        if !self.is_cold() {
+            let high = self.samples.iter().rev().take(10).fold(0.0f64, |a, b| a.max(*b));
+            let rate = 0.5 / (self.samples.len().min(10) as f64 + 1.0);
+            self.main.add(at, one(value > 1.05 * high + 0.005, rate, 0.5));
+            self.usual = high;
+        }
+        self.remember(value);
+    }
+
+    /// Worse when it is a tenth below a low quantile.
+    fn low(&mut self, at: UnixNanos, value: f64) {
+        if let Some(low) = quantile(&self.samples, 0.1).filter(|_| !self.is_cold()) {
+            let limit = low - 0.1;
+            self.main.add(at, one(value < limit, self.rate(|v| v < limit), 1.0));
+            self.usual = quantile(&self.samples, 0.5).unwrap_or_default();
+        }
+        self.remember(value);
+    }
+}
+
+/// Processor of a service when it was last measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuSeen {
+    /// When.
+    pub at: UnixNanos,
+    /// Whether any of its pods was saturated.
+    pub is_saturated: bool,
+}
+
+/// All meters.
+#[derive(Debug, Default)]
+pub struct Meters {
+    series: BTreeMap<(Entity, MeterKey), Series>,
+    cpu: BTreeMap<Entity, CpuSeen>,
+    /// Series forgotten because there were too many.
+    pub evicted: u64,
+}
+
+impl Meters {
+    /// Takes a sample.
+    pub fn observe(&mut self, service: &Entity, key: &MeterKey, said: (UnixNanos, f64, EventId)) {
+        let (at, value, event) = said;
+        let series = self.series.entry((service.clone(), key.clone())).or_default();
+        (series.seen, series.event, series.now) = (at, event, value);
+        match key.1 {
+            Measure::CpuShare => {
+                series.cpu(at, value);
+                let is_saturated = series.main.evidence(at) > 0.0;
+                let seen = self.cpu.entry(service.clone()).or_insert(CpuSeen { at, is_saturated });
+                // Pods are measured at the same moment, more or less.
+                let same = at.since(seen.at).max(seen.at.since(at)) < 30 * super::SECOND_NS;
+                let is_saturated = is_saturated || (same && seen.is_saturated);
+                *seen = CpuSeen { at: seen.at.max(at), is_saturated };
+            }
+            Measure::MemoryShare => series.step(at, value),
+            Measure::LatencySeconds => series.high(at, value.min(LATENCY_MAX_S), 2.0, 0.02),
+            Measure::SuccessShare => series.low(at, value),
+            Measure::SystemCalls => series.high(at, value, 1.5, 10.0),
+            Measure::RequestsPerSecond => {}
+        }
+    }
+
+    /// A step has passed.
+    pub fn fade(&mut self, now: UnixNanos) {
+        for series in self.series.values_mut() {
+            series.held = (CPU_FADES * series.held).max(series.main.evidence(now));
+        }
+        self.evicted += make_room(&mut self.series, SERIES_MAX, |s| s.seen);
+        self.evicted += make_room(&mut self.cpu, SERIES_MAX, |c| c.at);
+    }
+
+    /// The processor of a service.
+    pub fn cpu(&self) -> &BTreeMap<Entity, CpuSeen> {
+        &self.cpu
+    }
+
+    /// Strongest deviation of each service, sign, measure and label, of all its pods.
+    pub fn deviations(
+        &self,
+        now: UnixNanos,
+        evidence_min: f64,
+    ) -> BTreeMap<(&Entity, Sign, Measure, &SmolStr), Deviation> {
+        let mut all: BTreeMap<(&Entity, Sign, Measure, &SmolStr), Deviation> = BTreeMap::new();
+        for ((service, (_, measure, label)), series) in &self.series {
+            let of = |evidence, since| Deviation {
+                evidence,
+                since,
+                usual: series.usual,
+                now: series.now,
+                event: series.event,
+            };
+            let main = of(series.main.evidence(now), series.main.since());
+            let signs = match measure {
+                Measure::CpuShare => vec![
+                    (Sign::CpuSaturated, Deviation { evidence: series.held, ..main }),
+                    (Sign::CpuRaised, of(series.jump.evidence(now), series.jump.since())),
+                ],
+                _ => vec![(Sign::Shifted, main)],
+            };
+            for (sign, deviation) in signs {
+                let key = (service, sign, *measure, label);
+                let stronger = all.get(&key).is_none_or(|known| deviation.evidence > known.evidence);
+                if deviation.evidence >= evidence_min && stronger {
+                    all.insert(key, deviation);
+                }
+            }
+        }
+        all
+    }
+}
