@@ -6,7 +6,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod accuracy;
-pub use accuracy::{AccuracyArgs, CauseMethod, RecordedSignal};
+pub use accuracy::AccuracyArgs;
 
 /// A path that may be empty, which is like not given: `TAPIO_DATA_DIR=` unsets it for one command.
 fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
