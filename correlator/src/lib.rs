@@ -31,6 +31,7 @@ mod simulation;
 mod stage_one;
 mod stage_two;
 mod status;
+pub mod trial;
 pub mod unite;
 
 pub use pipeline::{Correlator, CorrelatorError, CorrelatorHandle, CorrelatorParts, DrainError};

@@ -4,57 +4,12 @@ use std::sync::Arc;
 
 use tapio_correlator::incidents::{IncidentConfig, IncidentEngine};
 use tapio_correlator::model::{Case, Expectation, Model, ModelError, Pattern};
+use tapio_correlator::trial;
 use tapio_schemas::Finding;
-use tapio_schemas::names::SHARD_COUNT;
-use tapio_schemas::wire::{ShardMark, SignalSection};
+use tapio_schemas::wire::SignalSection;
 
-/// Last revision of each finding, in the order of their ids' first appearance.
 fn verdicts(model: &Arc<Model>, pattern: &Pattern, case: &Case) -> Vec<Finding> {
-    let mut engine = IncidentEngine::new(IncidentConfig::default(), Arc::clone(model));
-    engine.apply(case.section(&pattern.entities).unwrap_or_else(|fault| panic!("{fault}")));
-    engine.apply(SignalSection {
-        marks: (0..SHARD_COUNT).map(|shard| ShardMark { shard, epoch: 0, at: case.verdict_at() }).collect(),
-        ..SignalSection::default()
-    });
-    let mut last: Vec<Finding> = Vec::new();
-    for finding in engine.advance() {
-        match last.iter_mut().find(|known| known.id == finding.id) {
-            Some(known) => *known = finding,
-            None => last.push(finding),
-        }
-    }
-    last
-}
-
-fn failures(pattern: &Pattern, expect: &Expectation, findings: &[Finding]) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let count = expect.findings.unwrap_or(1);
-    if findings.len() != count {
-        return vec![format!("{} findings instead of {count}", findings.len())];
-    }
-    for finding in findings {
-        let root = finding.root_cause.as_ref();
-        let confidence = finding.confidence.get();
-        let seat = expect.seat.as_ref().map(|name| pattern.entities[name].to_ref().owner());
-        let below = finding.hypotheses.iter().skip(1).find(|h| Some(&h.cause) == expect.not.as_ref());
-        let outcome = finding.prediction.as_ref().and_then(|p| p.outcome.clone());
-        let checks = [
-            (root.map(|r| &r.cause) == expect.cause.as_ref(), "cause"),
-            (seat.is_none() || root.map(|r| r.entity.clone()) == seat, "seat"),
-            (expect.status.is_none_or(|s| finding.status == s), "status"),
-            (expect.above.is_none_or(|floor| confidence > floor), "confidence too low"),
-            (expect.at_most.is_none_or(|ceiling| confidence <= ceiling), "confidence too high"),
-            (expect.prediction.is_none() || outcome == expect.prediction, "prediction"),
-            (expect.chain.is_none_or(|links| finding.chain.len() == links), "chain"),
-            (expect.not.is_none() || below.is_some_and(|h| !h.refuted_by.is_empty()), "refuted alternative"),
-            (expect.says.as_ref().is_none_or(|words| finding.story.contains(words)), "words in the story"),
-            (expect.silent.as_ref().is_none_or(|words| !finding.story.contains(words)), "words too many"),
-            (finding.story.contains("Seen: "), "story without evidence"),
-            (!finding.story.contains('{') && !finding.title.contains('{'), "a hole in the story"),
-        ];
-        wrong.extend(checks.iter().filter(|(holds, _)| !holds).map(|(_, what)| (*what).to_owned()));
-    }
-    wrong
+    trial::verdicts(model, pattern, case).unwrap_or_else(|fault| panic!("{fault}"))
 }
 
 #[test]
@@ -66,7 +21,7 @@ fn every_case_of_every_pattern_gets_its_verdict() {
         for case in &pattern.cases {
             cases += 1;
             let findings = verdicts(&model, pattern, case);
-            let wrong = failures(pattern, &case.expect, &findings);
+            let wrong = trial::differences(pattern, &case.expect, &findings);
             if !wrong.is_empty() {
                 report.push_str(&format!("{} / {}: {}\n", pattern.id, case.name, wrong.join(", ")));
                 for finding in &findings {
@@ -129,6 +84,29 @@ fn patterns_on_disk_are_those_in_the_program() {
     let ids = |model: &Model| model.patterns().iter().map(|p| p.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&loaded), ids(&Model::builtin().unwrap()));
     assert!(loaded.patterns().len() >= 10);
+}
+
+#[test]
+fn the_page_of_all_patterns_is_current() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/patterns.md");
+    let written = std::fs::read_to_string(&page).unwrap_or_default();
+    let current = tapio_correlator::model::reference(&Model::builtin().unwrap());
+    assert!(written == current, "docs/patterns.md is old; run `tapio patterns docs > docs/patterns.md`");
+}
+
+#[test]
+fn a_discriminator_that_nothing_needs_is_found() {
+    let model = Arc::new(Model::builtin().unwrap());
+    let pattern = model.pattern("quota.exceeded").unwrap();
+    let needless = pattern.source.replace(
+        "story:",
+        "refuted_by: [{ signal: tapio.lag, on: self, factor: 0.5, says: \"no\" }]\nstory:",
+    );
+    let needless = Model::parse_one("own.yaml", &needless).unwrap();
+    let found = trial::survey(&model, &needless).unwrap();
+    assert_eq!(found.unnoticed, ["refuted_by[0] tapio.lag"]);
+    let needed = trial::survey(&model, model.pattern("probe.kills_healthy").unwrap()).unwrap();
+    assert!(!needed.noticed.is_empty());
 }
 
 const SOUND: &str = include_str!("../patterns/cpu.throttling.yaml");

@@ -6,7 +6,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod accuracy;
+mod patterns;
 pub use accuracy::AccuracyArgs;
+pub use patterns::{PatternsArgs, PatternsCommand};
 
 /// A path that may be empty, which is like not given: `TAPIO_DATA_DIR=` unsets it for one command.
 fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
@@ -76,6 +78,11 @@ pub enum Command {
         after_help = "Examples:\n  tapio status\n  tapio status --output json\n  tapio status --nats-url nats://nats.example:4222\n\nExit codes: 0 every event is accounted for; 2 events are missing; 3 a part is silent, or no agent speaks; 69 no running instance."
     )]
     Status(StatusArgs),
+    /// The causes that are known: list them, show one, run their tests, check files of your own.
+    #[command(
+        after_help = "Examples:\n  tapio patterns list\n  tapio patterns show memory.leak\n  tapio patterns test --mutate\n  tapio patterns lint own.yaml\n\nExit codes: 0 all as expected; 1 a case fails, a discriminator is never needed, or a file is broken."
+    )]
+    Patterns(PatternsArgs),
     /// Run recordings through the pipeline in event time and print each finding revision.
     #[command(
         after_help = "Examples:\n  tapio replay incident.jsonl.zst --output jsonl\n\nFindings come one a line, as they are made: `--output json` is the same as `jsonl` here."

@@ -39,6 +39,7 @@ fn dispatch(command: Command) -> anyhow::Result<i32> {
         Command::LeakChild(args) => commands::leak_child::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Replay(args) => commands::replay::run(&args),
+        Command::Patterns(args) => commands::patterns::run(&args),
         Command::Accuracy(args) => commands::accuracy::run(&args),
         Command::Export(args) => commands::transfer::export(&args),
         Command::Import(args) => commands::transfer::import(&args),
@@ -74,6 +75,7 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         | Command::Doctor(_)
         | Command::Replay(_)
         | Command::Accuracy(_)
+        | Command::Patterns(_)
         | Command::Export(_)
         | Command::Import(_)
         | Command::Completions { .. } => {

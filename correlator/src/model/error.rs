@@ -52,7 +52,7 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    pub(super) fn yaml(file: &str, error: &serde_norway::Error) -> Self {
+    pub(crate) fn yaml(file: &str, error: &serde_norway::Error) -> Self {
         let line = error.location().map_or(0, |l| l.line());
         Self::Invalid { file: file.to_owned(), line, reason: error.to_string() }
     }

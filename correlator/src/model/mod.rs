@@ -3,23 +3,29 @@
 //! Patterns are YAML files, one cause each. They are checked when they are loaded: unknown keys, predicates that do not
 //! compile, templates that name nothing and impossible numbers are errors that name file and line.
 
+mod builtin;
 mod cases;
 mod error;
 mod lint;
+mod page;
 mod pattern;
 mod predicate;
 mod template;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use cases::{Case, CaseEntity, CaseSignal, Expectation};
 pub use error::ModelError;
+pub use page::{document, page, reference};
 pub use pattern::{
     Absence, ActionSpec, ChangePrior, ImpactSpec, Pattern, RefuterSpec, Relation, Share, SignedDuration,
     StorySpec, SymptomSpec, TemperSpec, is_workload, sits_on,
 };
 pub use predicate::{Facts, Predicate};
 pub use template::{Template, TemplateValue, bytes, clock_time, duration};
+
+use builtin::BUILTIN;
 
 use crate::calibration::Calibration;
 
@@ -28,46 +34,30 @@ pub const PATTERN_BYTES_MAX: u64 = 256 * 1024;
 /// Most patterns in one model.
 pub const PATTERNS_MAX: usize = 1024;
 
-/// The patterns that are part of the program.
-const BUILTIN: &[(&str, &str)] = &[
-    ("admission.webhook_unavailable.yaml", include_str!("../../patterns/admission.webhook_unavailable.yaml")),
-    ("memory.leak.yaml", include_str!("../../patterns/memory.leak.yaml")),
-    ("memory.limit_exceeded.yaml", include_str!("../../patterns/memory.limit_exceeded.yaml")),
-    ("memory.child_killed.yaml", include_str!("../../patterns/memory.child_killed.yaml")),
-    ("code.crash_signal.yaml", include_str!("../../patterns/code.crash_signal.yaml")),
-    ("code.crash_exit.yaml", include_str!("../../patterns/code.crash_exit.yaml")),
-    ("code.changed_behaviour.yaml", include_str!("../../patterns/code.changed_behaviour.yaml")),
-    ("code.not_answering.yaml", include_str!("../../patterns/code.not_answering.yaml")),
-    ("code.request_errors.yaml", include_str!("../../patterns/code.request_errors.yaml")),
-    ("dependency.refused.yaml", include_str!("../../patterns/dependency.refused.yaml")),
-    ("dependency.unresponsive.yaml", include_str!("../../patterns/dependency.unresponsive.yaml")),
-    ("network.packet_loss.yaml", include_str!("../../patterns/network.packet_loss.yaml")),
-    ("cpu.contention.yaml", include_str!("../../patterns/cpu.contention.yaml")),
-    ("network.delay.yaml", include_str!("../../patterns/network.delay.yaml")),
-    ("cpu.throttling.yaml", include_str!("../../patterns/cpu.throttling.yaml")),
-    ("runtime.unit_failed.yaml", include_str!("../../patterns/runtime.unit_failed.yaml")),
-    ("config.changed.yaml", include_str!("../../patterns/config.changed.yaml")),
-    ("config.missing_reference.yaml", include_str!("../../patterns/config.missing_reference.yaml")),
-    ("image.pull_failed.yaml", include_str!("../../patterns/image.pull_failed.yaml")),
-    ("node.not_ready.yaml", include_str!("../../patterns/node.not_ready.yaml")),
-    ("storage.claim_pending.yaml", include_str!("../../patterns/storage.claim_pending.yaml")),
-    ("scheduling.unschedulable.yaml", include_str!("../../patterns/scheduling.unschedulable.yaml")),
-    ("probe.kills_healthy.yaml", include_str!("../../patterns/probe.kills_healthy.yaml")),
-    ("quota.exceeded.yaml", include_str!("../../patterns/quota.exceeded.yaml")),
-    ("tapio.disk_full.yaml", include_str!("../../patterns/tapio.disk_full.yaml")),
-    ("tapio.falling_behind.yaml", include_str!("../../patterns/tapio.falling_behind.yaml")),
-    ("tapio.losing_events.yaml", include_str!("../../patterns/tapio.losing_events.yaml")),
-    ("tapio.nats_away.yaml", include_str!("../../patterns/tapio.nats_away.yaml")),
-    ("tapio.short_of_memory.yaml", include_str!("../../patterns/tapio.short_of_memory.yaml")),
-    ("tapio.slow_batches.yaml", include_str!("../../patterns/tapio.slow_batches.yaml")),
-    ("tapio.slow_stream.yaml", include_str!("../../patterns/tapio.slow_stream.yaml")),
-    ("rollout.bad_image.yaml", include_str!("../../patterns/rollout.bad_image.yaml")),
-];
+fn unreadable(what: &Path, source: std::io::Error) -> ModelError {
+    ModelError::Read { path: what.to_owned(), source }
+}
+
+/// Every `*.yaml` and `*.yml` of a directory, by name.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn files_of(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|e| unreadable(directory, e))? {
+        let file = entry.map_err(|e| unreadable(directory, e))?.path();
+        if file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
 
 /// All patterns, in the order of their cause ids.
 #[derive(Debug)]
 pub struct Model {
-    patterns: Vec<Pattern>,
+    patterns: Vec<Arc<Pattern>>,
     calibration: Calibration,
 }
 
@@ -80,21 +70,15 @@ impl Model {
 
     /// Every `*.yaml` of a directory.
     pub fn load_dir(path: &Path) -> Result<Self, ModelError> {
-        let fault = |what: &Path, source| ModelError::Read { path: what.to_owned(), source };
         let mut files = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(|e| fault(path, e))? {
-            let file = entry.map_err(|e| fault(path, e))?.path();
-            if file.extension().is_none_or(|e| e != "yaml" && e != "yml") {
-                continue;
-            }
-            let bytes = std::fs::metadata(&file).map_err(|e| fault(&file, e))?.len();
+        for file in files_of(path)? {
+            let bytes = std::fs::metadata(&file).map_err(|e| unreadable(&file, e))?.len();
             if bytes > PATTERN_BYTES_MAX {
                 return Err(ModelError::TooLarge { path: file, bytes, bytes_max: PATTERN_BYTES_MAX });
             }
-            let text = std::fs::read_to_string(&file).map_err(|e| fault(&file, e))?;
+            let text = std::fs::read_to_string(&file).map_err(|e| unreadable(&file, e))?;
             files.push((file.display().to_string(), text));
         }
-        files.sort();
         if files.is_empty() {
             return Err(ModelError::Empty { path: path.to_owned() });
         }
@@ -103,15 +87,14 @@ impl Model {
 
     /// Patterns from (file name, text) pairs.
     pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, ModelError> {
-        let mut patterns: Vec<Pattern> = Vec::new();
+        let mut patterns: Vec<Arc<Pattern>> = Vec::new();
         for (file, text) in files {
-            let pattern: Pattern = serde_norway::from_str(text).map_err(|e| ModelError::yaml(file, &e))?;
-            lint::check(&pattern).map_err(|reason| ModelError::lint(file, text, reason))?;
+            let pattern = Self::parse_one(file, text)?;
             if patterns.iter().any(|p| p.id == pattern.id) {
                 let reason = format!("cause `{}` is defined twice; keep one", pattern.id);
                 return Err(ModelError::lint(file, text, lint::Fault { key: "id", reason }));
             }
-            patterns.push(pattern);
+            patterns.push(Arc::new(pattern));
         }
         if patterns.len() > PATTERNS_MAX {
             return Err(ModelError::TooMany { count: patterns.len(), count_max: PATTERNS_MAX });
@@ -120,8 +103,34 @@ impl Model {
         Ok(Self { patterns, calibration: Calibration::IDENTITY })
     }
 
+    /// One pattern, checked.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`], with file, line and reason.
+    pub fn parse_one(file: &str, text: &str) -> Result<Pattern, ModelError> {
+        if text.len() as u64 > PATTERN_BYTES_MAX {
+            let (path, bytes) = (file.into(), text.len() as u64);
+            return Err(ModelError::TooLarge { path, bytes, bytes_max: PATTERN_BYTES_MAX });
+        }
+        let mut pattern: Pattern = serde_norway::from_str(text).map_err(|e| ModelError::yaml(file, &e))?;
+        lint::check(&pattern).map_err(|reason| ModelError::lint(file, text, reason))?;
+        (pattern.file, pattern.source) = (file.into(), text.into());
+        Ok(pattern)
+    }
+
+    /// This model with another pattern: it takes the place of the one of the same cause, when there is one.
+    #[must_use]
+    pub fn with(&self, pattern: Arc<Pattern>) -> Self {
+        let mut patterns = self.patterns.clone();
+        match patterns.binary_search_by(|known| known.id.cmp(&pattern.id)) {
+            Ok(at) => patterns[at] = pattern,
+            Err(at) => patterns.insert(at, pattern),
+        }
+        Self { patterns, calibration: self.calibration }
+    }
+
     /// The patterns, by cause id.
-    pub fn patterns(&self) -> &[Pattern] {
+    pub fn patterns(&self) -> &[Arc<Pattern>] {
         &self.patterns
     }
 
@@ -132,6 +141,6 @@ impl Model {
 
     /// The pattern of a cause.
     pub fn pattern(&self, cause: &str) -> Option<&Pattern> {
-        self.patterns.iter().find(|p| p.id == cause)
+        self.patterns.iter().find(|p| p.id == cause).map(Arc::as_ref)
     }
 }

@@ -50,6 +50,12 @@ pub struct Pattern {
     pub entities: std::collections::BTreeMap<String, CaseEntity>,
     /// Its own tests.
     pub cases: Vec<Case>,
+    /// File it was read from.
+    #[serde(skip)]
+    pub file: SmolStr,
+    /// What the file says.
+    #[serde(skip)]
+    pub source: std::sync::Arc<str>,
 }
 
 /// Where a signal is, seen from the seat of the cause, over typed edges.

@@ -9,6 +9,7 @@ pub mod feedback;
 pub mod leak_child;
 pub mod loadtest;
 pub mod loadtest_args;
+pub mod patterns;
 pub mod predictions;
 pub mod record;
 pub mod replay;
