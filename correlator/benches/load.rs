@@ -43,14 +43,14 @@ impl Load {
             .map(|b| {
                 for n in 0..BATCH_EVENTS {
                     let i = b * BATCH_EVENTS + n;
-                    batch.push(self.event(i, &entities[(i * 7 % 31) as usize % entities.len()]));
+                    batch.push(self.event(i, &entities));
                 }
                 packer.pack(batch.finish(UnixNanos(0)).expect("a batch"))
             })
             .collect()
     }
 
-    fn event(self, i: u64, entity: &Arc<EntityRef>) -> UnifiedEvent {
+    fn event(self, i: u64, entities: &[Arc<EntityRef>]) -> UnifiedEvent {
         let load = match (self, i % 20) {
             (Self::Mix, 0..=2) => Self::Spans,
             (Self::Mix, 3) => Self::Samples,
@@ -58,8 +58,11 @@ impl Load {
             (Self::Mix, _) => Self::Connections,
             (load, _) => load,
         };
+        // Spans are numbered among themselves: a parent is a span, and who calls whom stays the same.
+        let n = if matches!((self, load), (Self::Mix, Self::Spans)) { i / 20 * 3 + i % 20 } else { i };
+        let entity = &entities[(n * 7 % 31) as usize % entities.len()];
         let (kind, payload, trace) = match load {
-            Self::Spans => (EventKind::Span, span(i), Some(Box::new(trace(i)))),
+            Self::Spans => (EventKind::Span, span(n), Some(Box::new(trace(n)))),
             Self::Samples => (EventKind::CgroupSample, sample(i), None),
             Self::Execs => (EventKind::ProcessExec, exec(i), None),
             Self::Connections | Self::Mix => (EventKind::NetClose, connection(i), None),

@@ -16,6 +16,8 @@ const BUILTIN: &str = include_str!("../calibration.yaml");
 const EDGE: f64 = 1e-3;
 /// Strength of the pull towards the identity.
 const RIDGE: f64 = 2.0;
+/// Times a step is halved.
+const HALVINGS_MAX: usize = 40;
 /// Steps of Newton's method; it has converged after a handful.
 const STEPS_MAX: usize = 50;
 /// A step that changes no number by more is the last.
@@ -114,14 +116,30 @@ fn newton(answers: &[(f64, f64)], free: [bool; 3]) -> [f64; 3] {
             }
         }
         let step = solve(curve, gradient);
-        for i in 0..3 {
-            at[i] -= step[i];
-        }
+        // Where the curve is flat a whole step may jump over the minimum and never come back: it is halved until it descends.
+        let here = loss(answers, at);
+        let reach = |share: f64| std::array::from_fn(|i| at[i] - share * step[i]);
+        let shares = std::iter::successors(Some(1.0), |share| Some(share / 2.0)).take(HALVINGS_MAX);
+        let Some(next) = shares.map(reach).find(|next| loss(answers, *next) <= here) else { break };
+        at = next;
         if step.iter().all(|s| s.abs() < STEP_MIN) {
             break;
         }
     }
     at
+}
+
+/// Log loss plus the ridge.
+fn loss(answers: &[(f64, f64)], at: [f64; 3]) -> f64 {
+    let identity = [Calibration::IDENTITY.a, Calibration::IDENTITY.b, Calibration::IDENTITY.c];
+    let ridge: f64 = (0..3).map(|i| 0.5 * RIDGE * (at[i] - identity[i]).powi(2)).sum();
+    let of = |(raw, right): &(f64, f64)| {
+        let [x, y] = features(*raw);
+        let z = at[0] * x + at[1] * y + at[2];
+        // ln(1 + exp(z)) − right · z, without an overflow.
+        z.max(0.0) + (-z.abs()).exp().ln_1p() - right * z
+    };
+    ridge + answers.iter().map(of).sum::<f64>()
 }
 
 /// Solves a system of three equations; the ridge makes it definite.

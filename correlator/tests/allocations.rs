@@ -9,8 +9,9 @@ use tapio_correlator::config::CorrelatorConfig;
 use tapio_correlator::shards::ShardSet;
 use tapio_schemas::UnixNanos;
 
-/// Allocations per event that steps and windows may cost together.
-const PER_EVENT_MAX: f64 = 0.02;
+/// Allocations per event that steps, windows and tables that still grow may cost together. One for each span would be 0.15
+/// in the mix and 1 among spans.
+const PER_EVENT_MAX: f64 = 0.06;
 
 #[test]
 fn events_in_steady_state_cost_no_allocation() {

@@ -99,7 +99,7 @@ impl Baseline {
     pub fn advance(&mut self, watermark: UnixNanos) -> Vec<Finding> {
         let mut findings = Vec::new();
         if self.step.0 == 0 && watermark.0 > 0 {
-            self.step = UnixNanos(watermark.0 / STEP_NS * STEP_NS);
+            self.step = UnixNanos(watermark.0 / STEP_NS * STEP_NS).minus(STEP_NS);
         }
         while self.step.0 > 0 && self.step.plus(STEP_NS) <= watermark {
             // Steps at which nothing is known and nothing is open are all alike.

@@ -131,6 +131,7 @@ mod tests {
         let fit = fit(&runs);
         assert_eq!((fit.services, fit.map.answers), (9, 90));
         assert!((fit.before.ece.unwrap() - 0.25).abs() < 1e-9);
-        assert!(fit.after.ece.unwrap() < 0.1 && fit.after.brier.unwrap() < fit.before.brier.unwrap());
+        assert!(fit.after.ece.unwrap() < 0.1, "{:?}", fit.after);
+        assert!(fit.after.brier.unwrap() < fit.before.brier.unwrap(), "{:?} {:?}", fit.before, fit.after);
     }
 }
