@@ -6,8 +6,10 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod accuracy;
+mod check;
 mod patterns;
 pub use accuracy::AccuracyArgs;
+pub use check::{CheckArgs, ScopeArgs};
 pub use patterns::{PatternsArgs, PatternsCommand};
 
 /// A path that may be empty, which is like not given: `TAPIO_DATA_DIR=` unsets it for one command.
@@ -48,10 +50,8 @@ pub enum Command {
     Correlator(RunArgs),
     /// Run the storage service alone.
     Storage(RunArgs),
-    /// Say what is wrong now, and whether anyone would know.
-    #[command(
-        after_help = "Examples:\n  tapio check\n  tapio check deployment/api --output json\n  tapio check --all\n\nExit codes: 0 healthy (or recovered): everything up to less than a minute ago is judged; 2 findings; 3 cannot tell: nothing has been judged lately, or the store lacks findings; 69 no running instance."
-    )]
+    /// Say what is wrong now, and whether anyone would know: asks a running instance, a cluster, or a dump of one.
+    #[command(after_help = check::AFTER_HELP)]
     Check(CheckArgs),
     /// Tell the story of one thing: name, kind/name, namespace/kind/name, a cgroup path or a finding id.
     #[command(
@@ -196,22 +196,6 @@ pub enum Output {
     Json,
     /// One JSON document a line.
     Jsonl,
-}
-
-/// Arguments of `check`.
-#[derive(Debug, Clone, Args)]
-pub struct CheckArgs {
-    /// Only what concerns this: name, kind/name or namespace/kind/name.
-    pub entity: Option<String>,
-    /// Where the instance is.
-    #[command(flatten)]
-    pub client: ClientArgs,
-    /// Form of the answer.
-    #[arg(long, short, value_enum, default_value_t)]
-    pub output: Output,
-    /// Print all findings, not just one screen.
-    #[arg(long)]
-    pub all: bool,
 }
 
 /// Arguments of `why`.

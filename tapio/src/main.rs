@@ -10,6 +10,7 @@ mod config;
 mod endpoints;
 mod exit;
 mod input;
+mod plugin;
 mod recording;
 mod render;
 mod verdict;
@@ -22,7 +23,7 @@ use cli::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(plugin::arguments(std::env::args_os()));
     if !cli.command.is_service() {
         // `tapio watch | head` ends quietly. A service must live on when its terminal is gone.
         sigpipe::reset();

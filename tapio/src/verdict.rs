@@ -55,24 +55,33 @@ pub struct Freshness {
     pub clusters: Vec<FreshCluster>,
 }
 
-/// What goes on counts; then whether anyone would know; then what was.
-pub fn judge(mut known: Known) -> Answer {
-    known.open.sort_by(|a, b| {
-        let rank = |f: &Finding| (f.severity, f.status == Status::Active, f.updated_at);
-        rank(b).cmp(&rank(a))
-    });
-    let reason = blind(&known);
-    let verdict = if known.open.iter().any(|finding| finding.status == Status::Active) {
-        Status::Active
-    } else if !known.open.is_empty() || reason.is_some() {
-        Status::NotProvable
-    } else if !known.recovered.is_empty() {
-        Status::Recovered
-    } else {
-        Status::Healthy
-    };
-    let freshness = freshness(&known);
-    Answer { verdict, reason, findings: known.open, recovered: known.recovered, freshness }
+impl Answer {
+    /// Puts the worst first and says the verdict of what is there: what goes on counts; then whether anyone would know;
+    /// then what was.
+    pub fn judge_again(&mut self) {
+        self.findings.sort_by(|a, b| {
+            let rank = |f: &Finding| (f.severity, f.status == Status::Active, f.updated_at);
+            rank(b).cmp(&rank(a))
+        });
+        self.verdict = if self.findings.iter().any(|finding| finding.status == Status::Active) {
+            Status::Active
+        } else if !self.findings.is_empty() || self.reason.is_some() {
+            Status::NotProvable
+        } else if !self.recovered.is_empty() {
+            Status::Recovered
+        } else {
+            Status::Healthy
+        };
+    }
+}
+
+/// The answer of what is known.
+pub fn judge(known: Known) -> Answer {
+    let (reason, freshness) = (blind(&known), freshness(&known));
+    let (findings, recovered) = (known.open, known.recovered);
+    let mut answer = Answer { verdict: Status::Healthy, reason, findings, recovered, freshness };
+    answer.judge_again();
+    answer
 }
 
 /// Why something may go on that is not known; `None` when everything is judged and told.

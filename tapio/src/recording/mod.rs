@@ -74,6 +74,31 @@ impl Replay {
         self.engine.settle().into_iter().try_for_each(&mut found)
     }
 
+    /// Takes events that are in the order of their times, as of `now`, and hands out each finding revision.
+    pub fn run_events(
+        &mut self,
+        events: Vec<UnifiedEvent>,
+        now: UnixNanos,
+        mut found: impl FnMut(Finding) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        for event in events {
+            // Before it is taken: a batch must not be ahead of what is due before it.
+            if self.seen.max(event.timestamp).since(self.advanced) >= STEP_NS {
+                self.step(&mut found)?;
+            }
+            self.seen = self.seen.max(event.timestamp);
+            self.take(event)?;
+        }
+        self.seen = self.seen.max(now);
+        self.step(&mut found)?;
+        self.engine.settle().into_iter().try_for_each(&mut found)
+    }
+
+    /// Newest time of what was taken.
+    pub fn seen(&self) -> UnixNanos {
+        self.seen
+    }
+
     fn take(&mut self, event: UnifiedEvent) -> anyhow::Result<()> {
         let shard = usize::from(event.key().shard());
         self.batches[shard].push(event);

@@ -291,14 +291,25 @@ impl Follower {
 }
 
 async fn client(config: &KubernetesConfig) -> Result<Client, Unavailable> {
+    let found = find(config).await?;
+    Client::try_from(found).map_err(|e| unusable(config, e.into()))
+}
+
+/// What the kubeconfig has cannot be used.
+pub(super) fn unusable(
+    config: &KubernetesConfig,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> Unavailable {
+    let path = config.kubeconfig.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default();
+    Unavailable::Kubeconfig { path, source }
+}
+
+/// Where the cluster is, and who asks.
+pub(super) async fn find(config: &KubernetesConfig) -> Result<Config, Unavailable> {
     if !config.enabled {
         return Err(Unavailable::SwitchedOff);
     }
-    let path = config.kubeconfig.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default();
-    let unusable = |source: Box<dyn std::error::Error + Send + Sync>| Unavailable::Kubeconfig {
-        path: path.clone(),
-        source,
-    };
+    let unusable = |source| unusable(config, source);
     let options = KubeConfigOptions { context: config.context.clone(), ..KubeConfigOptions::default() };
     let mut found = match &config.kubeconfig {
         Some(file) => {
@@ -308,7 +319,7 @@ async fn client(config: &KubernetesConfig) -> Result<Client, Unavailable> {
         None => infer(&options).await?,
     };
     found.connect_timeout = Some(CONNECT_TIMEOUT);
-    Client::try_from(found).map_err(|e| unusable(e.into()))
+    Ok(found)
 }
 
 /// The user's kubeconfig, else the pod's service account.

@@ -66,7 +66,17 @@ impl Tracker {
         watch_type: WatchType,
         object: &Value,
     ) -> Result<Vec<UnifiedEvent>, NotAnObject> {
-        let new = Summary::of(object)?;
+        Ok(self.summarized(observed_at, news_after, watch_type, Summary::of(object)?))
+    }
+
+    /// [`Self::object`] of what is already a summary.
+    pub(super) fn summarized(
+        &mut self,
+        observed_at: UnixNanos,
+        news_after: UnixNanos,
+        watch_type: WatchType,
+        new: Summary,
+    ) -> Vec<UnifiedEvent> {
         let key = key(&new);
         if let Some(seen) = self.lists.get_mut(&new.kind) {
             seen.insert(key.clone());
@@ -87,7 +97,7 @@ impl Tracker {
         } else {
             self.untracked += 1;
         }
-        Ok(events)
+        events
     }
 
     /// The event of a Kubernetes Event; none when this count of it was told before.
@@ -100,15 +110,24 @@ impl Tracker {
         news_after: UnixNanos,
         event: &Value,
     ) -> Result<Option<UnifiedEvent>, NotAnObject> {
-        let event = EventSummary::of(event)?;
+        Ok(self.summarized_event(observed_at, news_after, &EventSummary::of(event)?))
+    }
+
+    /// [`Self::event`] of what is already a summary.
+    pub(super) fn summarized_event(
+        &mut self,
+        observed_at: UnixNanos,
+        news_after: UnixNanos,
+        event: &EventSummary,
+    ) -> Option<UnifiedEvent> {
         let told = self.events.get(&event.uid).is_some_and(|(count, _)| *count >= event.count);
         let old = event.at.is_some_and(|at| at < news_after);
         if told && !event.uid.is_empty() {
-            return Ok(None);
+            return None;
         }
-        self.remember_event(&event);
+        self.remember_event(event);
         if old {
-            return Ok(None);
+            return None;
         }
         let [kind, namespace, name, uid] = &event.about;
         let about = self
@@ -116,7 +135,7 @@ impl Tracker {
             .get(&(kind.clone(), namespace.clone(), name.clone()))
             .filter(|object| uid.is_empty() || object.uid == *uid);
         let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
-        Ok(Some(convert::event(&context, &event, about)))
+        Some(convert::event(&context, event, about))
     }
 
     /// A full list of a kind begins.

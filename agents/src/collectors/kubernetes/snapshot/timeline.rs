@@ -1,0 +1,185 @@
+//! From standing objects to events in time.
+//!
+//! Each object is told twice to the tracker that also follows watches: as it was before, then as it is. What the
+//! difference says with a time of its own stands at that time. What goes on is repeated until now, as the kubelet and
+//! the controllers repeat their Events: a state that nobody mentions any more would count as over.
+
+use std::collections::HashMap;
+
+use smol_str::SmolStr;
+use tapio_schemas::entity::kinds;
+use tapio_schemas::event::UnifiedEvent;
+use tapio_schemas::ids::UnixNanos;
+use tapio_schemas::kind::{EventKind, EventSeverity};
+
+use super::history;
+use super::{Standing, Told, WINDOW_NS};
+use crate::collectors::kubernetes::convert::WatchType;
+use crate::collectors::kubernetes::summary::Summary;
+use crate::collectors::kubernetes::tracker::Tracker;
+use crate::convert::Seed;
+
+/// Time between two repetitions.
+const REPEAT_NS: u64 = 240_000_000_000;
+
+/// All events of the window before `now`, in the order of their times.
+pub(super) fn events(
+    mut objects: Vec<Standing>,
+    mut told: Vec<Told>,
+    cluster: &str,
+    now: UnixNanos,
+) -> Vec<UnifiedEvent> {
+    // The order of files and answers must not matter.
+    objects.sort_by(|a, b| place(&a.summary).cmp(&place(&b.summary)));
+    objects.dedup_by(|a, b| place(&a.summary) == place(&b.summary));
+    told.sort_by(|a, b| {
+        (a.summary.at, &a.summary.uid, a.summary.count).cmp(&(b.summary.at, &b.summary.uid, b.summary.count))
+    });
+    let mut teller =
+        Teller { tracker: Tracker::new(cluster, None), since: now.minus(WINDOW_NS), now, events: Vec::new() };
+    let sets = sets_by_owner(&objects);
+    for object in &objects {
+        let owned = (object.summary.namespace.clone(), object.summary.name.clone());
+        let owned = sets.get(&owned).map_or(&[][..], Vec::as_slice);
+        teller.object(object, owned);
+    }
+    told.iter().for_each(|told| teller.event(told));
+    teller.events.sort_by_key(|event| event.timestamp);
+    teller.events
+}
+
+/// Owners first, so that their names are known when the pods come.
+fn place(object: &Summary) -> (u8, &SmolStr, &SmolStr, &SmolStr) {
+    let rank = match object.kind.as_str() {
+        kinds::NAMESPACE | kinds::NODE => 0,
+        kinds::REPLICA_SET | kinds::JOB => 2,
+        kinds::POD => 4,
+        "EndpointSlice" => 5,
+        kind if kind == kinds::DEPLOYMENT || kind == kinds::CRON_JOB => 1,
+        _ => 3,
+    };
+    (rank, &object.kind, &object.namespace, &object.name)
+}
+
+fn sets_by_owner(objects: &[Standing]) -> HashMap<(SmolStr, SmolStr), Vec<&Standing>> {
+    let mut sets: HashMap<_, Vec<&Standing>> = HashMap::new();
+    for set in objects.iter().filter(|object| object.summary.kind == kinds::REPLICA_SET) {
+        if let Some((_, owner)) = set.summary.owner.as_ref().filter(|(kind, _)| kind == kinds::DEPLOYMENT) {
+            sets.entry((set.summary.namespace.clone(), owner.clone())).or_default().push(set);
+        }
+    }
+    sets
+}
+
+struct Teller {
+    tracker: Tracker,
+    since: UnixNanos,
+    now: UnixNanos,
+    events: Vec<UnifiedEvent>,
+}
+
+impl Teller {
+    fn object(&mut self, object: &Standing, sets: &[&Standing]) {
+        let began = object.created.unwrap_or(self.since).max(self.since).min(self.now);
+        let before = history::before(object, self.since);
+        let mut states = history::revisions(object, sets, &before, self.since);
+        if states.is_empty() {
+            states.push((began, before));
+        }
+        for (place, (at, state)) in states.into_iter().enumerate() {
+            let (at, kind) = if place == 0 { (began, WatchType::Added) } else { (at, WatchType::Modified) };
+            let said = self.tracker.summarized(at.min(self.now), self.since, kind, state);
+            self.events.extend(said);
+        }
+        let (since, now) = (self.since, self.now);
+        let said = self.tracker.summarized(now, since, WatchType::Modified, object.summary.clone());
+        for event in said {
+            match Course::of(&event) {
+                Course::GoesOn => {
+                    let from = goes_on_since(&event, &object.summary, now).unwrap_or(began);
+                    self.repeat(event, from.max(began));
+                }
+                Course::Happened(at) if at >= since => self.events.push(event),
+                // An eviction is told without a time: the pod's conditions stopped to change then.
+                Course::Untimed => match last_change(&object.summary) {
+                    Some(at) if at >= since => self.events.push(moved(event, at.min(now))),
+                    _ => {}
+                },
+                Course::Happened(_) => {}
+            }
+        }
+    }
+
+    /// The event from `from` to now, again and again.
+    fn repeat(&mut self, event: UnifiedEvent, from: UnixNanos) {
+        let mut at = from;
+        while self.now.since(at) > REPEAT_NS {
+            self.events.push(moved(event.clone(), at));
+            at = at.plus(REPEAT_NS);
+        }
+        if at < self.now {
+            self.events.push(moved(event.clone(), at));
+        }
+        self.events.push(moved(event, self.now));
+    }
+
+    /// An Event that happened often is told for its first time, for some times between, and for the last.
+    fn event(&mut self, told: &Told) {
+        let last = told.summary.at.unwrap_or(self.now);
+        let mut at = told.first.unwrap_or(last).max(self.since);
+        let mut count = 1;
+        while count < told.summary.count && at < last {
+            let mut earlier = told.summary.clone();
+            (earlier.at, earlier.count) = (Some(at), count);
+            self.events.extend(self.tracker.summarized_event(self.now, self.since, &earlier));
+            at = at.plus(REPEAT_NS);
+            count += 1;
+        }
+        self.events.extend(self.tracker.summarized_event(self.now, self.since, &told.summary));
+    }
+}
+
+/// How an event stands in time.
+enum Course {
+    /// A state that lasts until now.
+    GoesOn,
+    /// Something that happened then.
+    Happened(UnixNanos),
+    /// Something that happened, the object does not say when.
+    Untimed,
+}
+
+impl Course {
+    fn of(event: &UnifiedEvent) -> Self {
+        let is_bad = event.severity >= EventSeverity::Warning;
+        match event.kind {
+            EventKind::K8sContainerWaiting | EventKind::K8sPodUnschedulable | EventKind::K8sPodNotReady => {
+                Self::GoesOn
+            }
+            EventKind::K8sNodeCondition | EventKind::K8sObjectChanged if is_bad => Self::GoesOn,
+            EventKind::K8sPodEvicted if event.timestamp == event.observed_at => Self::Untimed,
+            _ => Self::Happened(event.timestamp),
+        }
+    }
+}
+
+/// Since when a state goes on. A container that waits has no time of its own: its pod is not ready since.
+fn goes_on_since(event: &UnifiedEvent, object: &Summary, now: UnixNanos) -> Option<UnixNanos> {
+    if event.timestamp < now {
+        return Some(event.timestamp);
+    }
+    object.condition("Ready").filter(|ready| ready.status != "True").and_then(|ready| ready.since)
+}
+
+fn last_change(object: &Summary) -> Option<UnixNanos> {
+    object.conditions.iter().filter_map(|condition| condition.since).max()
+}
+
+/// The same at another time, with an id of its own.
+fn moved(mut event: UnifiedEvent, at: UnixNanos) -> UnifiedEvent {
+    if event.timestamp != at {
+        event.id = Seed::new("k8s-standing").number(event.id.0).event(at);
+        event.timestamp = at;
+    }
+    event
+}

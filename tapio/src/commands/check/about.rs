@@ -1,0 +1,111 @@
+//! Which findings were asked for.
+
+use std::collections::BTreeSet;
+
+use anyhow::bail;
+use tapio_agents::collectors::kubernetes::snapshot::Named;
+use tapio_agents::collectors::kubernetes::snapshot::selector::Selector;
+use tapio_schemas::{Entity, Finding};
+
+use crate::cli::CheckArgs;
+use crate::verdict::Answer;
+
+/// What the answer is to be about.
+#[derive(Debug, Default)]
+pub struct About {
+    entity: Option<Entity>,
+    namespace: Option<String>,
+    /// Objects by label.
+    pub selector: Option<Selector>,
+}
+
+impl About {
+    /// As the command line has it.
+    pub fn of(args: &CheckArgs) -> anyhow::Result<Self> {
+        let selector = args.scope.selector.as_deref().map(Selector::parse).transpose()?;
+        let names_an_instance = args.client.server().is_some() || args.client.data_dir().is_some();
+        if selector.is_some() && names_an_instance && args.from.is_none() && !args.scope.names_a_cluster() {
+            bail!("an instance keeps no labels: leave out -l, or ask the cluster with --context");
+        }
+        Ok(Self {
+            entity: args.entity.as_deref().filter(|text| !text.is_empty()).map(query),
+            namespace: args.scope.namespace.clone(),
+            selector,
+        })
+    }
+
+    /// Whether a finding concerns it; `selected` is what the selector matches.
+    pub fn concerns(&self, finding: &Finding, selected: &BTreeSet<Named>) -> bool {
+        let mentioned: Vec<&Entity> = mentions(finding).collect();
+        let is_selected = |entity: &Entity| {
+            selected.contains(&(entity.kind.clone(), entity.namespace.clone(), entity.name.clone()))
+        };
+        self.entity.as_ref().is_none_or(|wanted| mentioned.iter().any(|entity| wanted.matches(entity)))
+            && (self.selector.is_none() || mentioned.iter().any(|entity| is_selected(entity)))
+            && self.is_in_namespace(&mentioned)
+    }
+
+    /// What an instance answered, without what is in other namespaces.
+    pub fn of_namespace(&self, mut answer: Answer) -> Answer {
+        let keep = |finding: &Finding| self.is_in_namespace(&mentions(finding).collect::<Vec<_>>());
+        answer.findings.retain(keep);
+        answer.recovered.retain(keep);
+        answer.judge_again();
+        answer
+    }
+
+    /// What is in no namespace concerns all of them.
+    fn is_in_namespace(&self, mentioned: &[&Entity]) -> bool {
+        let is_wanted = |wanted: &str, entity: &Entity| {
+            entity.namespace == wanted || (entity.namespace.is_empty() && entity.kind != "External")
+        };
+        self.namespace
+            .as_deref()
+            .is_none_or(|wanted| mentioned.iter().any(|entity| is_wanted(wanted, entity)))
+    }
+}
+
+/// Short and plural names of kinds, as kubectl takes them.
+const KINDS: [(&str, &[&str]); 13] = [
+    ("Pod", &["po", "pods"]),
+    ("Deployment", &["deploy", "deployments"]),
+    ("ReplicaSet", &["rs", "replicasets"]),
+    ("StatefulSet", &["sts", "statefulsets"]),
+    ("DaemonSet", &["ds", "daemonsets"]),
+    ("Job", &["jobs"]),
+    ("CronJob", &["cj", "cronjobs"]),
+    ("Service", &["svc", "services"]),
+    ("Node", &["no", "nodes"]),
+    ("Namespace", &["ns", "namespaces"]),
+    ("ConfigMap", &["cm", "configmaps"]),
+    ("PersistentVolumeClaim", &["pvc", "persistentvolumeclaims"]),
+    ("PersistentVolume", &["pv", "persistentvolumes"]),
+];
+
+fn query(text: &str) -> Entity {
+    let mut entity = Entity::parse_query(text);
+    let written = entity.kind.to_ascii_lowercase();
+    if let Some((kind, _)) = KINDS.iter().find(|(_, names)| names.contains(&written.as_str())) {
+        entity.kind = (*kind).into();
+    }
+    entity
+}
+
+/// The cause, or what is thought to be it, and everything that the story tells of.
+fn mentions(finding: &Finding) -> impl Iterator<Item = &Entity> {
+    let root = finding.root_cause.as_ref().map(|root| &root.entity);
+    let likely = finding.hypotheses.first().map(|hypothesis| &hypothesis.entity);
+    root.or(likely).into_iter().chain(finding.chain.iter().map(|link| &link.entity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_may_be_written_as_for_kubectl() {
+        assert_eq!(query("deploy/api"), Entity::namespaced("Deployment", "", "api"));
+        assert_eq!(query("shop/pods/a"), Entity::namespaced("Pod", "shop", "a"));
+        assert_eq!(query("api"), Entity::namespaced("", "", "api"));
+    }
+}

@@ -1,0 +1,112 @@
+//! `tapio check`: what is wrong now, of a running instance, of a cluster, or of a dump of one.
+
+mod about;
+mod cluster;
+mod dump;
+mod instance;
+mod judged;
+mod screen;
+
+use std::time::Duration;
+
+use tapio_schemas::finding::Status;
+
+use crate::cli::{CheckArgs, Output};
+use crate::client::locate;
+use crate::exit::{CANNOT_TELL, ExitWith, FINDINGS, UNAVAILABLE};
+use crate::verdict::Answer;
+
+use about::About;
+use cluster::Lists;
+
+/// Between two looks of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Who is asked.
+enum Source {
+    Instance,
+    Cluster(Box<Lists>),
+    Dump,
+}
+
+/// Asks, prints the answer, returns the exit code.
+pub async fn run(args: CheckArgs) -> anyhow::Result<i32> {
+    let about = About::of(&args)?;
+    let source = choose(&args).await?;
+    let mut said = String::new();
+    loop {
+        let answer = ask(&args, &about, &source).await?;
+        let text = text(&answer, &args)?;
+        // Ages and times of an answer that says the same are no news.
+        let gist = screen::gist(&answer);
+        if gist != said {
+            print!("{text}");
+            said = gist;
+        }
+        if !args.watch {
+            return Ok(exit_code(&answer));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(exit_code(&answer)),
+        }
+    }
+}
+
+async fn ask(args: &CheckArgs, about: &About, source: &Source) -> anyhow::Result<Answer> {
+    match (source, &args.from) {
+        (Source::Instance, _) => instance::ask(args).await.map(|answer| about.of_namespace(answer)),
+        (Source::Cluster(lists), _) => lists.ask(args, about).await,
+        (Source::Dump, Some(path)) => dump::ask(path, about),
+        (Source::Dump, None) => unreachable!("chosen by --from"),
+    }
+}
+
+/// `--from` reads a dump. A kubeconfig or context that is named is asked; so is an instance that is named or that
+/// answers. Else the cluster of the kubeconfig is.
+async fn choose(args: &CheckArgs) -> anyhow::Result<Source> {
+    if args.from.is_some() {
+        return Ok(Source::Dump);
+    }
+    let scope = &args.scope;
+    let names_an_instance = args.client.server().is_some() || args.client.data_dir().is_some();
+    if scope.names_a_cluster() || (scope.selector.is_some() && !names_an_instance) {
+        let lists = Lists::find(scope).await?;
+        eprintln!("asking the cluster {}", lists.describe());
+        return Ok(Source::Cluster(Box::new(lists)));
+    }
+    if names_an_instance {
+        return Ok(Source::Instance);
+    }
+    let no_instance = match crate::client::Client::connect(&args.client).await {
+        Ok(_) => return Ok(Source::Instance),
+        Err(error) => error,
+    };
+    let is_away = no_instance.downcast_ref::<ExitWith>().is_some_and(|with| with.code == UNAVAILABLE);
+    match Lists::find(scope).await {
+        Ok(lists) if is_away => {
+            let (address, _) = locate(&args.client)?;
+            eprintln!("no instance answers at {address}: asking the cluster {}", lists.describe());
+            Ok(Source::Cluster(Box::new(lists)))
+        }
+        Err(error) if is_away && !cluster::is_expected(&error) => Err(error),
+        _ => Err(no_instance),
+    }
+}
+
+fn text(answer: &Answer, args: &CheckArgs) -> anyhow::Result<String> {
+    Ok(match args.output {
+        Output::Human => screen::human(answer, args.all),
+        // One document a line, so that the next one can be told from it.
+        Output::Json if !args.watch => format!("{}\n", serde_json::to_string_pretty(answer)?),
+        Output::Json | Output::Jsonl => format!("{}\n", serde_json::to_string(answer)?),
+    })
+}
+
+fn exit_code(answer: &Answer) -> i32 {
+    match answer.verdict {
+        _ if !answer.findings.is_empty() => FINDINGS,
+        Status::Healthy | Status::Recovered => 0,
+        _ => CANNOT_TELL,
+    }
+}
