@@ -5,5 +5,6 @@ mod agent;
 mod arbitrary;
 mod conversion;
 mod fixtures;
+mod listing;
 mod server;
 mod watching;

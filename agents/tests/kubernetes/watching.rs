@@ -36,7 +36,7 @@ struct Running {
     task: JoinHandle<WorkerResult>,
 }
 
-fn kubeconfig(dir: &Path, server: SocketAddr) -> std::path::PathBuf {
+pub fn kubeconfig(dir: &Path, server: SocketAddr) -> std::path::PathBuf {
     let path = dir.join("kubeconfig");
     let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "t",
         "clusters": [{"name": "t", "cluster": {"server": format!("http://{server}")}}],

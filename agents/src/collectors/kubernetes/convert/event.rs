@@ -36,6 +36,20 @@ pub struct EventSummary {
 }
 
 impl EventSummary {
+    /// The pod that a controller says to have made or deleted.
+    pub(in crate::collectors::kubernetes) fn pod_of_controller(&self) -> Option<&str> {
+        if !["SuccessfulCreate", "SuccessfulDelete"].contains(&self.reason.as_str()) {
+            return None;
+        }
+        let (_, name) = self.message.split_once(" pod: ")?;
+        Some(name.trim())
+    }
+
+    /// True when a container is waited for after it has ended.
+    pub(in crate::collectors::kubernetes) fn is_restart_back_off(&self) -> bool {
+        self.reason == "BackOff" && self.message.contains("restarting failed container")
+    }
+
     /// Reads an Event.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod decode;
+mod gone;
 mod history;
 pub mod resources;
 pub mod selector;

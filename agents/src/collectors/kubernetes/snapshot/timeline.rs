@@ -11,9 +11,10 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::{EventKind, EventSeverity};
+use tapio_schemas::payload::Payload;
 
-use super::history;
-use super::{Standing, Told, WINDOW_NS};
+use super::gone::{self, Gone};
+use super::{Standing, Told, WINDOW_NS, history};
 use crate::collectors::kubernetes::convert::WatchType;
 use crate::collectors::kubernetes::summary::Summary;
 use crate::collectors::kubernetes::tracker::Tracker;
@@ -21,6 +22,8 @@ use crate::convert::Seed;
 
 /// Time between two repetitions.
 const REPEAT_NS: u64 = 240_000_000_000;
+/// A container ends before it is waited for.
+const BEFORE_BACK_OFF_NS: u64 = 1_000_000_000;
 
 /// All events of the window before `now`, in the order of their times.
 pub(super) fn events(
@@ -35,15 +38,19 @@ pub(super) fn events(
     told.sort_by(|a, b| {
         (a.summary.at, &a.summary.uid, a.summary.count).cmp(&(b.summary.at, &b.summary.uid, b.summary.count))
     });
-    let mut teller =
-        Teller { tracker: Tracker::new(cluster, None), since: now.minus(WINDOW_NS), now, events: Vec::new() };
+    let since = now.minus(WINDOW_NS);
+    let loops = first_back_offs(&told);
+    let mut teller = Teller { tracker: Tracker::new(cluster, None), loops, since, now, events: Vec::new() };
     let sets = sets_by_owner(&objects);
     for object in &objects {
         let owned = (object.summary.namespace.clone(), object.summary.name.clone());
         let owned = sets.get(&owned).map_or(&[][..], Vec::as_slice);
         teller.object(object, owned);
     }
+    let gone = gone::pods(&objects, &told);
+    gone.iter().for_each(|pod| teller.begun(pod));
     told.iter().for_each(|told| teller.event(told));
+    gone.into_iter().for_each(|pod| teller.ended(pod));
     teller.events.sort_by_key(|event| event.timestamp);
     teller.events
 }
@@ -71,8 +78,22 @@ fn sets_by_owner(objects: &[Standing]) -> HashMap<(SmolStr, SmolStr), Vec<&Stand
     sets
 }
 
+/// When a container of a pod was first waited for after its end, by namespace and pod.
+fn first_back_offs(told: &[Told]) -> HashMap<(SmolStr, SmolStr), UnixNanos> {
+    let mut first = HashMap::new();
+    for told in told.iter().filter(|told| told.summary.is_restart_back_off()) {
+        let [_, namespace, pod, _] = &told.summary.about;
+        if let Some(at) = told.first {
+            let known = first.entry((namespace.clone(), pod.clone())).or_insert(at);
+            *known = at.min(*known);
+        }
+    }
+    first
+}
+
 struct Teller {
     tracker: Tracker,
+    loops: HashMap<(SmolStr, SmolStr), UnixNanos>,
     since: UnixNanos,
     now: UnixNanos,
     events: Vec<UnifiedEvent>,
@@ -99,7 +120,10 @@ impl Teller {
                     let from = goes_on_since(&event, &object.summary, now).unwrap_or(began);
                     self.repeat(event, from.max(began));
                 }
-                Course::Happened(at) if at >= since => self.events.push(event),
+                Course::Happened(at) if at >= since => {
+                    self.events.extend(self.first_end(&event, &object.summary));
+                    self.events.push(event);
+                }
                 // An eviction is told without a time: the pod's conditions stopped to change then.
                 Course::Untimed => match last_change(&object.summary) {
                     Some(at) if at >= since => self.events.push(moved(event, at.min(now))),
@@ -108,6 +132,30 @@ impl Teller {
                 Course::Happened(_) => {}
             }
         }
+    }
+
+    /// A container that ends again and again says only how it ended last; it is taken to have ended so from the first
+    /// time that it was waited for on.
+    fn first_end(&self, end: &UnifiedEvent, pod: &Summary) -> Option<UnifiedEvent> {
+        let Payload::Kubernetes(data) = &end.payload else { return None };
+        if end.kind != EventKind::K8sContainerTerminated || data.restart_count < 2 {
+            return None;
+        }
+        let first = self.loops.get(&(pod.namespace.clone(), pod.name.clone()))?.minus(BEFORE_BACK_OFF_NS);
+        (first >= self.since && first < end.timestamp).then(|| moved(end.clone(), first))
+    }
+
+    /// A pod that is no more, as it was.
+    fn begun(&mut self, pod: &Gone) {
+        let (at, since) = (pod.from.max(self.since).min(self.now), self.since);
+        let said = self.tracker.summarized(at, since, WatchType::Added, pod.summary.clone());
+        self.events.extend(said);
+    }
+
+    fn ended(&mut self, pod: Gone) {
+        let (at, since) = (pod.to.max(self.since).min(self.now), self.since);
+        let said = self.tracker.summarized(at, since, WatchType::Deleted, pod.summary);
+        self.events.extend(said);
     }
 
     /// The event from `from` to now, again and again.
