@@ -121,6 +121,7 @@ fn halting(text: String, fault: Fault) -> Body {
                 (0, _) => Some((Ok(first), 1)),
                 (1, Fault::Dropped) => Some((Err(std::io::Error::other("dropped")), 2)),
                 (1, Fault::Slow) => {
+                    // check: allow sleep, the server is slow on purpose
                     tokio::time::sleep(Duration::from_millis(700)).await;
                     Some((Ok(rest), 2))
                 }

@@ -82,7 +82,7 @@ impl Snapshot {
     fn absorb(&mut self, part: Part) {
         self.newest = self.newest.max(part.newest);
         match part.said {
-            Said::Event(told) => self.keep_event(told),
+            Said::Event(told) => self.keep_event(*told),
             Said::Object(_, _) if self.objects.len() >= OBJECTS_MAX => self.left_out += 1,
             Said::Object(standing, labels) => {
                 if self.selector.as_ref().is_some_and(|selector| selector.matches(&labels)) {
@@ -163,7 +163,7 @@ struct Part {
 }
 
 enum Said {
-    Event(Told),
+    Event(Box<Told>),
     /// With its labels.
     Object(Box<Standing>, Value),
 }
@@ -173,7 +173,7 @@ impl Part {
         let newest = times::newest(object);
         if str_at(object, "/kind") == "Event" {
             let told = Told { summary: EventSummary::of(object)?, first: first_time(object) };
-            return Ok(Self { newest, said: Said::Event(told) });
+            return Ok(Self { newest, said: Said::Event(Box::new(told)) });
         }
         let standing = Standing {
             summary: Summary::of(object)?,

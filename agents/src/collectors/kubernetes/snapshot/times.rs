@@ -91,7 +91,7 @@ mod tests {
             "spec": {"notAfter": "2040-01-01T00:00:00Z"},
             "status": {"renewalTime": "2039-01-01T00:00:00Z", "containerStatuses": [
                 {"state": {"running": {"startedAt": "2030-01-01T00:00:07Z"}}}]}});
-        assert_eq!(newest(&object).to_string(), "2030-01-01T00:00:07Z");
+        assert_eq!(newest(&object), "2030-01-01T00:00:07Z".parse().unwrap());
         let lease = json!({"kind": "Lease", "spec": {"renewTime": "2030-01-01T00:00:09.5Z"}});
         assert!(newest(&lease) > newest(&object));
         assert_eq!(newest(&json!({"kind": "Pod"})), UnixNanos(0));
