@@ -19,7 +19,7 @@ const FADES_NS: f64 = 30e9;
 /// Share of its strength below which it has faded.
 const FADED: f64 = 0.2;
 /// Factor on the odds of a cause whose vital symptoms barely show; without any it is none.
-const LIFELESS: f64 = 0.05;
+const LIFELESS: f64 = 0.15;
 
 /// The signals of one tick with their place in the graph.
 pub struct View<'a> {

@@ -128,7 +128,7 @@ impl Material<'_> {
             first_bad_at: first_bad,
             updated_at: deviations().map(|s| s.last_seen).max().unwrap_or_default(),
             emitted_at: view.now,
-            confidence: Score::clamped(self.calibration.stated(component.verdict.confidence)),
+            confidence: Score::clamped(self.stated(component, root)),
             root_cause: root.map(|cause| self.root_cause(cause, &members)),
             hypotheses,
             chain: self.chain(&members),
@@ -138,6 +138,16 @@ impl Material<'_> {
             semantic_group: self.group(root, &members),
             freshness: Freshness { watermark: view.now, gaps },
         }
+    }
+
+    /// Confidence as it is told. What nobody feels is not told with confidence, however clearly it shows.
+    fn stated(&self, component: &Component, root: Option<&Candidate<'_>>) -> f64 {
+        let stated = self.calibration.stated(component.verdict.confidence);
+        let Some(cause) = root else { return stated };
+        let symptoms = &cause.pattern.symptoms;
+        let mut explained = cause.explains.iter().filter(|(at, _)| component.members.contains(at));
+        let is_felt = explained.any(|(_, (_, symptom))| symptoms[*symptom].felt);
+        cause.pattern.unfelt_max.filter(|_| !is_felt).map_or(stated, |most| stated.min(most))
     }
 
     fn unproven(

@@ -51,6 +51,11 @@ pub fn check(pattern: &Pattern) -> Check {
     ensure(pattern.prior > 0.0 && pattern.prior < 0.5, "prior", || {
         format!("prior {} must be above 0 and below 0.5", pattern.prior)
     })?;
+    ensure(
+        pattern.unfelt_max.is_none_or(|most| most > 0.0 && most < 1.0 && pattern.symptoms.iter().any(|s| s.felt)),
+        "unfelt_max",
+        || "`unfelt_max` is above 0 and below 1, and at least one symptom is `felt`".to_owned(),
+    )?;
     ensure(!pattern.sits_on.is_empty(), "sits_on", || "name at least one kind in `sits_on`".to_owned())?;
     ensure(!pattern.symptoms.is_empty(), "symptoms", || "a cause without symptoms is never seen".to_owned())?;
     ensure(!pattern.title.is_empty(), "title", || "give at least one title".to_owned())?;

@@ -35,6 +35,8 @@ pub struct Pattern {
     /// What speaks against it the more, the more of it there is.
     #[serde(default)]
     pub tempered_by: Vec<TemperSpec>,
+    /// Confidence that is stated at most while none of its felt symptoms is there: it may be so, and harm nobody.
+    pub unfelt_max: Option<f64>,
     /// How to tell it.
     pub story: StorySpec,
     /// What to do.
@@ -100,6 +102,9 @@ pub struct SymptomSpec {
     /// One of several ways in which the cause shows where it sits: it lives by the clearest of them.
     #[serde(default)]
     pub vital: bool,
+    /// Who asks something of the seat feels it: requests take longer, fail or go another way.
+    #[serde(default)]
+    pub felt: bool,
     /// How telling it is by itself; 1 is a clear deviation.
     #[serde(default = "one")]
     pub weight: f64,

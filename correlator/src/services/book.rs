@@ -56,7 +56,7 @@ pub struct Book {
 
 /// Strength of a signal with so much evidence: how far it is believed, times how much of the full evidence it is.
 pub fn strength(evidence: f64) -> f64 {
-    const DOUBTED: f64 = 5.0;
+    const DOUBTED: f64 = 4.5;
     const FULL: f64 = 10.0;
     let believed = 1.0 / (1.0 + (DOUBTED - evidence).exp());
     believed * evidence.min(FULL) / FULL

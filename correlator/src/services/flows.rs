@@ -70,8 +70,8 @@ impl Flows {
 
     /// Compares the last whole minute with those before it, once.
     pub fn compare(&mut self, now: UnixNanos) {
-        let minute = (now.0 / MINUTE_NS).saturating_sub(1);
-        if self.compared == minute || !self.minutes.contains_key(&minute) {
+        let minute = self.due(now);
+        if self.compared >= minute || !self.minutes.contains_key(&minute) {
             return;
         }
         self.compared = minute;
@@ -98,6 +98,17 @@ impl Flows {
                 self.take(now, (caller, callee.clone()), is_gone, usual, *rate);
             }
         }
+    }
+
+    /// The newest minute that is whole: over, or told by everyone who told the one before.
+    fn due(&self, now: UnixNanos) -> u64 {
+        let current = now.0.saturating_sub(1) / MINUTE_NS;
+        let heard = |minute: u64| self.minutes.get(&minute);
+        let is_whole = match (heard(current), heard(current.saturating_sub(1))) {
+            (Some(now), Some(before)) => before.keys().all(|service| now.contains_key(service)),
+            _ => false,
+        };
+        if is_whole { current } else { (now.0 / MINUTE_NS).saturating_sub(1) }
     }
 
     fn take(&mut self, now: UnixNanos, pair: (Entity, Entity), is_gone: bool, usual: f64, rate: f64) {
@@ -160,6 +171,21 @@ mod tests {
 
     fn service(name: &str) -> Entity {
         Entity::new("Service", "", name, "")
+    }
+
+    #[test]
+    fn a_minute_is_compared_when_everyone_has_told_it_or_it_is_over() {
+        let mut flows = Flows::default();
+        let (pod, second) = (SmolStr::new("p"), |s: u64| UnixNanos((27_000_000 * 60 + s) * SECOND_NS));
+        for name in ["web", "pay"] {
+            flows.observe(second(20), &service(name), &pod, 1.0);
+        }
+        assert_eq!(flows.due(second(30)), 26_999_999, "who else tells it is not known yet");
+        flows.observe(second(80), &service("web"), &pod, 1.0);
+        assert_eq!(flows.due(second(85)), 27_000_000);
+        flows.observe(second(82), &service("pay"), &pod, 0.0);
+        assert_eq!(flows.due(second(85)), 27_000_001);
+        assert_eq!(flows.due(second(120)), 27_000_001);
     }
 
     #[test]

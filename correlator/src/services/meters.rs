@@ -116,10 +116,12 @@ impl Series {
         self.samples.len() < SAMPLES_MIN
     }
 
-    /// Share of the processor. A gauge is a state: one normal sample ends it.
+    /// Share of the processor. A gauge is a state: one normal sample ends it. Without a reference none is known to be
+    /// more than usual.
     fn cpu(&mut self, at: UnixNanos, value: f64) {
         let median = quantile(&self.samples, 0.5);
-        let saturated = value >= CPU_BUSY && median.is_none_or(|m| value >= CPU_TIMES * m);
+        let is_more = !self.is_cold() && median.is_some_and(|m| value >= CPU_TIMES * m);
+        let saturated = value >= CPU_BUSY && is_more;
         self.main.add(at, one(saturated, 0.0, 1.0));
         if !saturated {
             self.main.clear();
@@ -267,5 +269,31 @@ impl Meters {
             }
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(shares: &[f64]) -> f64 {
+        let (mut meters, service) = (Meters::default(), Entity::new("Service", "", "web", ""));
+        let key = (SmolStr::new("p"), Measure::CpuShare, SmolStr::default());
+        let mut now = UnixNanos(27_000_000 * 60 * super::super::SECOND_NS);
+        for share in shares {
+            now = now.plus(60 * super::super::SECOND_NS);
+            meters.observe(&service, &key, (now, *share, EventId::default()));
+        }
+        meters.fade(now);
+        let all = meters.deviations(now, 0.0);
+        all.iter().find(|((_, sign, ..), _)| *sign == Sign::CpuSaturated).map_or(0.0, |(_, d)| d.evidence)
+    }
+
+    #[test]
+    fn a_busy_processor_is_saturated_only_when_it_is_known_to_be_idle_otherwise() {
+        assert_eq!(told(&[0.9, 0.9, 0.9, 0.9]), 0.0, "it is always so");
+        assert_eq!(told(&[0.9]), 0.0, "nothing else is known");
+        assert!(told(&[0.1, 0.2, 0.1, 0.9]) >= CPU_FULL.1);
+        assert!(told(&[0.1, 0.2, 0.1, 0.9, 0.1]) < CPU_FULL.1, "one normal sample ends it");
     }
 }
