@@ -52,7 +52,9 @@ pub fn check(pattern: &Pattern) -> Check {
         format!("prior {} must be above 0 and below 0.5", pattern.prior)
     })?;
     ensure(
-        pattern.unfelt_max.is_none_or(|most| most > 0.0 && most < 1.0 && pattern.symptoms.iter().any(|s| s.felt)),
+        pattern
+            .unfelt_max
+            .is_none_or(|most| most > 0.0 && most < 1.0 && pattern.symptoms.iter().any(|s| s.felt)),
         "unfelt_max",
         || "`unfelt_max` is above 0 and below 1, and at least one symptom is `felt`".to_owned(),
     )?;
