@@ -141,7 +141,8 @@ impl Services {
         self.meters.fade(step);
         while let Some(entry) = self.waiting.first_entry().filter(|entry| *entry.key() <= step) {
             self.newest = self.newest.max(*entry.key());
-            let window = entry.remove();
+            let mut window = entry.remove();
+            self.refused += window.trim();
             self.observe(&window);
             self.held.push_back(window);
         }

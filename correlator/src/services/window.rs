@@ -8,8 +8,13 @@ use tapio_schemas::{Entity, EventId, UnixNanos};
 
 /// Different keys of one window; further ones are refused and counted.
 const KEYS_MAX: usize = 65_536;
-/// Ways of one operation in one window, of all shards; further ones are refused and counted.
-const WAYS_MAX: usize = 256;
+/// Ways of one operation in one window, of all shards: those with the smallest identities, so that it does not matter who is
+/// heard first. The others are refused and counted.
+const WAYS_MAX: usize = 64;
+/// Ways of all operations of a window that is kept; every operation has its share, and its most frequent ones stay.
+const WAYS_KEPT_MAX: usize = 16_384;
+/// Ways that an operation keeps in any case.
+const WAYS_KEPT_MIN: usize = 4;
 
 /// Durations of one window with the event that shows the longest.
 #[derive(Debug, Default, Clone)]
@@ -83,13 +88,36 @@ impl Window {
             if let Some(known) = requests.ways.get_mut(&shape.id) {
                 known.count = known.count.saturating_add(shape.count);
                 known.evidence = known.evidence.min(shape.evidence);
-            } else if requests.ways.len() < WAYS_MAX {
-                requests.ways.insert(shape.id, shape);
             } else {
-                fits = false;
+                requests.ways.insert(shape.id, shape);
+                // One that was taken out has a larger identity than all that stay, and is taken out again.
+                if requests.ways.len() > WAYS_MAX {
+                    requests.ways.pop_last();
+                    fits = false;
+                }
             }
         }
         fits
+    }
+
+    /// All shards have passed it: leaves out ways until the window is small enough to be kept. Returns how many.
+    pub fn trim(&mut self) -> u64 {
+        let count =
+            |window: &Self| window.requests.values().map(|requests| requests.ways.len()).sum::<usize>();
+        let before = count(self);
+        if before <= WAYS_KEPT_MAX {
+            return 0;
+        }
+        let share = (WAYS_KEPT_MAX / self.requests.len()).max(WAYS_KEPT_MIN);
+        for requests in self.requests.values_mut().filter(|requests| requests.ways.len() > share) {
+            let mut order: Vec<(std::cmp::Reverse<u32>, u64)> =
+                requests.ways.values().map(|way| (std::cmp::Reverse(way.count), way.id)).collect();
+            order.sort_unstable();
+            for (_, id) in &order[share..] {
+                requests.ways.remove(id);
+            }
+        }
+        (before - count(self)) as u64
     }
 
     /// Adds a tally; false when there is no room.
@@ -115,5 +143,46 @@ impl Window {
             *known = said;
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(operation: &str, ids: impl IntoIterator<Item = u64>) -> OperationTally {
+        let shapes = ids.into_iter().map(|id| Shape { id, count: id as u32 % 7 + 1, ..Shape::default() });
+        OperationTally { operation: operation.into(), shapes: shapes.collect(), ..OperationTally::default() }
+    }
+
+    fn ways(window: &Window) -> Vec<(u64, u32)> {
+        window.requests.values().flat_map(|r| r.ways.values().map(|way| (way.id, way.count))).collect()
+    }
+
+    #[test]
+    fn which_ways_find_room_does_not_depend_on_who_is_heard_first() {
+        let parts = [tally("a", 0..50), tally("a", 30..120), tally("a", (40..90).rev())];
+        let add = |order: [usize; 3]| {
+            let mut window = Window::default();
+            let fits: Vec<bool> = order.iter().map(|i| window.add_requests(parts[*i].clone())).collect();
+            assert!(fits.contains(&false));
+            ways(&window)
+        };
+        let first = add([0, 1, 2]);
+        assert_eq!(first.len(), WAYS_MAX);
+        assert_eq!((first, add([2, 0, 1])), (add([1, 2, 0]), add([0, 1, 2])));
+    }
+
+    #[test]
+    fn a_window_that_is_kept_has_a_bound_and_keeps_what_is_frequent() {
+        let mut window = Window::default();
+        for operation in 0..1024 {
+            assert!(window.add_requests(tally(&format!("op {operation}"), 0..40)));
+        }
+        assert_eq!(window.trim(), 1024 * (40 - 16));
+        assert_eq!(ways(&window).len(), WAYS_KEPT_MAX);
+        let least = ways(&window).iter().map(|(_, count)| *count).min();
+        assert_eq!(least, Some(5), "of 40 ways 15 have a count of 6 or 7, and one of 5 finds room");
+        assert_eq!(window.trim(), 0);
     }
 }

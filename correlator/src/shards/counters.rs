@@ -90,6 +90,8 @@ pub struct Evicted {
     pub shapes: u64,
     /// Operations of a service, or of a window, beyond their limit.
     pub operations: u64,
+    /// Requests of windows in which events were lost.
+    pub doubted: u64,
     /// Names and templates.
     pub texts: u64,
     /// Measures of services.
@@ -149,7 +151,7 @@ impl Unsaid {
 
 impl Evicted {
     /// Counts with the map they are shown under.
-    pub fn by_map(&self) -> [(&'static str, u64); 18] {
+    pub fn by_map(&self) -> [(&'static str, u64); 19] {
         [
             ("reorder", self.reorder),
             ("series", self.series),
@@ -167,6 +169,7 @@ impl Evicted {
             ("steps", self.steps),
             ("shapes", self.shapes),
             ("operations", self.operations),
+            ("doubted", self.doubted),
             ("texts", self.texts),
             ("meters", self.meters),
         ]

@@ -24,6 +24,8 @@ const STEPS_PER_TALLY_MAX: usize = 512;
 pub struct RequestTallies {
     window_ns: u64,
     windows: BTreeMap<u64, Window>,
+    /// Time in which events were lost; the last such stretch.
+    doubted: (UnixNanos, UnixNanos),
 }
 
 #[derive(Default)]
@@ -110,7 +112,7 @@ pub struct TwoEnds<'a> {
 impl RequestTallies {
     /// No windows yet.
     pub fn new(window_ns: u64) -> Self {
-        Self { window_ns: window_ns.max(1), windows: BTreeMap::new() }
+        Self { window_ns: window_ns.max(1), windows: BTreeMap::new(), doubted: Default::default() }
     }
 
     /// Counts a request; the identity of its shape.
@@ -173,14 +175,26 @@ impl RequestTallies {
         self.windows.keys().next().map(|start| UnixNanos(start + self.window_ns))
     }
 
+    /// Windows that touch the time after `from`, up to `until`, are not told.
+    pub fn doubt(&mut self, from: UnixNanos, until: UnixNanos) {
+        let touches = self.doubted.1 >= from && self.doubted.0 <= until;
+        self.doubted =
+            if touches { (self.doubted.0.min(from), self.doubted.1.max(until)) } else { (from, until) };
+    }
+
     /// Tells the windows that have ended.
-    pub fn tell(&mut self, step: UnixNanos, texts: &Texts, out: &mut SignalSection) {
+    pub fn tell(&mut self, step: UnixNanos, texts: &Texts, out: &mut SignalSection, counters: &mut Counters) {
         while let Some(entry) = self.windows.first_entry() {
             let start = *entry.key();
             if start + self.window_ns > step.0 {
                 break;
             }
             let window = entry.remove();
+            if start + self.window_ns > self.doubted.0.0 && start < self.doubted.1.0 {
+                let requests = window.operations.values().map(|operation| u64::from(operation.requests));
+                counters.evicted.doubted += requests.sum::<u64>();
+                continue;
+            }
             let (first, first_gap) = (out.operations.len(), out.call_gaps.len());
             for ((_, id), operation) in window.operations {
                 self.tell_operation(start, id, operation, texts, &mut out.operations);

@@ -25,6 +25,8 @@ use super::texts::{TextId, Texts};
 pub const GRACE_NS: u64 = 500_000_000;
 /// Children and lines wait so long for their span.
 const WAIT_NS: u64 = 60_000_000_000;
+/// Requests that end so long after a loss may miss some of their spans.
+const DOUBT_NS: u64 = 5_000_000_000;
 /// Event time between two looks for what waits in vain.
 const SWEEP_NS: u64 = 5_000_000_000;
 /// Spans under way per shard; those that wait longest for their parent are forgotten.
@@ -156,9 +158,15 @@ impl Requests {
         }
     }
 
+    /// Events of this shard with times `from` to `to` were lost: what is counted of requests of then is not told, because a
+    /// step that was not seen is no step that was not done.
+    pub fn doubt(&mut self, (from, to): (UnixNanos, UnixNanos)) {
+        self.tallies.doubt(from, to.plus(DOUBT_NS));
+    }
+
     /// Tells the windows that have ended.
-    pub fn tell(&mut self, step: UnixNanos, texts: &Texts, out: &mut SignalSection) {
-        self.tallies.tell(step, texts, out);
+    pub fn tell(&mut self, step: UnixNanos, texts: &Texts, out: &mut SignalSection, counters: &mut Counters) {
+        self.tallies.tell(step, texts, out, counters);
     }
 
     /// When there is something to do next.

@@ -9,6 +9,7 @@ use tapio_schemas::{
     ServiceMeter, SpanId, StepKind, TraceId, UnifiedEvent, UnixNanos, event::TraceContext,
 };
 
+use super::budget::Cursor;
 use super::calls::latency_bucket;
 use super::shard_tests::{Sim, event, seconds};
 
@@ -433,4 +434,20 @@ proptest! {
         let shuffled: Vec<UnifiedEvent> = shuffled.into_iter().map(|(_, e)| e.clone()).collect();
         prop_assert_eq!(said(&events, 1), said(&shuffled, batch));
     }
+}
+
+#[test]
+fn what_was_lost_is_no_step_that_was_left_out() {
+    let mut sim = Sim::new();
+    sim.feed(&by_time(request(9, 100.0)));
+    let broken = by_time(request(9, 2000.0));
+    let given_up = sim.encode(&broken[0]);
+    sim.set.give_up(&given_up, None, &Cursor::new(UnixNanos::MAX)).expect("a good batch");
+    sim.feed(&broken[1..]);
+    sim.feed(&by_time(request(9, 30_000.0)));
+    sim.finish();
+    let told: Vec<&OperationTally> = sim.sections.iter().flat_map(|s| &s.operations).collect();
+    assert_eq!(told.len(), 2, "only the window in which nothing was lost: {told:?}");
+    assert!(told.iter().all(|tally| tally.window_start >= seconds(25.0)), "{told:?}");
+    assert!(evicted(&mut sim, "doubted") > 0);
 }

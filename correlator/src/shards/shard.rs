@@ -139,6 +139,7 @@ impl Shard {
             let at = view.timestamp();
             if !producer.rate.admits(at, &view.event.severity, self.rate_max) {
                 self.counters.dropped.rate_limited += 1;
+                self.requests.doubt((at, at));
                 continue;
             }
             if cursor.pressure > Pressure::Calm && losses::sheds(&view, cursor.pressure) {
@@ -172,6 +173,7 @@ impl Shard {
         let open = batch.len() - cursor.next;
         producer.account(batch.header(), events, late, &dropped, open as u64);
         if let Some(times) = shed {
+            self.requests.doubt(times);
             let (id, node) = (batch.header().producer, producer.node().clone());
             losses::note(&mut self.saying.gaps, id, node, dropped.memory_pressure, times, MEMORY_PRESSURE);
         }
@@ -206,6 +208,7 @@ impl Shard {
         producer.account(batch.header(), lost, 0, &Dropped { batch_time: lost, ..Dropped::default() }, 0);
         let (id, node) = (batch.header().producer, producer.node().clone());
         losses::note(&mut self.saying.gaps, id, node, lost, (from, to), BATCH_TIME);
+        self.requests.doubt((from, to));
     }
 
     /// What became of each producer's events.
@@ -313,10 +316,14 @@ impl Shard {
         self.counters.dropped.duplicate += std::mem::take(&mut self.reorder.duplicates);
         self.calls.tell(step, &mut out.tallies);
         self.requests.run(step, &mut self.counters);
-        self.requests.tell(step, &self.texts, out);
+        let gaps = out.gaps.len();
+        self.sequences.tell(step, &mut out.gaps, &mut self.counters);
+        for gap in &out.gaps[gaps..] {
+            self.requests.doubt((gap.from, gap.to));
+        }
+        self.requests.tell(step, &self.texts, out, &mut self.counters);
         self.meters.tell(step, &mut out.meters);
         self.topology.tell(step, &mut out.facts);
-        self.sequences.tell(step, &mut out.gaps, &mut self.counters);
         self.episodes.say(step, &mut out.signals, &mut self.counters);
         self.step = step;
         true
