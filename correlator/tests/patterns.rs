@@ -60,6 +60,7 @@ fn the_order_of_sections_does_not_matter() {
             let mut section = case.section(&pattern.entities).unwrap();
             section.signals.reverse();
             let mut engine = IncidentEngine::new(IncidentConfig::default(), Arc::clone(&model));
+            engine.learn(case.states(&pattern.entities).unwrap());
             for signal in section.signals.drain(..) {
                 engine.apply(SignalSection { signals: vec![signal], ..SignalSection::default() });
             }

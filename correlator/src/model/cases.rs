@@ -11,6 +11,7 @@ use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Attribute, AttributeValue, EntityRef, Score, Signal, SignalKind, TraceId, UnixNanos};
 
 use super::pattern::SignedDuration;
+use crate::services::ServiceState;
 
 /// Any moment will do; cases count from here.
 pub const CASE_START: UnixNanos = UnixNanos(1_767_225_600_000_000_000);
@@ -86,6 +87,21 @@ fn once() -> u64 {
     1
 }
 
+/// What the service model of stage two knows of a service when the case is judged.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseState {
+    of: String,
+    at: SignedDuration,
+    /// Edges to and from it with recent calls, and those on which calls take longer.
+    #[serde(default)]
+    edges: u32,
+    #[serde(default)]
+    edges_slow: u32,
+    /// When its processor was last measured and not saturated.
+    cpu_normal_at: Option<SignedDuration>,
+}
+
 /// The verdict wanted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -122,6 +138,9 @@ pub struct Case {
     pub name: String,
     /// Signals.
     pub signals: Vec<CaseSignal>,
+    /// What is known of services.
+    #[serde(default)]
+    pub states: Vec<CaseState>,
     /// Who calls whom (short names).
     #[serde(default)]
     pub calls: Vec<(String, String)>,
@@ -157,6 +176,22 @@ impl Case {
             })
             .collect();
         Ok(SignalSection { signals: signals?, facts: facts?, ..SignalSection::default() })
+    }
+
+    /// What stage two would know. Errors name the entity that is not declared.
+    pub fn states(&self, entities: &BTreeMap<String, CaseEntity>) -> Result<Vec<ServiceState>, String> {
+        let to_state = |state: &CaseState| {
+            let entity = entities.get(&state.of);
+            let entity = entity.ok_or_else(|| format!("case `{}`: no entity `{}`", self.name, state.of))?;
+            Ok(ServiceState {
+                at: moment(state.at),
+                service: entity.to_ref().owner(),
+                edges: state.edges,
+                edges_slow: state.edges_slow,
+                cpu_normal_at: state.cpu_normal_at.map(moment),
+            })
+        };
+        self.states.iter().map(to_state).collect()
     }
 
     /// Moment at which the verdict is taken.

@@ -31,6 +31,7 @@ pub struct CaseRun {
 /// When the case names an entity that its pattern does not declare.
 pub fn verdicts(model: &Arc<Model>, pattern: &Pattern, case: &Case) -> Result<Vec<Finding>, String> {
     let mut engine = IncidentEngine::new(IncidentConfig::default(), Arc::clone(model));
+    engine.learn(case.states(&pattern.entities)?);
     engine.apply(case.section(&pattern.entities)?);
     engine.apply(SignalSection {
         marks: (0..SHARD_COUNT).map(|shard| ShardMark { shard, epoch: 0, at: case.verdict_at() }).collect(),
