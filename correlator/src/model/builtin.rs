@@ -20,6 +20,8 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("memory.limit_exceeded.yaml", include_str!("../../patterns/memory.limit_exceeded.yaml")),
     ("network.delay.yaml", include_str!("../../patterns/network.delay.yaml")),
     ("network.packet_loss.yaml", include_str!("../../patterns/network.packet_loss.yaml")),
+    ("network.policy_denies.yaml", include_str!("../../patterns/network.policy_denies.yaml")),
+    ("network.service_selector.yaml", include_str!("../../patterns/network.service_selector.yaml")),
     ("node.not_ready.yaml", include_str!("../../patterns/node.not_ready.yaml")),
     ("probe.kills_healthy.yaml", include_str!("../../patterns/probe.kills_healthy.yaml")),
     ("quota.exceeded.yaml", include_str!("../../patterns/quota.exceeded.yaml")),
