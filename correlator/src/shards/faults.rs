@@ -90,7 +90,8 @@ const EVICTED: Faults = &[
 ];
 
 const PROBE: Faults = &[
-    (&["no such host", "server misbehaving", "name resolution"], "dns"),
+    (&["no such host"], "name_unknown"),
+    (&[":53: ", "server misbehaving", "name resolution"], "dns"),
     (&["x509:", "certificate"], "certificate"),
     (
         &["password authentication failed", "NOAUTH", "Access denied for user", "authentication failed"],
@@ -115,7 +116,7 @@ pub fn fault(kind: SignalKind, reason: &str, message: &str) -> Option<&'static s
         _ => return None,
     };
     let says = |word: &&str| message.contains(word) || reason == *word;
-    faults.iter().find(|(words, _)| words.iter().any(|w| says(&w))).map(|(_, fault)| *fault)
+    faults.iter().find(|(words, _)| words.iter().any(|w| says(w))).map(|(_, fault)| *fault)
 }
 
 /// Rules of the scheduler; where two exclude equally many machines, the earlier one is told.

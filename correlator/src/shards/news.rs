@@ -360,7 +360,11 @@ fn other_end(mut seen: Observation, data: &KubernetesData) -> Observation {
             Some(Entity::new("Component", "", "kube-scheduler", ""))
         }
         SignalKind::Evicted => faults::entity_of(&data.changed_by),
-        SignalKind::ProbeFailed => faults::service_named(&data.message),
+        SignalKind::ProbeFailed => match faults::fault(seen.kind, &data.reason, &data.message) {
+            // The name under which every cluster knows its name service, whatever runs it.
+            Some("dns") => Some(Entity::namespaced(kinds::SERVICE, "kube-system", "kube-dns")),
+            _ => faults::service_named(&data.message),
+        },
         _ => None,
     };
     if seen.kind == SignalKind::ConditionBad {
