@@ -201,10 +201,12 @@ fn relation(edge: EdgeKind, kind: &'static str, name: SmolStr) -> Relation {
 
 /// A pod that the scheduler has not looked at.
 fn is_unnoticed(object: &Summary) -> bool {
-    object
-        .pod()
-        .is_some_and(|pod| pod.node.is_empty() && !pod.is_gated && object.condition("PodScheduled").is_none())
-        && object.deleted_from.is_none()
+    object.pod().is_some_and(|pod| {
+        pod.node.is_empty()
+            && matches!(pod.phase.as_str(), "" | "Pending")
+            && !pod.is_gated
+            && object.condition("PodScheduled").is_none()
+    }) && object.deleted_from.is_none()
 }
 
 fn stuck(object: &Summary) -> Option<Consequence> {
