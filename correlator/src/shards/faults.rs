@@ -116,7 +116,7 @@ pub fn fault(kind: SignalKind, reason: &str, message: &str) -> Option<&'static s
         _ => return None,
     };
     let says = |word: &&str| message.contains(word) || reason == *word;
-    faults.iter().find(|(words, _)| words.iter().any(|w| says(w))).map(|(_, fault)| *fault)
+    faults.iter().find(|(words, _)| words.iter().any(says)).map(|(_, fault)| *fault)
 }
 
 /// Rules of the scheduler; where two exclude equally many machines, the earlier one is told.
