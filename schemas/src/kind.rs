@@ -47,6 +47,14 @@ vocabulary! {
         K8sNodeCondition = 83 => "k8s.node.condition",
         K8sContainerStarted = 84 => "k8s.pod.container_started",
         K8sPodReady = 85 => "k8s.pod.ready",
+        /// A Service has lost the last ready pod behind it.
+        K8sNoEndpoints = 86 => "k8s.service.no_endpoints",
+        /// A Service has ready pods behind it again.
+        K8sEndpoints = 87 => "k8s.service.endpoints",
+        /// What an object wants was made, changed or removed.
+        K8sSpecChanged = 88 => "k8s.object.spec_changed",
+        /// Nobody does what an object waits for.
+        K8sStuck = 89 => "k8s.object.stuck",
 
         SystemdUnitFailed = 100 => "systemd.unit_failed",
         SystemdUnitStarted = 101 => "systemd.unit_started",

@@ -60,6 +60,7 @@ vocabulary! {
         Scaled = 142 => "change.scale",
         RolloutStarted = 143 => "change.rollout",
         ChangeApplied = 144 => "change.applied",
+        ObjectChanged = 145 => "change.object",
 
         ContainerOomKilled = 160 => "k8s.container_oom_killed",
         ContainerCrashed = 161 => "k8s.container_crashed",
@@ -76,6 +77,9 @@ vocabulary! {
         K8sWarning = 172 => "k8s.warning",
         SandboxFailed = 173 => "k8s.sandbox_failed",
         NodePressure = 174 => "k8s.node_pressure",
+        NoEndpoints = 175 => "k8s.no_endpoints",
+        Stuck = 176 => "k8s.stuck",
+        ConditionBad = 177 => "k8s.condition",
 
         TapioLoss = 180 => "tapio.loss",
         TapioSpooling = 181 => "tapio.spooling",

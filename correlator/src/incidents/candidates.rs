@@ -7,7 +7,7 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
 
 use super::graph::Graph;
-use super::signals::{is_change, is_state};
+use super::signals::{is_change, is_of_object, is_state};
 use crate::model::{Facts, Model, Pattern, Relation, Share, SignedDuration, SymptomSpec, sits_on};
 
 use crate::services::ServiceState;
@@ -49,7 +49,10 @@ impl<'a> View<'a> {
         kernel_nodes: &'a BTreeSet<Entity>,
         now: UnixNanos,
     ) -> Self {
-        let homes: Vec<Entity> = signals.iter().map(|s| graph.home(&s.entity.owner())).collect();
+        let homes: Vec<Entity> = signals
+            .iter()
+            .map(|s| if is_of_object(s.kind) { s.entity.owner() } else { graph.home(&s.entity.owner()) })
+            .collect();
         let peers = signals.iter().map(|s| s.peer.as_ref().map(|p| graph.home(&located(p, s)))).collect();
         let mut by_kind: BTreeMap<SignalKind, Vec<usize>> = BTreeMap::new();
         for (at, signal) in signals.iter().enumerate() {
@@ -139,7 +142,7 @@ pub struct Candidate<'m> {
 struct Around<'v, 'a> {
     view: &'v View<'a>,
     seat: &'v Entity,
-    /// Of a thing that is mounted: what mounts it. Who calls that suffers from the seat.
+    /// Of a thing that is mounted, or that limits others: those. Who calls that suffers from the seat.
     mounters: BTreeSet<Entity>,
     mounted: BTreeSet<Entity>,
     callers: Arc<BTreeSet<Entity>>,

@@ -257,9 +257,10 @@ impl Graph {
         self.names_of(home).iter().flat_map(|n| self.targets(n, EdgeKind::Mounts)).cloned().collect()
     }
 
-    /// Homes that mount `object` or read their variables from it.
+    /// Homes that mount `object`, read their variables from it, or are limited by it.
     pub fn mounters(&self, object: &Entity) -> BTreeSet<Entity> {
-        self.sources(object, EdgeKind::Mounts).map(|e| self.home(e)).collect()
+        let mounting = self.sources(object, EdgeKind::Mounts);
+        mounting.chain(self.targets(object, EdgeKind::Limits)).map(|e| self.home(e)).collect()
     }
 
     /// Forgets edges gone before `gone_before` and those nobody has mentioned since `silent_before`.
@@ -269,7 +270,8 @@ impl Graph {
         self.out.retain(|from, edges| {
             edges.retain(|(kind, to), edge| {
                 // What a pod mounts is told once, when the pod is made, and holds until it is gone.
-                let silent = *kind != EdgeKind::Mounts && edge.last < silent_before;
+                let told_once = matches!(kind, EdgeKind::Mounts | EdgeKind::Limits);
+                let silent = !told_once && edge.last < silent_before;
                 let keep = edge.gone.is_none_or(|gone| gone >= gone_before) && !silent;
                 if !keep {
                     removed += 1;

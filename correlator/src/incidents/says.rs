@@ -257,6 +257,9 @@ fn kubernetes(kind: SignalKind) -> Option<&'static str> {
         SignalKind::NodePressure => "the machine is short of a resource",
         SignalKind::Evicted => "the pod was evicted",
         SignalKind::SandboxFailed => "the pod's sandbox could not be made",
+        SignalKind::NoEndpoints => "no ready pod is behind it",
+        SignalKind::Stuck => "nobody does what it waits for",
+        SignalKind::ConditionBad => "Kubernetes says that it does not do what it should",
         SignalKind::K8sWarning => "Kubernetes warned",
         _ => return None,
     })

@@ -213,7 +213,20 @@ impl Known {
 /// True for changes somebody made: they explain, they are not explained.
 pub fn is_change(kind: SignalKind) -> bool {
     use SignalKind as K;
-    matches!(kind, K::ImageChanged | K::ConfigChanged | K::Scaled | K::RolloutStarted | K::ChangeApplied)
+    matches!(
+        kind,
+        K::ImageChanged
+            | K::ConfigChanged
+            | K::Scaled
+            | K::RolloutStarted
+            | K::ChangeApplied
+            | K::ObjectChanged
+    )
+}
+
+/// True for what is about an object of the API itself, not about what stands behind its name.
+pub fn is_of_object(kind: SignalKind) -> bool {
+    matches!(kind, SignalKind::NoEndpoints | SignalKind::ObjectChanged)
 }
 
 /// True for what says how a service is, as opposed to what has happened to it.
@@ -260,6 +273,7 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::Evicted
             | K::SandboxFailed
             | K::PodNotReady
+            | K::Stuck
     )
 }
 

@@ -147,6 +147,9 @@ pub struct Case {
     /// Who mounts what, or reads its variables from it (short names).
     #[serde(default)]
     pub mounts: Vec<(String, String)>,
+    /// What limits whom (short names).
+    #[serde(default)]
+    pub limits: Vec<(String, String)>,
     /// Moment at which the verdict is taken.
     pub at: SignedDuration,
     /// The verdict.
@@ -168,8 +171,10 @@ impl Case {
         let signals: Result<Vec<Signal>, String> = self.signals.iter().map(|s| s.to_signal(&find)).collect();
         let calls = self.calls.iter().map(|edge| (EdgeKind::Calls, edge));
         let mounts = self.mounts.iter().map(|edge| (EdgeKind::Mounts, edge));
+        let limits = self.limits.iter().map(|edge| (EdgeKind::Limits, edge));
         let facts: Result<Vec<Fact>, String> = calls
             .chain(mounts)
+            .chain(limits)
             .map(|(edge, (from, to))| {
                 let (from, to) = (find(from)?.owner(), find(to)?.owner());
                 Ok(Fact { at: CASE_START, edge, from, to, gone: false })

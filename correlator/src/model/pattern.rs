@@ -77,7 +77,8 @@ pub enum Relation {
     Node,
     /// On something that runs on the seat (a machine).
     Hosted,
-    /// On something that mounts the seat (a ConfigMap, a Secret, a claim) or reads its variables from it.
+    /// On something that mounts the seat (a ConfigMap, a Secret, a claim), reads its variables from it, or is limited by it
+    /// (a NetworkPolicy).
     Mounter,
     /// On something the seat mounts or reads its variables from.
     Mounted,
@@ -264,7 +265,7 @@ pub fn sits_on(classes: &[SmolStr], entity: &Entity) -> bool {
 }
 
 /// Kinds that own no pods: what Tapio itself names, and the objects of Kubernetes that stand beside workloads.
-const NO_WORKLOADS: [&str; 28] = [
+const NO_WORKLOADS: [&str; 29] = [
     kinds::CLUSTER,
     kinds::NODE,
     kinds::NAMESPACE,
@@ -282,6 +283,7 @@ const NO_WORKLOADS: [&str; 28] = [
     "StorageClass",
     "VolumeAttachment",
     "ResourceQuota",
+    "Component",
     "LimitRange",
     "NetworkPolicy",
     "Ingress",

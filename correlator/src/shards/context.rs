@@ -48,16 +48,20 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift | K::MetricBurst => {
             ("service_degradation", "latency-degradation", Category::Performance)
         }
-        K::ImageChanged | K::ConfigChanged | K::Scaled | K::RolloutStarted | K::ChangeApplied => {
-            ("rollout", "change", Category::Change)
-        }
+        K::ImageChanged
+        | K::ConfigChanged
+        | K::Scaled
+        | K::RolloutStarted
+        | K::ChangeApplied
+        | K::ObjectChanged => ("rollout", "change", Category::Change),
         K::ImagePullFailed
         | K::ConfigMissing
         | K::Unschedulable
         | K::MountFailed
         | K::CreateFailed
+        | K::Stuck
         | K::SandboxFailed => ("pod_startup", "pod-startup", Category::Reliability),
-        K::ProbeFailed | K::PodNotReady | K::K8sWarning => {
+        K::ProbeFailed | K::PodNotReady | K::K8sWarning | K::NoEndpoints | K::ConditionBad => {
             ("service_failure", "workload-unready", Category::Reliability)
         }
         K::TapioLoss
@@ -87,6 +91,8 @@ pub fn idle_factor(kind: SignalKind) -> u64 {
         K::CrashLoop | K::ImagePullFailed | K::ConfigMissing | K::Unschedulable | K::MountFailed => 20,
         K::CreateFailed | K::SandboxFailed | K::ProbeFailed | K::PodNotReady => 20,
         K::NodeNotReady | K::NodePressure | K::UnitFailed => 20,
+        // Told once, and over when that is told.
+        K::NoEndpoints | K::Stuck | K::ConditionBad => 60,
         K::ContainerOomKilled | K::ContainerCrashed | K::Evicted => 4,
         _ => 1,
     }

@@ -5,6 +5,7 @@ use tapio_schemas::{EntityRef, EventKind, SignalKind, UnifiedEvent, UnixNanos};
 
 use super::episode::{EpisodeKey, Episodes, episode_key};
 use super::news::RESTARTED;
+use super::record::hash_parts;
 
 /// What is over in a pod that is ready and stays so …
 const CALMED_BY_READY: [SignalKind; 3] =
@@ -13,7 +14,8 @@ const CALMED_BY_READY: [SignalKind; 3] =
 const READY_CALM_NS: u64 = 60_000_000_000;
 
 /// What a pod cannot have any more when one of its containers runs.
-const OVER_BY_START: [SignalKind; 2] = [SignalKind::MountFailed, SignalKind::SandboxFailed];
+const OVER_BY_START: [SignalKind; 3] =
+    [SignalKind::MountFailed, SignalKind::SandboxFailed, SignalKind::Stuck];
 
 /// What a pod takes with it when it is deleted.
 const GONE_WITH_POD: [SignalKind; 5] = [
@@ -41,6 +43,18 @@ pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
         episodes.end(step, key);
     }
     let (pod, at) = (&event.entity, event.timestamp);
+    match event.kind {
+        // Whatever the other end of it was.
+        EventKind::K8sEndpoints | EventKind::K8sObjectDeleted => {
+            episodes.end_all(step, &event.entity, SignalKind::NoEndpoints, at);
+            episodes.end_all(step, &event.entity, SignalKind::Stuck, at);
+        }
+        // The scheduler has looked at it.
+        EventKind::K8sPodUnschedulable => {
+            episodes.end_all(step, &event.entity, SignalKind::Stuck, at);
+        }
+        _ => {}
+    }
     if let Payload::Kubernetes(data) = &event.payload
         && (event.kind == EventKind::K8sEvent && data.reason == "SuccessfulCreate"
             || event.kind == EventKind::K8sObjectDeleted)
@@ -73,6 +87,12 @@ fn is_pod(payload: &Payload) -> bool {
 fn over(event: &UnifiedEvent) -> Vec<EpisodeKey> {
     let kinds: &[SignalKind] = match (event.kind, &event.payload) {
         (EventKind::K8sPodReady, _) => &[SignalKind::PodNotReady, SignalKind::Unschedulable],
+        (EventKind::K8sObjectChanged, Payload::Kubernetes(data)) if !data.new_value.is_empty() => {
+            let topic = hash_parts(&[data.new_value.split('=').next().unwrap_or_default()]) as u64;
+            let is_bad = super::news::condition(data).is_some();
+            let key = episode_key(SignalKind::ConditionBad, &event.entity, None, topic);
+            return if is_bad { vec![] } else { vec![key] };
+        }
         (EventKind::K8sContainerStarted, _) => {
             &[SignalKind::ImagePullFailed, SignalKind::ConfigMissing, SignalKind::CreateFailed]
         }

@@ -10,6 +10,7 @@ mod endings;
 mod entities;
 mod episode;
 mod exits;
+mod faults;
 mod first_words;
 mod groups;
 mod losses;

@@ -11,6 +11,7 @@ use super::confirm::Confirm;
 use super::counters::Counters;
 use super::episode::Observation;
 use super::exits::{Exits, crash};
+use super::faults;
 use super::record::{cut, hash_parts, says_timeout};
 
 /// What an event tells, beside what is known of exits.
@@ -247,6 +248,13 @@ fn kubernetes(event: &UnifiedEvent, data: &KubernetesData) -> Option<Observation
             return Some(k8s_facts(change(event, SignalKind::RolloutStarted, "", &generation), data));
         }
         EventKind::K8sNodeCondition => node_condition(data)?,
+        EventKind::K8sNoEndpoints => SignalKind::NoEndpoints,
+        EventKind::K8sStuck => SignalKind::Stuck,
+        EventKind::K8sSpecChanged => {
+            let seen = change(event, SignalKind::ObjectChanged, &data.old_value, &data.new_value);
+            return Some(k8s_facts(seen, data));
+        }
+        EventKind::K8sObjectChanged => condition(data)?,
         // Of a pod it says that its machine is not, and so it is not; the machine has its own event.
         EventKind::K8sEvent if reason == "NodeNotReady" && data.object_kind != kinds::NODE => {
             if event.entity.pod.is_empty() {
@@ -270,6 +278,18 @@ fn waiting(reason: &str) -> Option<SignalKind> {
         "CreateContainerError" | "RunContainerError" => SignalKind::CreateFailed,
         _ => return None,
     })
+}
+
+/// Conditions of objects that say that something does not go on; the others repeat what other events tell.
+pub fn condition(data: &KubernetesData) -> Option<SignalKind> {
+    let stops = matches!(
+        (data.object_kind.as_str(), data.new_value.as_str()),
+        ("HorizontalPodAutoscaler", "ScalingActive=False" | "AbleToScale=False")
+            | ("Deployment", "Progressing=False")
+            | ("Job", "Failed=True")
+            | ("APIService", "Available=False")
+    );
+    stops.then_some(SignalKind::ConditionBad)
 }
 
 fn node_condition(data: &KubernetesData) -> Option<SignalKind> {
@@ -310,6 +330,10 @@ fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
     if seen.kind == SignalKind::CreateFailed {
         seen = refused_by(seen, &data.message);
     }
+    seen = other_end(seen, data);
+    if let Some(fault) = faults::fault(seen.kind, &data.reason, &data.message) {
+        seen = seen.with("fault", fault);
+    }
     if seen.kind == SignalKind::K8sWarning {
         // Warnings of different reasons are different deviations, and none of them says much alone.
         seen.topic = hash_parts(&[&data.reason]) as u64;
@@ -323,6 +347,33 @@ fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
         .with("generation", i64::try_from(data.generation).unwrap_or(i64::MAX))
         .with("changed_by", data.changed_by.as_str())
         .with("reporter", data.reporter.as_str())
+}
+
+/// The other end of what Kubernetes tells, where the event names it.
+fn other_end(mut seen: Observation, data: &KubernetesData) -> Observation {
+    let namespace = seen.entity.namespace.clone();
+    let named = match seen.kind {
+        SignalKind::NoEndpoints => {
+            data.relations.first().map(|r| Entity::namespaced(&r.kind, &namespace, &r.name))
+        }
+        SignalKind::Stuck if data.reason == "NotScheduled" => {
+            Some(Entity::new("Component", "", "kube-scheduler", ""))
+        }
+        SignalKind::Evicted => faults::entity_of(&data.changed_by),
+        SignalKind::ProbeFailed => match faults::fault(seen.kind, &data.reason, &data.message) {
+            // The name under which every cluster knows its name service, whatever runs it.
+            Some("dns") => Some(Entity::namespaced(kinds::SERVICE, "kube-system", "kube-dns")),
+            _ => faults::service_named(&data.message),
+        },
+        _ => None,
+    };
+    if seen.kind == SignalKind::ConditionBad {
+        let name = data.new_value.split('=').next().unwrap_or_default();
+        seen.topic = hash_parts(&[name]) as u64;
+        seen = seen.with("condition", name);
+    }
+    seen.peer = named.or(seen.peer);
+    seen
 }
 
 /// `Container app failed liveness probe, will be restarted` → `liveness`.
@@ -356,8 +407,9 @@ fn probe_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
 /// requested: …`), or a webhook behind a service that could not be asked (`failed calling webhook "w": … Post
 /// "https://service.namespace.svc:443/…"`).
 fn refused_by(mut seen: Observation, message: &str) -> Observation {
-    if let Some((_, rest)) = message.split_once("exceeded quota: ") {
-        let name = rest.split([',', ' ']).next().unwrap_or_default();
+    let quota = message.split_once("exceeded quota: ").or_else(|| message.split_once("failed quota: "));
+    if let Some((_, rest)) = quota {
+        let name = rest.split([',', ' ', ':']).next().unwrap_or_default();
         if !name.is_empty() {
             seen.peer = Some(Entity::namespaced("ResourceQuota", &seen.entity.namespace, name));
         }
@@ -370,6 +422,11 @@ fn refused_by(mut seen: Observation, message: &str) -> Observation {
             seen.peer = Some(Entity::namespaced(kinds::SERVICE, namespace, service));
         }
         seen = seen.with("webhook", webhook);
+    } else if let Some(level) = faults::quoted_after(message, "violates PodSecurity") {
+        seen.peer = Some(Entity::new(kinds::NAMESPACE, "", &seen.entity.namespace, ""));
+        seen = seen.with("level", level.as_str());
+    } else if let Some(absent) = faults::absent_object(&seen.entity.namespace, message) {
+        seen.peer = Some(absent);
     }
     seen
 }

@@ -223,7 +223,9 @@ impl Follower {
             return None;
         }
         self.next_retell = now + TICK;
-        let events = self.tracker.retell(UnixNanos(clock.now_unix_nanos()), now, self.retell);
+        let at = UnixNanos(clock.now_unix_nanos());
+        let mut events = self.tracker.overdue(at);
+        events.extend(self.tracker.retell(at, now, self.retell));
         (!events.is_empty()).then_some(events)
     }
 

@@ -19,6 +19,29 @@ pub fn str_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// Pairs kept of a map of texts.
+const PAIRS_MAX: usize = 64;
+
+/// A map of texts, by key.
+pub type Pairs = Vec<(SmolStr, SmolStr)>;
+
+/// The map of texts at a JSON pointer, by key; empty when missing.
+pub fn pairs(value: &Value, pointer: &str) -> Pairs {
+    let map = value.pointer(pointer).and_then(Value::as_object);
+    let texts = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (SmolStr::new(key), cut(value.as_str().unwrap_or_default(), TEXT_BYTES_MAX)));
+    let mut pairs: Pairs = texts.take(PAIRS_MAX).collect();
+    pairs.sort();
+    pairs
+}
+
+/// True when `labels` have all pairs of `selector`, which has at least one.
+pub fn selects(selector: &Pairs, labels: &Pairs) -> bool {
+    !selector.is_empty() && selector.iter().all(|pair| labels.contains(pair))
+}
+
 /// Whole number at a JSON pointer; zero when missing.
 pub fn int(value: &Value, pointer: &str) -> i64 {
     value.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)

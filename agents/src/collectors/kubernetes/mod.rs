@@ -3,6 +3,7 @@
 
 pub mod collector;
 pub mod config;
+mod consequences;
 pub mod convert;
 pub mod index;
 mod json;

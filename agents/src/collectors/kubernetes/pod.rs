@@ -4,7 +4,7 @@ use serde_json::Value;
 use smol_str::SmolStr;
 use tapio_schemas::ids::UnixNanos;
 
-use super::json::{int, list, text, time};
+use super::json::{Pairs, int, list, pairs, text, time};
 
 /// Containers kept of a pod.
 const CONTAINERS_MAX: usize = 64;
@@ -22,6 +22,10 @@ pub struct PodState {
     pub message: SmolStr,
     /// For a static pod: the uid its control groups carry.
     pub config_hash: SmolStr,
+    /// Labels, by key.
+    pub labels: Pairs,
+    /// Waits for somebody to remove its scheduling gates.
+    pub is_gated: bool,
     /// Containers, init containers first.
     pub containers: Vec<ContainerState>,
 }
@@ -71,6 +75,8 @@ impl PodState {
             reason: text(pod, "/status/reason"),
             message: text(pod, "/status/message"),
             config_hash: text(pod, "/metadata/annotations/kubernetes.io~1config.hash"),
+            labels: pairs(pod, "/metadata/labels"),
+            is_gated: !list(pod, "/spec/schedulingGates").is_empty(),
             containers: statuses.take(CONTAINERS_MAX).map(container).collect(),
         }
     }

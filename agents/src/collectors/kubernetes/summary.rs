@@ -6,13 +6,24 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::payload::Relation;
 
-use super::json::{int, list, str_at, text, time};
+use super::json::{Pairs, int, list, pairs, str_at, text, time};
 use super::pod::PodState;
 use super::relations;
 use crate::convert::Seed;
 
 /// Conditions kept of an object.
 const CONDITIONS_MAX: usize = 32;
+/// Finalizers kept of an object.
+const FINALIZERS_MAX: usize = 8;
+/// Kinds that say how others are to be treated.
+const RULES: [&str; 6] = [
+    kinds::SERVICE,
+    "NetworkPolicy",
+    "ResourceQuota",
+    "LimitRange",
+    "ValidatingWebhookConfiguration",
+    "MutatingWebhookConfiguration",
+];
 /// Keys kept of a ConfigMap or Secret.
 const KEYS_MAX: usize = 256;
 
@@ -38,6 +49,12 @@ pub struct Summary {
     pub generation: u64,
     /// When somebody asked for its deletion.
     pub deleted_from: Option<UnixNanos>,
+    /// When it was made.
+    pub created: Option<UnixNanos>,
+    /// When its deletion should be done: asked for, and the grace period over.
+    pub gone_by: Option<UnixNanos>,
+    /// Who must agree before it goes.
+    pub finalizers: Vec<SmolStr>,
     /// Kind and name of the controlling owner.
     pub owner: Option<(SmolStr, SmolStr)>,
     /// Hash of the labels' pod template, which a Deployment's ReplicaSet appends to its name.
@@ -76,8 +93,21 @@ pub enum Detail {
     Workload(WorkloadState),
     /// A ConfigMap or Secret: hash of each value by key.
     Data(Vec<(SmolStr, u64)>),
+    /// What says how others are to be treated: a Service, a NetworkPolicy, a quota, ….
+    Rules(Rules),
     /// Anything else.
     Other,
+}
+
+/// What says how others are to be treated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Labels of the pods that it is for, where it has such.
+    pub selector: Pairs,
+    /// It is for every pod of its namespace.
+    pub selects_all: bool,
+    /// Hash of what it says.
+    pub spec: u128,
 }
 
 /// Something with a pod template.
@@ -113,6 +143,9 @@ impl Summary {
             uid: text(object, "/metadata/uid"),
             generation: u64::try_from(int(object, "/metadata/generation")).unwrap_or(0),
             deleted_from: deleted_from(object),
+            created: time(object, "/metadata/creationTimestamp"),
+            gone_by: time(object, "/metadata/deletionTimestamp"),
+            finalizers: finalizers(object),
             owner,
             template_hash: text(object, "/metadata/labels/pod-template-hash"),
             changed_by: changed_by(object),
@@ -149,8 +182,27 @@ fn detail(kind: &str, object: &Value) -> Detail {
         }
         kinds::CRON_JOB => Detail::Workload(workload(object, "/spec/jobTemplate/spec/template")),
         "ConfigMap" | "Secret" => Detail::Data(data(object)),
+        kind if RULES.contains(&kind) => Detail::Rules(rules(kind, object)),
         _ => Detail::Other,
     }
+}
+
+fn rules(kind: &str, object: &Value) -> Rules {
+    let pointer = if kind == kinds::SERVICE { "/spec/selector" } else { "/spec/podSelector/matchLabels" };
+    let selector = pairs(object, pointer);
+    let spec =
+        object.get("spec").or_else(|| object.get("webhooks")).map(Value::to_string).unwrap_or_default();
+    let has_expressions = !list(object, "/spec/podSelector/matchExpressions").is_empty();
+    Rules {
+        selects_all: kind == "NetworkPolicy" && selector.is_empty() && !has_expressions,
+        selector,
+        spec: Seed::new("rules").text(&spec).hash(),
+    }
+}
+
+fn finalizers(object: &Value) -> Vec<SmolStr> {
+    let names = list(object, "/metadata/finalizers").iter().filter_map(Value::as_str);
+    names.take(FINALIZERS_MAX).map(SmolStr::new).collect()
 }
 
 fn workload(object: &Value, template: &str) -> WorkloadState {

@@ -9,7 +9,9 @@ use serde_json::Value;
 use smol_str::SmolStr;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
+use tapio_schemas::payload::Payload;
 
+use super::consequences::{self, Consequences};
 use super::convert::{self, Context, EventSummary, WatchType};
 use super::index::PodIndex;
 use super::owners::Owners;
@@ -37,6 +39,7 @@ pub struct Tracker {
     lists: HashMap<SmolStr, HashSet<Key>>,
     untracked: u64,
     retell: Retell,
+    consequences: Consequences,
 }
 
 impl Tracker {
@@ -52,6 +55,7 @@ impl Tracker {
             lists: HashMap::new(),
             untracked: 0,
             retell: Retell::default(),
+            consequences: Consequences::default(),
         }
     }
 
@@ -75,8 +79,10 @@ impl Tracker {
         observed_at: UnixNanos,
         news_after: UnixNanos,
         watch_type: WatchType,
-        new: Summary,
+        mut new: Summary,
     ) -> Vec<UnifiedEvent> {
+        let mut events = self.overdue(observed_at);
+        self.consequences.complete(&mut new, &self.objects);
         let key = key(&new);
         if let Some(seen) = self.lists.get_mut(&new.kind) {
             seen.insert(key.clone());
@@ -85,8 +91,10 @@ impl Tracker {
         let previous = self.objects.remove(&key).filter(|previous| previous.uid == new.uid);
         self.owners.learn(&new);
         let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
-        let events = convert::object(&context, watch_type, &new, previous.as_ref());
+        events.extend(convert::object(&context, watch_type, &new, previous.as_ref()));
         self.update_pods(watch_type, &new);
+        self.consequences.note(observed_at, watch_type, &new, previous.as_ref());
+        let service = self.consequences.service_of(&new);
         if watch_type == WatchType::Deleted {
             self.owners.forget(&new);
         } else if self.objects.len() < OBJECTS_MAX {
@@ -97,7 +105,18 @@ impl Tracker {
         } else {
             self.untracked += 1;
         }
+        if let Some(service) = service {
+            let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
+            events.extend(self.consequences.endpoints(&context, &service, &self.objects));
+        }
         events
+    }
+
+    /// Events of what should have happened to objects by `now` and has not.
+    pub fn overdue(&mut self, now: UnixNanos) -> Vec<UnifiedEvent> {
+        let context =
+            Context { cluster: &self.cluster, observed_at: now, owners: &self.owners, news_after: now };
+        self.consequences.overdue(&context, &self.objects)
     }
 
     /// The event of a Kubernetes Event; none when this count of it was told before.
@@ -135,7 +154,12 @@ impl Tracker {
             .get(&(kind.clone(), namespace.clone(), name.clone()))
             .filter(|object| uid.is_empty() || object.uid == *uid);
         let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
-        Some(convert::event(&context, event, about))
+        let preemptor = consequences::preemptor(&context, event, &self.objects);
+        let mut told = convert::event(&context, event, about);
+        if let (Some(preemptor), Payload::Kubernetes(data)) = (preemptor, &mut told.payload) {
+            data.changed_by = preemptor;
+        }
+        Some(told)
     }
 
     /// A full list of a kind begins.

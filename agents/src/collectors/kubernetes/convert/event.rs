@@ -29,8 +29,10 @@ pub struct EventSummary {
     pub about: [SmolStr; 4],
     api_version: SmolStr,
     container: SmolStr,
-    reason: SmolStr,
-    message: SmolStr,
+    /// Reason.
+    pub reason: SmolStr,
+    /// Message.
+    pub message: SmolStr,
     event_type: SmolStr,
     reporter: SmolStr,
 }

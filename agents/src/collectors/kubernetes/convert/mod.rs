@@ -16,7 +16,7 @@ use tapio_schemas::entity::EntityRef;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::{EventKind, EventSeverity, Source};
-use tapio_schemas::payload::{KubernetesData, Payload};
+use tapio_schemas::payload::{KubernetesData, Payload, Relation};
 
 use super::owners::{self, Owners};
 use super::summary::{Detail, Summary};
@@ -87,6 +87,7 @@ pub fn object(
     match &new.detail {
         Detail::Pod(pod) => pods::changes(&mut out, pod, previous),
         Detail::Workload(_) | Detail::Data(_) => workload::changes(&mut out, previous),
+        Detail::Rules(rules) => workload::rules(&mut out, rules, watch_type, previous),
         Detail::Other => {}
     }
     condition::changes(&mut out, previous, watch_type);
@@ -98,6 +99,36 @@ pub fn object(
 pub fn again(context: &Context<'_>, object: &Summary) -> Vec<UnifiedEvent> {
     let mut out = Changes { context, new: object, events: Vec::new() };
     out.push_with_relations(EventKind::K8sObjectAdded, Fact::default());
+    out.events
+}
+
+/// What follows from several objects, told of one of them.
+#[derive(Debug, Clone, Default)]
+pub struct Consequence {
+    /// Why.
+    pub reason: &'static str,
+    /// In words.
+    pub message: String,
+    /// The other object that it is about.
+    pub other: Option<Relation>,
+}
+
+/// An event about an object that follows from others, or from time.
+pub fn consequence(
+    context: &Context<'_>,
+    about: &Summary,
+    kind: EventKind,
+    severity: EventSeverity,
+    of: Consequence,
+) -> Vec<UnifiedEvent> {
+    let mut out = Changes { context, new: about, events: Vec::new() };
+    let data = KubernetesData {
+        reason: SmolStr::new_static(of.reason),
+        message: SmolStr::new(of.message),
+        relations: of.other.into_iter().collect(),
+        ..KubernetesData::default()
+    };
+    out.push(kind, severity, Fact { distinct: SmolStr::new_static(of.reason), data, ..Fact::default() });
     out.events
 }
 

@@ -7,8 +7,38 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::kind::{EventKind, EventSeverity};
 use tapio_schemas::payload::KubernetesData;
 
-use super::{Changes, Fact};
-use crate::collectors::kubernetes::summary::{Detail, Summary, WorkloadState};
+use super::{Changes, Fact, WatchType};
+use crate::collectors::kubernetes::summary::{Detail, Rules, Summary, WorkloadState};
+
+/// What says how others are to be treated was made, changed or removed.
+pub(super) fn rules(out: &mut Changes<'_>, now: &Rules, watch_type: WatchType, previous: Option<&Summary>) {
+    let before = previous.and_then(|previous| match &previous.detail {
+        Detail::Rules(before) => Some(before),
+        _ => None,
+    });
+    let (what, old, new) = match (watch_type, before) {
+        (WatchType::Deleted, _) => ("deleted", selector(now), SmolStr::default()),
+        (_, None) if out.new.created.is_some() && out.is_news(out.new.created, previous) => {
+            ("created", SmolStr::default(), selector(now))
+        }
+        (_, Some(before)) if before.selector != now.selector => ("selector", selector(before), selector(now)),
+        (_, Some(before)) if before.spec != now.spec => {
+            let hash = |rules: &Rules| format_smolstr!("{:032x}", rules.spec);
+            ("spec", hash(before), hash(now))
+        }
+        _ => return,
+    };
+    let data = KubernetesData { reason: SmolStr::new_static(what), ..changed(out.new, &old, &new) };
+    let at = out.new.created.filter(|_| what == "created");
+    let fact = Fact { at, ..fact(format_smolstr!("{what}/{new}"), data) };
+    out.push(EventKind::K8sSpecChanged, EventSeverity::Info, fact);
+}
+
+/// `app=api,tier=web`
+fn selector(rules: &Rules) -> SmolStr {
+    let pairs: Vec<String> = rules.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    SmolStr::new(pairs.join(","))
+}
 
 pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>) {
     let (new, Some(previous)) = (out.new, previous) else { return };

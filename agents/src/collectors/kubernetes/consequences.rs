@@ -1,0 +1,355 @@
+//! What no single change says: that nothing is behind a Service any more, that nobody does what an object waits for.
+//!
+//! All of it is a function of the objects and of event time, live and in replay.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use smol_str::{SmolStr, format_smolstr};
+use tapio_schemas::entity::kinds;
+use tapio_schemas::event::UnifiedEvent;
+use tapio_schemas::ids::UnixNanos;
+use tapio_schemas::kind::{EventKind, EventSeverity};
+use tapio_schemas::payload::Relation;
+use tapio_schemas::signal::EdgeKind;
+
+use super::convert::{Consequence, Context, EventSummary, WatchType, consequence};
+use super::json::selects;
+use super::summary::{Detail, Summary};
+use super::tracker::Key;
+
+/// A pod that the scheduler has not looked at for this long, ns; a busy one looks within seconds.
+const UNSCHEDULED_NS: u64 = 60_000_000_000;
+/// An object whose deletion should have been done this long ago, ns.
+const TERMINATING_NS: u64 = 60_000_000_000;
+/// Objects that are waited for; further ones are not.
+const DUE_MAX: usize = 20_000;
+/// Pods that a NetworkPolicy is told to be for; further ones of it are left out.
+const LIMITED_MAX: usize = 1024;
+/// Services of which it is remembered who served; further ones are not.
+const SERVED_MAX: usize = 20_000;
+
+type Objects = HashMap<Key, Summary>;
+
+/// Namespace and name of a Service.
+type ServiceName = (SmolStr, SmolStr);
+
+#[derive(Debug, Default)]
+struct Served {
+    /// Ready pods of each of its slices.
+    slices: BTreeMap<SmolStr, usize>,
+    /// Pods of the slice that had some last.
+    pods: Vec<SmolStr>,
+    /// It was told that none are.
+    is_told: bool,
+}
+
+/// What is remembered to see consequences.
+#[derive(Debug, Default)]
+pub struct Consequences {
+    due: BTreeSet<(UnixNanos, Key)>,
+    served: HashMap<ServiceName, Served>,
+}
+
+impl Consequences {
+    /// Adds to an object what follows from others: the pods that a NetworkPolicy is for.
+    pub fn complete(&self, new: &mut Summary, objects: &Objects) {
+        let Detail::Rules(rules) = &new.detail else { return };
+        if new.kind != "NetworkPolicy" {
+            return;
+        }
+        let limited = objects.values().filter(|o| o.namespace == new.namespace).filter(|o| {
+            o.pod().is_some_and(|pod| rules.selects_all || selects(&rules.selector, &pod.labels))
+        });
+        let mut names: Vec<SmolStr> = limited.map(|pod| pod.name.clone()).collect();
+        names.sort();
+        new.relations = names
+            .into_iter()
+            .take(LIMITED_MAX)
+            .map(|name| relation(EdgeKind::Limits, kinds::POD, name))
+            .collect();
+    }
+
+    /// Remembers when to look at an object again.
+    pub fn note(
+        &mut self,
+        observed_at: UnixNanos,
+        watch_type: WatchType,
+        new: &Summary,
+        previous: Option<&Summary>,
+    ) {
+        self.count(watch_type, new);
+        if watch_type == WatchType::Deleted || self.due.len() >= DUE_MAX {
+            return;
+        }
+        let key = || (new.kind.clone(), new.namespace.clone(), new.name.clone());
+        if is_unnoticed(new) && previous.is_none() {
+            self.due.insert((observed_at.plus(UNSCHEDULED_NS), key()));
+        }
+        if let Some(gone_by) = new.gone_by
+            && previous.is_none_or(|previous| previous.gone_by.is_none())
+        {
+            self.due.insert((gone_by.max(observed_at).plus(TERMINATING_NS), key()));
+        }
+    }
+
+    /// Events of what should have happened by now and has not.
+    pub fn overdue(&mut self, context: &Context<'_>, objects: &Objects) -> Vec<UnifiedEvent> {
+        let mut events = Vec::new();
+        while self.due.first().is_some_and(|(at, _)| *at <= context.observed_at) {
+            let Some((_, key)) = self.due.pop_first() else { break };
+            let Some(object) = objects.get(&key) else { continue };
+            if let Some(stuck) = stuck(object) {
+                let kind = EventKind::K8sStuck;
+                events.extend(consequence(context, object, kind, EventSeverity::Error, stuck));
+            }
+        }
+        events
+    }
+
+    /// The Service whose endpoints may have changed with this object.
+    pub fn service_of(&self, object: &Summary) -> Option<ServiceName> {
+        let name = match (object.kind.as_str(), &object.owner) {
+            (kinds::SERVICE, _) => object.name.clone(),
+            ("EndpointSlice", Some((kind, owner))) if kind == kinds::SERVICE => owner.clone(),
+            _ => return None,
+        };
+        Some((object.namespace.clone(), name))
+    }
+
+    /// The event when a Service has lost the last pod behind it, or has one again.
+    pub fn endpoints(
+        &mut self,
+        context: &Context<'_>,
+        name: &ServiceName,
+        objects: &Objects,
+    ) -> Vec<UnifiedEvent> {
+        let key = (SmolStr::new_static(kinds::SERVICE), name.0.clone(), name.1.clone());
+        let (Some(service), Some(served)) = (objects.get(&key), self.served.get_mut(name)) else {
+            return Vec::new();
+        };
+        let serves = served.slices.values().any(|ready| *ready > 0);
+        if serves {
+            let was_told = std::mem::take(&mut served.is_told);
+            let back = || {
+                let (kind, severity) = (EventKind::K8sEndpoints, EventSeverity::Info);
+                consequence(context, service, kind, severity, Consequence::default())
+            };
+            return if was_told { back() } else { Vec::new() };
+        }
+        if served.pods.is_empty() || std::mem::replace(&mut served.is_told, true) {
+            return Vec::new();
+        }
+        let emptied = emptied(context, service, &served.pods, objects);
+        consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, emptied)
+    }
+
+    /// Counts the pods of a slice; forgets a Service that is gone.
+    fn count(&mut self, watch_type: WatchType, object: &Summary) {
+        let Some(name) = self.service_of(object) else { return };
+        let is_deleted = watch_type == WatchType::Deleted;
+        if object.kind == kinds::SERVICE {
+            if is_deleted {
+                self.served.remove(&name);
+            }
+            return;
+        }
+        if !self.served.contains_key(&name) && self.served.len() >= SERVED_MAX {
+            return;
+        }
+        let served = self.served.entry(name).or_default();
+        if is_deleted {
+            served.slices.remove(&object.name);
+        } else {
+            served.slices.insert(object.name.clone(), object.relations.len());
+            if !object.relations.is_empty() {
+                served.pods = object.relations.iter().map(|relation| relation.name.clone()).collect();
+            }
+        }
+    }
+}
+
+/// Why no pod is behind a Service: those that were are there and ready, and it no longer selects them; or they are not.
+fn emptied(context: &Context<'_>, service: &Summary, served: &[SmolStr], objects: &Objects) -> Consequence {
+    let Detail::Rules(rules) = &service.detail else { return Consequence::default() };
+    let pod = |name: &SmolStr| {
+        objects.get(&(SmolStr::new_static(kinds::POD), service.namespace.clone(), name.clone()))
+    };
+    let serves = |object: &&Summary| {
+        object.deleted_from.is_none() && object.condition("Ready").is_some_and(|c| c.status == "True")
+    };
+    let left: Vec<&Summary> = served.iter().filter_map(pod).filter(serves).collect();
+    let unselected =
+        left.iter().filter_map(|o| o.pod()).filter(|p| !selects(&rules.selector, &p.labels)).count();
+    let owner = served.iter().filter_map(pod).find_map(|o| o.owner.as_ref());
+    let other = owner.map(|owner| {
+        let (kind, name) = context.owners.top(&service.namespace, owner);
+        Relation { edge: SmolStr::new_static(EdgeKind::Selects.as_str()), kind, name }
+    });
+    let wanted: Vec<String> = rules.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let (reason, message) = if unselected > 0 {
+        let wanted = wanted.join(",");
+        ("SelectorMatchesNoPod", format!("{unselected} ready pods are there, none has the labels {wanted}"))
+    } else {
+        ("NoPods", "the pods that were behind it are gone or not ready".to_owned())
+    };
+    Consequence { reason, message, other }
+}
+
+fn relation(edge: EdgeKind, kind: &'static str, name: SmolStr) -> Relation {
+    Relation { edge: SmolStr::new_static(edge.as_str()), kind: SmolStr::new_static(kind), name }
+}
+
+/// A pod that the scheduler has not looked at.
+fn is_unnoticed(object: &Summary) -> bool {
+    object.pod().is_some_and(|pod| {
+        pod.node.is_empty()
+            && matches!(pod.phase.as_str(), "" | "Pending")
+            && !pod.is_gated
+            && object.condition("PodScheduled").is_none()
+    }) && object.deleted_from.is_none()
+}
+
+fn stuck(object: &Summary) -> Option<Consequence> {
+    if object.gone_by.is_some() {
+        let message = match object.finalizers.as_slice() {
+            [] => "its deletion was asked for and is not done".to_owned(),
+            names => format!("it waits for its finalizers {}", names.join(", ")),
+        };
+        return Some(Consequence { reason: "Terminating", message, other: None });
+    }
+    is_unnoticed(object).then(|| Consequence {
+        reason: "NotScheduled",
+        message: "the scheduler has not looked at it".to_owned(),
+        other: None,
+    })
+}
+
+/// Who took the place of a preempted pod, as `namespace/Kind/name` of its owner.
+pub fn preemptor(context: &Context<'_>, event: &EventSummary, objects: &Objects) -> Option<SmolStr> {
+    if event.reason != "Preempted" {
+        return None;
+    }
+    let (_, rest) = event.message.split_once("by pod ")?;
+    let uid = rest.split([' ', ',']).next()?;
+    // Once per preemption, which is rare.
+    let pod = objects.values().find(|object| object.kind == kinds::POD && object.uid == uid)?;
+    let (kind, name) = match &pod.owner {
+        Some(owner) => context.owners.top(&pod.namespace, owner),
+        None => (pod.kind.clone(), pod.name.clone()),
+    };
+    Some(format_smolstr!("{}/{kind}/{name}", pod.namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tracker::Tracker;
+    use super::*;
+    use serde_json::{Value, json};
+    use tapio_schemas::payload::Payload;
+
+    const START: UnixNanos = UnixNanos(1_900_000_000_000_000_000);
+
+    fn after(seconds: u64) -> UnixNanos {
+        START.plus(seconds * 1_000_000_000)
+    }
+
+    /// (kind, reason) of what is told, but for what is told of every object.
+    fn told(tracker: &mut Tracker, at: u64, object: &Value) -> Vec<(EventKind, String)> {
+        let events = tracker.object(after(at), UnixNanos(0), WatchType::Modified, object).unwrap();
+        let facts = events.into_iter().filter_map(|event| match event.payload {
+            Payload::Kubernetes(data) if event.kind != EventKind::K8sObjectAdded => {
+                Some((event.kind, data.reason.to_string()))
+            }
+            _ => None,
+        });
+        facts.filter(|(kind, _)| *kind != EventKind::K8sObjectChanged).collect()
+    }
+
+    fn pod(labels: Value, conditions: Value) -> Value {
+        json!({"kind": "Pod", "metadata": {"name": "api-1", "namespace": "shop", "uid": "p", "labels": labels,
+            "ownerReferences": [{"kind": "StatefulSet", "name": "api", "controller": true}]},
+            "spec": {"nodeName": "n1"}, "status": {"phase": "Running", "conditions": conditions}})
+    }
+
+    fn ready() -> Value {
+        json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}])
+    }
+
+    fn service(selector: &str) -> Value {
+        json!({"kind": "Service", "metadata": {"name": "api", "namespace": "shop", "uid": "s"},
+            "spec": {"selector": {"app": selector}}})
+    }
+
+    fn slice(endpoints: Value) -> Value {
+        json!({"kind": "EndpointSlice", "metadata": {"name": "api-x", "namespace": "shop", "uid": "e",
+            "ownerReferences": [{"kind": "Service", "name": "api", "controller": true}]}, "endpoints": endpoints})
+    }
+
+    fn served() -> Tracker {
+        let mut tracker = Tracker::new("c", None);
+        told(&mut tracker, 0, &pod(json!({"app": "api"}), ready()));
+        told(&mut tracker, 0, &service("api"));
+        told(&mut tracker, 0, &slice(json!([{"targetRef": {"kind": "Pod", "name": "api-1"}}])));
+        tracker
+    }
+
+    #[test]
+    fn a_selector_that_fits_no_pod_is_told_once_and_its_end_as_well() {
+        let mut tracker = served();
+        let changed = told(&mut tracker, 1, &service("other"));
+        assert_eq!(changed, [(EventKind::K8sSpecChanged, "selector".to_owned())]);
+        let lost = told(&mut tracker, 2, &slice(json!(null)));
+        assert_eq!(lost, [(EventKind::K8sNoEndpoints, "SelectorMatchesNoPod".to_owned())]);
+        assert_eq!(told(&mut tracker, 3, &slice(json!([]))), []);
+        told(&mut tracker, 4, &service("api"));
+        let back = told(&mut tracker, 5, &slice(json!([{"targetRef": {"kind": "Pod", "name": "api-1"}}])));
+        assert_eq!(back, [(EventKind::K8sEndpoints, String::new())]);
+    }
+
+    #[test]
+    fn pods_that_are_not_ready_are_no_fault_of_the_selector() {
+        let mut tracker = served();
+        let unready =
+            json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]);
+        told(&mut tracker, 1, &pod(json!({"app": "api"}), unready));
+        let lost = told(&mut tracker, 2, &slice(json!([])));
+        assert_eq!(lost, [(EventKind::K8sNoEndpoints, "NoPods".to_owned())]);
+    }
+
+    #[test]
+    fn what_nobody_does_is_told_when_it_should_be_done() {
+        let mut tracker = Tracker::new("c", None);
+        let waiting =
+            json!({"kind": "Pod", "metadata": {"name": "new", "namespace": "shop", "uid": "n"}, "spec": {}});
+        told(&mut tracker, 0, &waiting);
+        let gated = json!({"kind": "Pod", "metadata": {"name": "gated", "namespace": "shop", "uid": "g"},
+            "spec": {"schedulingGates": [{"name": "later"}]}});
+        told(&mut tracker, 0, &gated);
+        let going = json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "shop",
+            "uid": "d", "finalizers": ["a/b"], "deletionTimestamp": "2030-03-17T17:46:40Z"}});
+        told(&mut tracker, 0, &going);
+        assert!(tracker.overdue(after(59)).is_empty());
+        let events = tracker.overdue(after(60));
+        let reasons: BTreeSet<String> = events
+            .iter()
+            .filter_map(|e| match &e.payload {
+                Payload::Kubernetes(data) => Some(format!("{} {}", data.object_name, data.reason)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["data Terminating", "new NotScheduled"]);
+        assert!(tracker.overdue(after(600)).is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_policy_names_the_pods_it_is_for() {
+        let mut tracker = served();
+        let policy = json!({"kind": "NetworkPolicy", "metadata": {"name": "deny", "namespace": "shop", "uid": "np",
+            "creationTimestamp": "2030-03-17T17:46:40Z"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+        let events = tracker.object(after(1), UnixNanos(0), WatchType::Added, &policy).unwrap();
+        let added = events.iter().find(|e| e.kind == EventKind::K8sObjectAdded).unwrap();
+        let Payload::Kubernetes(data) = &added.payload else { panic!("{added:?}") };
+        assert_eq!((data.relations[0].edge.as_str(), data.relations[0].name.as_str()), ("limits", "api-1"));
+        assert!(events.iter().any(|e| e.kind == EventKind::K8sSpecChanged));
+    }
+}

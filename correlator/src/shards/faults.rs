@@ -1,0 +1,232 @@
+//! What a message of Kubernetes says is wrong, in one word: patterns tell causes apart by it.
+//!
+//! The texts are those of the API server, the scheduler, the kubelet and containerd. Reasons and fields come first; a text
+//! is read only where one reason stands for different faults. The word stays with a deviation: later events of the same
+//! deviation often say less than the first.
+
+use smol_str::SmolStr;
+use tapio_schemas::SignalKind;
+use tapio_schemas::entity::{Entity, kinds};
+
+/// (words of which one is in the message, fault); the first that fits.
+type Faults = &'static [(&'static [&'static str], &'static str)];
+
+const IMAGE: Faults = &[
+    (&["toomanyrequests", "429 Too Many Requests", "rate limit"], "rate_limited"),
+    (&["x509:", "certificate"], "certificate"),
+    (
+        &[
+            "unauthorized",
+            "authentication required",
+            "access denied",
+            "insufficient_scope",
+            "no basic auth",
+            "failed to authorize",
+            "401 Unauthorized",
+            "403 Forbidden",
+        ],
+        "unauthorized",
+    ),
+    (&["no match for platform", "no matching manifest"], "platform"),
+    (&["InvalidImageName", "couldn't parse image", "invalid reference format"], "invalid_name"),
+    (&["ErrImageNeverPull", "pull policy of Never"], "never_pulled"),
+    (&["not found", "manifest unknown", "does not exist"], "not_found"),
+    (
+        &[
+            "no such host",
+            "i/o timeout",
+            "connection refused",
+            "dial tcp",
+            "handshake timeout",
+            "deadline exceeded",
+            "unreachable",
+            "server misbehaving",
+        ],
+        "unreachable",
+    ),
+];
+
+const CREATE: Faults = &[
+    (&["x509:"], "certificate"),
+    (&["failed calling webhook"], "webhook"),
+    (&["violates PodSecurity"], "pod_security"),
+    (&["exceeded quota", "failed quota"], "quota"),
+    (&["usage per Container is", "usage per Pod is", "limit to request ratio"], "limit_range"),
+    (&["denied the request"], "denied"),
+    (&["error looking up service account", "serviceaccount \""], "service_account"),
+    (&["no PriorityClass with name"], "priority_class"),
+    (&["exec format error"], "platform"),
+    (&["executable file not found", "no such file or directory", "permission denied"], "command"),
+];
+
+const MOUNT: Faults = &[
+    (&["Multi-Attach error"], "multi_attach"),
+    (&["AttachVolume"], "attach"),
+    (&["timed out waiting for the condition"], "slow"),
+    (&["configmap \"", "secret \""], "absent"),
+];
+
+const CONFIG: Faults = &[(&["couldn't find key"], "key_absent"), (&["not found"], "absent")];
+
+const SANDBOX: Faults = &[
+    (&["no IP addresses available", "failed to assign an IP", "failed to allocate for range"], "addresses"),
+    (&["containerd.sock", "crio.sock", "failed to reserve sandbox name"], "runtime"),
+    (&["network", "cni"], "network"),
+];
+
+const NODE: Faults = &[
+    (&["PLEG is not healthy"], "pleg"),
+    (&["cni plugin not initialized", "NetworkPluginNotReady", "network is not ready"], "network"),
+    (&["container runtime", "runtime is down", "containerd.sock"], "runtime"),
+    (&["stopped posting node status"], "silent"),
+];
+
+const EVICTED: Faults = &[
+    (&["resource: memory"], "memory"),
+    (&["ephemeral-storage", "ephemeral local storage", "inodes", "emptyDir"], "disk"),
+    (&["resource: pids"], "pids"),
+    (&["reempt"], "preempted"),
+    (&["taint"], "taint"),
+];
+
+const PROBE: Faults = &[
+    (&["no such host"], "name_unknown"),
+    (&[":53: ", "server misbehaving", "name resolution"], "dns"),
+    (&["x509:", "certificate"], "certificate"),
+    (
+        &["password authentication failed", "NOAUTH", "Access denied for user", "authentication failed"],
+        "credentials",
+    ),
+    (&["i/o timeout", "deadline exceeded", "unreachable"], "timeout"),
+    (&["connection refused"], "refused"),
+];
+
+/// What the message says is wrong; `None` when it says nothing known.
+pub fn fault(kind: SignalKind, reason: &str, message: &str) -> Option<&'static str> {
+    let faults = match kind {
+        SignalKind::ImagePullFailed => IMAGE,
+        SignalKind::CreateFailed | SignalKind::ContainerCrashed => CREATE,
+        SignalKind::MountFailed => MOUNT,
+        SignalKind::ConfigMissing => CONFIG,
+        SignalKind::SandboxFailed => SANDBOX,
+        SignalKind::NodeNotReady => NODE,
+        SignalKind::Evicted => EVICTED,
+        SignalKind::ProbeFailed => PROBE,
+        SignalKind::Unschedulable => return blocking_rule(message),
+        _ => return None,
+    };
+    let says = |word: &&str| message.contains(word) || reason == *word;
+    faults.iter().find(|(words, _)| words.iter().any(says)).map(|(_, fault)| *fault)
+}
+
+/// Rules of the scheduler; where two exclude equally many machines, the earlier one is told.
+const RULES: Faults = &[
+    (&["persistentvolumeclaim \""], "claim_absent"),
+    (&["volume node affinity conflict", "unbound immediate", "volume count", "bind"], "volume"),
+    (&["free ports"], "ports"),
+    (&["anti-affinity"], "anti_affinity"),
+    (&["topology spread"], "spread"),
+    (&["affinity/selector", "node selector", "affinity rules"], "affinity"),
+    (&["Insufficient", "Too many pods"], "insufficient"),
+    (&["untolerated taint"], "taint"),
+    (&["were unschedulable"], "cordoned"),
+];
+
+/// `0/4 nodes are available: 1 node(s) had untolerated taint {…}, 3 Insufficient cpu. preemption: …` → `insufficient`: the
+/// rule that excludes most machines.
+fn blocking_rule(message: &str) -> Option<&'static str> {
+    let rules = message.split_once("available: ").map_or(message, |(_, rest)| rest);
+    let rules = rules.split(" preemption:").next().unwrap_or_default();
+    let mut best: Option<(u64, usize)> = None;
+    for part in rules.split(", ") {
+        let digits = part.trim_start().split(' ').next().unwrap_or_default();
+        let count = digits.parse::<u64>().unwrap_or(1);
+        let rule = RULES.iter().position(|(words, _)| words.iter().any(|w| part.contains(w)));
+        if let Some(rule) = rule
+            && best.is_none_or(|(most, first)| count > most || (count == most && rule < first))
+        {
+            best = Some((count, rule));
+        }
+    }
+    best.map(|(_, rule)| RULES[rule].1)
+}
+
+/// The Service whose cluster name (`name.namespace.svc…`) a message has.
+pub fn service_named(message: &str) -> Option<Entity> {
+    let at = message.find(".svc")?;
+    let host = message[..at].rsplit(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.')).next()?;
+    let (name, namespace) = host.split_once('.')?;
+    let sound = !name.is_empty() && !namespace.is_empty() && !namespace.contains('.');
+    sound.then(|| Entity::namespaced(kinds::SERVICE, namespace, name))
+}
+
+/// The object that a message says is not there: `configmap "x" not found` → ConfigMap x of that namespace.
+pub fn absent_object(namespace: &str, message: &str) -> Option<Entity> {
+    const KINDS: [(&str, &str); 4] = [
+        ("configmap \"", "ConfigMap"),
+        ("secret \"", "Secret"),
+        ("serviceaccount \"", "ServiceAccount"),
+        ("persistentvolumeclaim \"", "PersistentVolumeClaim"),
+    ];
+    KINDS.iter().find_map(|(words, kind)| {
+        let (_, rest) = message.split_once(words)?;
+        let (name, after) = rest.split_once('"')?;
+        after.starts_with(" not found").then(|| Entity::namespaced(kind, namespace, name))
+    })
+}
+
+/// `namespace/Kind/name` → the entity.
+pub fn entity_of(path: &str) -> Option<Entity> {
+    let mut parts = path.splitn(3, '/');
+    let (namespace, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
+    (!kind.is_empty() && !name.is_empty()).then(|| Entity::new(kind, namespace, name, ""))
+}
+
+/// The name in quotes after some words: `violates PodSecurity "restricted:latest"` → `restricted:latest`.
+pub fn quoted_after(message: &str, words: &str) -> Option<SmolStr> {
+    let (_, rest) = message.split_once(words)?;
+    let name = rest.trim_start().strip_prefix('"')?.split('"').next()?;
+    (!name.is_empty()).then(|| SmolStr::new(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_told_apart() {
+        let image = |message| fault(SignalKind::ImagePullFailed, "", message);
+        assert_eq!(image("failed to resolve reference \"r.io/a:2\": r.io/a:2: not found"), Some("not_found"));
+        assert_eq!(image("pull access denied, repository does not exist"), Some("unauthorized"));
+        assert_eq!(image("dial tcp: lookup r.io: no such host"), Some("unreachable"));
+        assert_eq!(image("Back-off pulling image"), None);
+        assert_eq!(fault(SignalKind::ImagePullFailed, "ErrImageNeverPull", ""), Some("never_pulled"));
+        let refused =
+            "Error creating: pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\": x";
+        assert_eq!(fault(SignalKind::CreateFailed, "", refused), Some("pod_security"));
+        assert_eq!(quoted_after(refused, "violates PodSecurity").as_deref(), Some("restricted:latest"));
+    }
+
+    #[test]
+    fn the_rule_that_excludes_most_machines_is_told() {
+        let rule = |message| fault(SignalKind::Unschedulable, "", message);
+        let mixed = "0/4 nodes are available: 1 node(s) had untolerated taint {a: b}, 3 Insufficient cpu. preemption: 0/4 \
+                     nodes are available: 1 Preemption is not helpful";
+        assert_eq!(rule(mixed), Some("insufficient"));
+        assert_eq!(rule("0/3 nodes are available: 3 node(s) had untolerated taint {gpu: }."), Some("taint"));
+        let claim = "0/3 nodes are available: persistentvolumeclaim \"data\" not found.";
+        assert_eq!(rule(claim), Some("claim_absent"));
+        assert_eq!(absent_object("shop", claim).unwrap().kind, "PersistentVolumeClaim");
+        assert_eq!(rule("no nodes"), None);
+    }
+
+    #[test]
+    fn names_of_services_are_read_from_messages() {
+        let found = service_named("Get \"http://api.shop.svc.cluster.local:80\": i/o timeout").unwrap();
+        assert_eq!((found.namespace.as_str(), found.name.as_str()), ("shop", "api"));
+        assert_eq!(service_named("Get http://10.0.0.1"), None);
+        assert_eq!(service_named("a.svc"), None);
+        assert_eq!(entity_of("shop/Deployment/api").unwrap().name, "api");
+        assert_eq!(entity_of("api"), None);
+    }
+}
