@@ -260,6 +260,9 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::Evicted
             | K::SandboxFailed
             | K::PodNotReady
+            | K::DiskFull
+            | K::CertificateExpired
+            | K::BudgetSpent
     )
 }
 

@@ -17,6 +17,8 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("image.pull_failed.yaml", include_str!("../../patterns/image.pull_failed.yaml")),
     ("memory.child_killed.yaml", include_str!("../../patterns/memory.child_killed.yaml")),
     ("memory.leak.yaml", include_str!("../../patterns/memory.leak.yaml")),
+    ("storage.filling.yaml", include_str!("../../patterns/storage.filling.yaml")),
+    ("storage.full.yaml", include_str!("../../patterns/storage.full.yaml")),
     ("memory.limit_exceeded.yaml", include_str!("../../patterns/memory.limit_exceeded.yaml")),
     ("network.delay.yaml", include_str!("../../patterns/network.delay.yaml")),
     ("network.packet_loss.yaml", include_str!("../../patterns/network.packet_loss.yaml")),
