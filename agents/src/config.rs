@@ -7,8 +7,8 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 
 use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
-use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::filesystem::FilesystemConfig;
+use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::network::NetworkConfig;
 use crate::collectors::otlp::OtlpConfig;
 use crate::collectors::systemd::SystemdConfig;

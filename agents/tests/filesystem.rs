@@ -24,7 +24,8 @@ impl Disk {
     fn mount(at: &Path, bytes: u64, options: &str) -> Self {
         std::fs::create_dir_all(at).unwrap();
         let mut mount = Command::new("mount");
-        let done = mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}{options}"), "tmpfs"]).arg(at).status();
+        let done =
+            mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}{options}"), "tmpfs"]).arg(at).status();
         assert!(done.expect("mount runs").success(), "a file system of its own needs root");
         Self(at.to_owned())
     }
@@ -57,7 +58,8 @@ fn told(events: &[UnifiedEvent], point: &Path, state: &str) -> Option<(u64, u64)
         let is = |key: &str, value: &str| {
             find(&metric.attributes, key).and_then(|v| v.as_text()).is_some_and(|text| text == value)
         };
-        let here = is("system.filesystem.mountpoint", point.to_str()?) && is("system.filesystem.state", state);
+        let here =
+            is("system.filesystem.mountpoint", point.to_str()?) && is("system.filesystem.state", state);
         here.then_some((metric.value as u64, metric.limit as u64))
     })
 }

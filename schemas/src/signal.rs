@@ -95,10 +95,6 @@ vocabulary! {
         CertificateExpiring = 200 => "certificate.expiring",
         /// A certificate has ended and is still in use.
         CertificateExpired = 201 => "certificate.expired",
-        /// Requests fail faster than the objective allows; carries a [`Forecast`].
-        BudgetBurn = 202 => "slo.burn",
-        /// More requests have failed than the objective allows for its whole period.
-        BudgetSpent = 203 => "slo.spent",
     }
 }
 

@@ -26,7 +26,7 @@ struct Scenario {
     slack_ns: u64,
 }
 
-const SCENARIOS: [Scenario; 4] = [
+const SCENARIOS: [Scenario; 3] = [
     Scenario {
         sign: SignalKind::MemoryGrowth,
         came: &[SignalKind::OomKill, SignalKind::ContainerOomKilled],
@@ -40,7 +40,6 @@ const SCENARIOS: [Scenario; 4] = [
         came: &[SignalKind::CertificateExpired],
         slack_ns: 600_000_000_000,
     },
-    Scenario { sign: SignalKind::BudgetBurn, came: &[SignalKind::BudgetSpent], slack_ns: PASSED_SLACK_NS },
 ];
 
 fn scenario_of(sign: SignalKind) -> Option<&'static Scenario> {
@@ -85,9 +84,7 @@ impl Foretold {
     ///
     /// Of several things foretold of one seat the one shown stays until it is scored; else the earliest is taken.
     pub fn look(&mut self, view: &View<'_>, members: &[usize], seat: &Entity, refresh_ns: u64) {
-        let on_seat = || {
-            members.iter().filter(|at| view.homes[**at] == *seat).map(|at| view.signals[*at])
-        };
+        let on_seat = || members.iter().filter(|at| view.homes[**at] == *seat).map(|at| view.signals[*at]);
         let came = |sign: SignalKind, place: &str| {
             let kinds = scenario_of(sign).map_or(&[][..], |scenario| scenario.came);
             let matching = on_seat().filter(|s| kinds.contains(&s.kind) && place_of(s) == place);

@@ -102,7 +102,7 @@ fn memory(signal: &Signal) -> Option<String> {
     })
 }
 
-/// Disks, certificates and budgets.
+/// Disks and certificates.
 fn foretold(signal: &Signal) -> Option<String> {
     let place = text(signal, "place").map_or_else(String::new, |place| format!(" {place}"));
     let used = number(signal, "usage_share").map(|share| format!(" ({:.1} % used)", share * 100.0));
@@ -122,11 +122,6 @@ fn foretold(signal: &Signal) -> Option<String> {
             None => format!("the certificate{place} ends soon"),
         },
         SignalKind::CertificateExpired => format!("the certificate{place} has ended"),
-        SignalKind::BudgetBurn => match number(signal, "burn_rate") {
-            Some(rate) => format!("errors use up their budget {rate:.1} times as fast as allowed"),
-            None => "errors use up their budget".to_owned(),
-        },
-        SignalKind::BudgetSpent => "the error budget is spent".to_owned(),
         _ => return None,
     })
 }

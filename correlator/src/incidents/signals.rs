@@ -262,7 +262,6 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::PodNotReady
             | K::DiskFull
             | K::CertificateExpired
-            | K::BudgetSpent
     )
 }
 

@@ -3,6 +3,7 @@
 /// File name and text of each.
 pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("admission.webhook_unavailable.yaml", include_str!("../../patterns/admission.webhook_unavailable.yaml")),
+    ("certificate.expires.yaml", include_str!("../../patterns/certificate.expires.yaml")),
     ("code.changed_behaviour.yaml", include_str!("../../patterns/code.changed_behaviour.yaml")),
     ("code.crash_exit.yaml", include_str!("../../patterns/code.crash_exit.yaml")),
     ("code.crash_signal.yaml", include_str!("../../patterns/code.crash_signal.yaml")),
@@ -17,8 +18,6 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("image.pull_failed.yaml", include_str!("../../patterns/image.pull_failed.yaml")),
     ("memory.child_killed.yaml", include_str!("../../patterns/memory.child_killed.yaml")),
     ("memory.leak.yaml", include_str!("../../patterns/memory.leak.yaml")),
-    ("storage.filling.yaml", include_str!("../../patterns/storage.filling.yaml")),
-    ("storage.full.yaml", include_str!("../../patterns/storage.full.yaml")),
     ("memory.limit_exceeded.yaml", include_str!("../../patterns/memory.limit_exceeded.yaml")),
     ("network.delay.yaml", include_str!("../../patterns/network.delay.yaml")),
     ("network.packet_loss.yaml", include_str!("../../patterns/network.packet_loss.yaml")),
@@ -29,6 +28,8 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("runtime.unit_failed.yaml", include_str!("../../patterns/runtime.unit_failed.yaml")),
     ("scheduling.unschedulable.yaml", include_str!("../../patterns/scheduling.unschedulable.yaml")),
     ("storage.claim_pending.yaml", include_str!("../../patterns/storage.claim_pending.yaml")),
+    ("storage.filling.yaml", include_str!("../../patterns/storage.filling.yaml")),
+    ("storage.full.yaml", include_str!("../../patterns/storage.full.yaml")),
     ("tapio.disk_full.yaml", include_str!("../../patterns/tapio.disk_full.yaml")),
     ("tapio.falling_behind.yaml", include_str!("../../patterns/tapio.falling_behind.yaml")),
     ("tapio.losing_events.yaml", include_str!("../../patterns/tapio.losing_events.yaml")),

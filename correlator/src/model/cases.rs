@@ -169,7 +169,6 @@ fn scenario(sign: SignalKind) -> &'static str {
     match sign {
         SignalKind::DiskGrowth => "disk_full",
         SignalKind::CertificateExpiring => "certificate_expired",
-        SignalKind::BudgetBurn => "error_budget_spent",
         _ => "oom_kill",
     }
 }

@@ -47,7 +47,6 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::CertificateExpiring | K::CertificateExpired => {
             ("certificate_end", "certificate-expiry", Category::Reliability)
         }
-        K::BudgetBurn | K::BudgetSpent => ("service_failure", "budget-burn", Category::Reliability),
         K::SpanTimeouts => ("service_failure", "dependency-timeout", Category::Reliability),
         K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift | K::MetricBurst => {
             ("service_degradation", "latency-degradation", Category::Performance)

@@ -34,6 +34,22 @@ const DISK_LABELS: [&str; 10] = [
     "path",
 ];
 
+/// Attributes that tell certificates apart, the most telling first.
+const CERTIFICATE_LABELS: [&str; 12] = [
+    "name",
+    "certificate",
+    "secret_name",
+    "http.url",
+    "url.full",
+    "target",
+    "instance",
+    "domain",
+    "cn",
+    "subject_CN",
+    "filename",
+    "filepath",
+];
+
 /// An event that waits for its turn.
 #[derive(Debug)]
 pub enum Record {
@@ -231,9 +247,12 @@ fn sample(
     if !value.is_finite() {
         return None;
     }
-    let first = |keys: &[&str]| keys.iter().find_map(|key| attribute(key)).map_or_else(SmolStr::default, SmolStr::new);
+    let first = |keys: &[&str]| {
+        keys.iter().find_map(|key| attribute(key)).map_or_else(SmolStr::default, SmolStr::new)
+    };
     let label = match meter {
         Meter::NetDrops => first(&DROP_LABELS),
+        Meter::CertificateEnd | Meter::CertificateLeft => first(&CERTIFICATE_LABELS),
         meter if meter.is_of_a_disk() => first(&DISK_LABELS),
         _ => SmolStr::default(),
     };

@@ -24,8 +24,10 @@ pub struct FilesystemConfig {
 
 impl Default for FilesystemConfig {
     fn default() -> Self {
-        let types =
-            ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "vfat", "exfat", "tmpfs", "overlay"];
+        let types = [
+            "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "vfat", "exfat", "tmpfs",
+            "overlay",
+        ];
         Self {
             enabled: true,
             process: PathBuf::from("/proc/1"),

@@ -31,7 +31,7 @@ impl Sampler {
     pub fn new(config: &FilesystemConfig, node: Arc<EntityRef>) -> Self {
         let process = &config.process;
         let readable = fs::read_to_string(process.join("mountinfo")).is_ok()
-            && rustix::fs::statvfs(&process.join("root/")).is_ok();
+            && rustix::fs::statvfs(process.join("root/")).is_ok();
         Self {
             process: if readable { process.clone() } else { PathBuf::from("/proc/self") },
             types: config.types.clone(),
@@ -60,7 +60,9 @@ impl Sampler {
         let mut out = Vec::new();
         for mount in &all {
             // Gone meanwhile, or hidden: there is nothing to say of it.
-            let Ok(size) = rustix::fs::statvfs(&root.join(mount.point.trim_start_matches('/'))) else { continue };
+            let Ok(size) = rustix::fs::statvfs(root.join(mount.point.trim_start_matches('/'))) else {
+                continue;
+            };
             // A file system without blocks has no size (a tmpfs without limit).
             if size.f_blocks > 0 {
                 self.events(mount, &size, at, &mut out);

@@ -29,8 +29,14 @@ const FULL_LEAVE: f64 = 0.98;
 /// Samples older than this say nothing of now, ns: a part that is no longer told is forgotten.
 const STALE_NS: u64 = 3_600_000_000_000;
 /// Growth that is news: half used, a twentieth gained, full within six times the time it took.
-const RULE: GrowthRule =
-    GrowthRule { points_min: 10, usage_min: 0.5, rise_min: 0.05, reach: 6.0, per_hour_min: 0.001, of_room: true };
+const RULE: GrowthRule = GrowthRule {
+    points_min: 10,
+    usage_min: 0.5,
+    rise_min: 0.05,
+    reach: 6.0,
+    per_hour_min: 0.001,
+    of_room: true,
+};
 /// Volumes kept per shard; the longest silent are forgotten and counted.
 const VOLUMES_MAX: usize = 2048;
 
@@ -79,9 +85,7 @@ impl Volumes {
             coarse_points: config.disk_points,
         };
         let before = volume.window.last();
-        if limit <= 0.0
-            || !volume.window.push(Point { at: sample.at, value: used, event: sample.id }, size)
-        {
+        if limit <= 0.0 || !volume.window.push(Point { at: sample.at, value: used, event: sample.id }, size) {
             return;
         }
         let pace = before.map_or(0, |before| sample.at.since(before.at));
@@ -126,9 +130,7 @@ impl Reading<'_> {
         (seen.observed, seen.baseline, seen.unit) = (self.used / self.limit, FULL_SHARE, "1");
         // Many are told once a minute: it is not over because they pause.
         seen.idle_ns = (3 * self.pace).max(30_000_000_000);
-        let seen = seen
-            .with("place", self.sample.label.as_str())
-            .with("usage_share", self.used / self.limit);
+        let seen = seen.with("place", self.sample.label.as_str()).with("usage_share", self.used / self.limit);
         if self.is_bytes() {
             seen.with("usage_bytes", self.used)
                 .with("limit_bytes", self.limit)
@@ -183,10 +185,9 @@ impl Volume {
         let share = told.used / told.limit;
         let near = Threshold { enter: config.near_limit, leave: config.near_limit - 0.05, samples: 2 };
         let full = Threshold { enter: FULL_SHARE, leave: FULL_LEAVE, samples: 1 };
-        for (level, threshold, kind) in [
-            (&mut self.near, near, SignalKind::DiskNearFull),
-            (&mut self.full, full, SignalKind::DiskFull),
-        ] {
+        for (level, threshold, kind) in
+            [(&mut self.near, near, SignalKind::DiskNearFull), (&mut self.full, full, SignalKind::DiskFull)]
+        {
             match level.next(share, threshold) {
                 Stands::Below => {}
                 Stands::Left => out.push(Finding::Over(told.seen(kind).episode())),
@@ -208,7 +209,8 @@ impl Volume {
         let cell = told.sample.at.0 / cell_ns.max(1);
         let limit = FULL_SHARE * told.limit;
         let growth = find_growth(self.window.fine(), limit, &RULE).or_else(|| {
-            let fresh = std::mem::replace(&mut self.cell, cell) != cell || self.is_growing || self.growing > 0;
+            let fresh =
+                std::mem::replace(&mut self.cell, cell) != cell || self.is_growing || self.growing > 0;
             if fresh { find_growth(self.window.coarse(), limit, &RULE) } else { None }
         });
         match growth.filter(|_| told.used < limit) {

@@ -121,9 +121,10 @@ fn a_share_beside_bytes_is_not_told_twice() {
 fn file_systems_of_one_machine_are_told_apart() {
     let mut events = told_as("limit", 50);
     let texts = [("system.filesystem.mountpoint", "/"), ("system.filesystem.state", "used")];
-    events.extend((0..50).map(|i| {
-        metric("system.filesystem.usage", &texts, f64::from(i) * 10.0, 70.0 * GIB, 100.0 * GIB)
-    }));
+    events
+        .extend((0..50).map(|i| {
+            metric("system.filesystem.usage", &texts, f64::from(i) * 10.0, 70.0 * GIB, 100.0 * GIB)
+        }));
     let told = signals(events);
     let growing = of(&told, SignalKind::DiskGrowth);
     assert!(!growing.is_empty());

@@ -1,5 +1,6 @@
 //! Detectors on series of samples, with bounded memory. Samples come in event-time order.
 
+mod certificate;
 mod disk;
 mod drops;
 mod growth;
@@ -17,6 +18,7 @@ use super::counters::Counters;
 use super::episode::{EpisodeKey, Observation, episode_key};
 use super::record::Sample;
 use crate::config::{SeriesConfig, nanos};
+use certificate::certificate;
 use disk::Volumes;
 use drops::{Drops, drops};
 use level::{Level, Stands, Threshold};
@@ -64,6 +66,10 @@ pub enum Meter {
     DiskCapacity = 16,
     /// Bytes that programs can still write, where the size is told.
     DiskAvailable = 17,
+    /// When a certificate ends, unix seconds.
+    CertificateEnd = 18,
+    /// Seconds until a certificate ends.
+    CertificateLeft = 19,
 }
 
 impl Meter {
@@ -102,11 +108,13 @@ impl Meter {
             "container.io.pressure" => Self::IoPressure,
             "container.pids.count" => Self::Pids,
             "k8s.volume.utilization" | "system.filesystem.utilization" => Self::DiskShare,
-            "system.filesystem.usage" => match attribute("system.filesystem.state").or_else(|| attribute("state")) {
-                Some("used") => Self::DiskUsed,
-                Some("free") => Self::DiskFree,
-                _ => return None,
-            },
+            "system.filesystem.usage" => {
+                match attribute("system.filesystem.state").or_else(|| attribute("state")) {
+                    Some("used") => Self::DiskUsed,
+                    Some("free") => Self::DiskFree,
+                    _ => return None,
+                }
+            }
             "k8s.volume.capacity"
             | "k8s.node.filesystem.capacity"
             | "system.filesystem.limit"
@@ -121,7 +129,7 @@ impl Meter {
             | "system.network.errors"
             | "system.network.packet.errors"
             | "system.network.stack.dropped" => Self::NetDrops,
-            _ => return None,
+            name => return certificate::meter(name),
         })
     }
 }
@@ -214,6 +222,7 @@ impl SeriesStore {
             Meter::MemoryShare => {}
             Meter::OomKills => kills(series, shared, sample, out),
             Meter::CpuPeriods => shared.periods += increase(series, sample),
+            Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),
             Meter::NetDrops => drops(series, sample, config, out),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
             meter => plain_level(series, sample, meter, config, out),
