@@ -7,6 +7,7 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 
 use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
+use crate::collectors::filesystem::FilesystemConfig;
 use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::network::NetworkConfig;
 use crate::collectors::otlp::OtlpConfig;
@@ -45,6 +46,8 @@ pub struct AgentConfig {
     pub systemd: SystemdConfig,
     /// Counters of the network.
     pub network: NetworkConfig,
+    /// Room on file systems.
+    pub filesystem: FilesystemConfig,
 }
 
 impl Default for AgentConfig {
@@ -64,6 +67,7 @@ impl Default for AgentConfig {
             kubernetes: KubernetesConfig::default(),
             systemd: SystemdConfig::default(),
             network: NetworkConfig::default(),
+            filesystem: FilesystemConfig::default(),
         }
     }
 }

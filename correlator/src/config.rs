@@ -167,6 +167,12 @@ pub struct SeriesConfig {
     pub coarse_cell: HumanDuration,
     /// Cells of the coarse window. Default 120, an hour.
     pub coarse_points: usize,
+    /// Length of a cell of the coarse window of a file system. Default 5 min.
+    pub disk_cell: HumanDuration,
+    /// Cells of it. Default 288, a day.
+    pub disk_points: usize,
+    /// A certificate that ends within this time is news. Default 14 days: what is renewed by itself is renewed before.
+    pub certificate_lead: HumanDuration,
     /// Least samples for a trend. Default 10.
     pub growth_points_min: usize,
     /// Usage below this share of the limit is no news. Default 0.25.
@@ -198,6 +204,9 @@ impl Default for SeriesConfig {
             fine_points: 120,
             coarse_cell: HumanDuration::from_secs(30),
             coarse_points: 120,
+            disk_cell: HumanDuration::from_secs(300),
+            disk_points: 288,
+            certificate_lead: HumanDuration::from_secs(14 * 86_400),
             growth_points_min: 10,
             growth_usage_min: 0.25,
             growth_rise_min: 0.1,

@@ -91,6 +91,7 @@ vocabulary! {
         Audit = 10 => "audit",
         Replay = 11 => "replay",
         Tapio = 12 => "tapio",
+        Filesystem = 13 => "filesystem",
     }
 }
 

@@ -38,6 +38,10 @@ vocabulary! {
         IoPressure = 63 => "io.pressure",
         PidsNearLimit = 64 => "pids.near_limit",
         DiskNearFull = 65 => "disk.near_full",
+        /// Used space of a file system grows towards its size; carries a [`Forecast`].
+        DiskGrowth = 67 => "disk.growth",
+        /// A file system has no room left.
+        DiskFull = 68 => "disk.full",
 
         SpanErrors = 80 => "span.errors",
         SpanTimeouts = 81 => "span.timeouts",
@@ -90,6 +94,11 @@ vocabulary! {
         TapioDeferring = 185 => "tapio.deferring",
         /// Memory that runs out, so that events are shed.
         TapioMemory = 186 => "tapio.memory",
+
+        /// A certificate ends soon; carries a [`Forecast`].
+        CertificateExpiring = 200 => "certificate.expiring",
+        /// A certificate has ended and is still in use.
+        CertificateExpired = 201 => "certificate.expired",
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod ebpf;
+pub mod filesystem;
 pub mod kubernetes;
 pub mod network;
 pub mod otlp;

@@ -12,7 +12,7 @@ use tapio_schemas::ids::ProducerId;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
-use super::{cgroup, ebpf, network, systemd};
+use super::{cgroup, ebpf, filesystem, network, systemd};
 use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
@@ -26,6 +26,7 @@ pub struct Sinks {
     kubernetes: EventSink,
     systemd: EventSink,
     network: EventSink,
+    filesystem: EventSink,
 }
 
 impl Sinks {
@@ -38,6 +39,7 @@ impl Sinks {
             kubernetes: open("kubernetes"),
             systemd: open("systemd"),
             network: open("network"),
+            filesystem: open("filesystem"),
         }
     }
 }
@@ -115,6 +117,7 @@ pub async fn start(
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
     start_systemd(wiring, supervision, sinks.systemd).await?;
     start_network(wiring, supervision, sinks.network).await?;
+    start_filesystem(wiring, supervision, sinks.filesystem).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
     Ok(Collectors { states: wiring.states.clone(), otlp })
 }
@@ -257,6 +260,26 @@ async fn start_network(
         })
         .await?;
     wiring.states.set("network", CollectorState::Running);
+    Ok(())
+}
+
+async fn start_filesystem(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<(), SuperviseError> {
+    let config = wiring.config.filesystem.clone();
+    if !config.enabled {
+        wiring.states.set("filesystem", CollectorState::Disabled("filesystem.enabled is false".to_owned()));
+        return Ok(());
+    }
+    let (node, clock) = (wiring.attribution.node(), wiring.parts.clock.clone());
+    supervision
+        .add_task("agent-filesystem", RestartPolicy::default(), move |context| {
+            filesystem::run(config.clone(), Arc::clone(&node), clock.clone(), sink.clone(), context)
+        })
+        .await?;
+    wiring.states.set("filesystem", CollectorState::Running);
     Ok(())
 }
 

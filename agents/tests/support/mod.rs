@@ -60,6 +60,7 @@ pub fn bare(cluster: &str) -> AgentConfig {
     config.kubernetes.enabled = false;
     config.systemd.enabled = false;
     config.network.enabled = false;
+    config.filesystem.enabled = false;
     config
 }
 

@@ -3,7 +3,7 @@
 use smol_str::SmolStr;
 use tapio_schemas::finding::Prediction;
 use tapio_schemas::signal::Forecast;
-use tapio_schemas::{Entity, SignalKind, UnixNanos};
+use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
 
 use super::candidates::View;
 
@@ -15,6 +15,41 @@ const PASSED_SLACK_NS: u64 = 5_000_000_000;
 /// From this long before its earliest time a forecast is no longer changed: what is said in the last seconds is no
 /// forecast, and it is this one that is scored.
 const FROZEN_BEFORE_NS: u64 = 5_000_000_000;
+
+/// What foretells what, and how it ends.
+struct Scenario {
+    /// Carries the forecast.
+    sign: SignalKind,
+    /// Any of them says that it has come.
+    came: &'static [SignalKind],
+    /// Slack after the latest time, ns: what says that it has come must be able to arrive.
+    slack_ns: u64,
+}
+
+const SCENARIOS: [Scenario; 3] = [
+    Scenario {
+        sign: SignalKind::MemoryGrowth,
+        came: &[SignalKind::OomKill, SignalKind::ContainerOomKilled],
+        slack_ns: PASSED_SLACK_NS,
+    },
+    // Seen by the next sample; the time between two samples is part of the interval.
+    Scenario { sign: SignalKind::DiskGrowth, came: &[SignalKind::DiskFull], slack_ns: PASSED_SLACK_NS },
+    // The time is exact, and exporters look seldom.
+    Scenario {
+        sign: SignalKind::CertificateExpiring,
+        came: &[SignalKind::CertificateExpired],
+        slack_ns: 600_000_000_000,
+    },
+];
+
+fn scenario_of(sign: SignalKind) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.sign == sign)
+}
+
+/// Which of several on one entity: the file system, the certificate.
+fn place_of(signal: &Signal) -> &str {
+    signal.attribute("place").and_then(|place| place.as_text()).unwrap_or("")
+}
 
 /// What an incident has foretold, and how it ended.
 #[derive(Debug, Clone, Default)]
@@ -30,27 +65,47 @@ struct Shown {
     /// When it was last set: a kill before that was not foretold by it.
     at: UnixNanos,
     outcome: &'static str,
+    sign: SignalKind,
+    place: SmolStr,
+}
+
+impl Shown {
+    fn is_of(&self, signal: &Signal) -> bool {
+        self.sign == signal.kind && self.place == place_of(signal)
+    }
+
+    fn slack_ns(&self) -> u64 {
+        scenario_of(self.sign).map_or(PASSED_SLACK_NS, |scenario| scenario.slack_ns)
+    }
 }
 
 impl Foretold {
     /// Looks at the signals on `seat`: takes a new forecast, scores the one that was shown.
+    ///
+    /// Of several things foretold of one seat the one shown stays until it is scored; else the earliest is taken.
     pub fn look(&mut self, view: &View<'_>, members: &[usize], seat: &Entity, refresh_ns: u64) {
-        let on_seat = |kind: SignalKind| {
-            members.iter().filter(move |at| view.homes[**at] == *seat && view.signals[**at].kind == kind)
+        let on_seat = || members.iter().filter(|at| view.homes[**at] == *seat).map(|at| view.signals[*at]);
+        let came = |sign: SignalKind, place: &str| {
+            let kinds = scenario_of(sign).map_or(&[][..], |scenario| scenario.came);
+            let matching = on_seat().filter(|s| kinds.contains(&s.kind) && place_of(s) == place);
+            matching.map(|s| s.onset).max()
         };
-        let kill = on_seat(SignalKind::OomKill)
-            .chain(on_seat(SignalKind::ContainerOomKilled))
-            .map(|at| view.signals[*at].onset)
-            .max();
-        if self.score(kill, view.now) {
+        let event = self.shown.as_ref().and_then(|shown| came(shown.sign, &shown.place));
+        if self.score(event, view.now) {
             return;
         }
-        let growth = on_seat(SignalKind::MemoryGrowth)
-            .map(|at| view.signals[*at])
-            .filter(|s| !s.ended && s.forecast.is_some() && kill.is_none_or(|kill| s.onset > kill))
-            .max_by_key(|s| (s.last_seen, s.id));
-        match growth.and_then(|s| s.forecast.clone()) {
-            Some(forecast) => self.take(forecast, view.now, refresh_ns),
+        let pending = self.shown.as_ref().filter(|shown| shown.outcome == "pending");
+        let sign = on_seat()
+            .filter(|s| !s.ended && s.forecast.is_some() && scenario_of(s.kind).is_some())
+            .filter(|s| came(s.kind, place_of(s)).is_none_or(|event| s.onset > event))
+            .min_by_key(|s| {
+                let is_shown = pending.is_some_and(|shown| shown.is_of(s));
+                // Of what is foretold alike (replicas), what was seen last.
+                let due = if is_shown { None } else { s.forecast.as_ref().map(|f| f.at) };
+                (due, std::cmp::Reverse((s.last_seen, s.id)))
+            });
+        match sign.and_then(|s| Some((s, s.forecast.clone()?))) {
+            Some((signal, forecast)) => self.take(signal, forecast, view.now, refresh_ns),
             // The growth stopped before its time: nothing was proven either way.
             None => {
                 if let Some(shown) = self.shown.as_mut().filter(|shown| shown.outcome == "pending") {
@@ -61,22 +116,22 @@ impl Foretold {
     }
 
     /// True when the forecast was scored just now.
-    fn score(&mut self, kill: Option<UnixNanos>, now: UnixNanos) -> bool {
+    fn score(&mut self, came: Option<UnixNanos>, now: UnixNanos) -> bool {
         let Some(shown) = self.shown.as_mut().filter(|s| s.outcome == "pending") else { return false };
-        if let Some(kill) = kill.filter(|kill| *kill >= shown.at.minus(PASSED_SLACK_NS)) {
-            shown.outcome = match kill {
-                kill if kill < shown.forecast.earliest => "early",
-                kill if kill <= shown.forecast.latest => "hit",
+        if let Some(came) = came.filter(|came| *came >= shown.at.minus(PASSED_SLACK_NS)) {
+            shown.outcome = match came {
+                came if came < shown.forecast.earliest => "early",
+                came if came <= shown.forecast.latest => "hit",
                 _ => "miss",
             };
-        } else if now > shown.forecast.latest.plus(PASSED_SLACK_NS) {
+        } else if now > shown.forecast.latest.plus(shown.slack_ns()) {
             shown.outcome = "miss";
         }
         shown.outcome != "pending"
     }
 
-    fn take(&mut self, forecast: Forecast, now: UnixNanos, refresh_ns: u64) {
-        match self.shown.as_ref().filter(|shown| shown.outcome == "pending") {
+    fn take(&mut self, signal: &Signal, forecast: Forecast, now: UnixNanos, refresh_ns: u64) {
+        match self.shown.as_ref().filter(|shown| shown.outcome == "pending" && shown.is_of(signal)) {
             Some(shown) => {
                 let frozen = now.plus(FROZEN_BEFORE_NS) >= shown.forecast.earliest;
                 if frozen || (now.since(shown.at) < refresh_ns && !moved(&shown.forecast, &forecast)) {
@@ -85,7 +140,8 @@ impl Foretold {
             }
             None => self.first = now,
         }
-        self.shown = Some(Shown { forecast, at: now, outcome: "pending" });
+        let place = SmolStr::new(place_of(signal));
+        self.shown = Some(Shown { forecast, at: now, outcome: "pending", sign: signal.kind, place });
     }
 
     /// When it was foretold first, if it is.
@@ -114,6 +170,8 @@ fn moved(before: &Forecast, after: &Forecast) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use tapio_schemas::Score;
 
@@ -131,7 +189,8 @@ mod tests {
     fn foretold(steps: &[(u64, u64)]) -> Foretold {
         let mut foretold = Foretold::default();
         for (now, at) in steps {
-            foretold.take(forecast(*at), UnixNanos(now * 1_000_000_000), 10_000_000_000);
+            let sign = Signal::new(SignalKind::MemoryGrowth, Arc::default(), None, UnixNanos(1));
+            foretold.take(&sign, forecast(*at), UnixNanos(now * 1_000_000_000), 10_000_000_000);
         }
         foretold
     }

@@ -62,6 +62,7 @@ fn because(signal: &Signal) -> String {
 /// One sentence for a link of the chain.
 pub fn sentence(signal: &Signal) -> String {
     memory(signal)
+        .or_else(|| foretold(signal))
         .or_else(|| process_end(signal))
         .or_else(|| network(signal))
         .or_else(|| requests(signal))
@@ -97,6 +98,30 @@ fn memory(signal: &Signal) -> Option<String> {
         SignalKind::ContainerOomKilled => {
             format!("the container was killed for lack of memory{}", times(signal))
         }
+        _ => return None,
+    })
+}
+
+/// Disks and certificates.
+fn foretold(signal: &Signal) -> Option<String> {
+    let place = text(signal, "place").map_or_else(String::new, |place| format!(" {place}"));
+    let used = number(signal, "usage_share").map(|share| format!(" ({:.1} % used)", share * 100.0));
+    let used = used.unwrap_or_default();
+    Some(match signal.kind {
+        SignalKind::DiskNearFull => format!("the file system{place} is almost full{used}"),
+        SignalKind::DiskFull => format!("the file system{place} is full{used}"),
+        SignalKind::DiskGrowth => {
+            let slope = number(signal, "slope_bytes_per_s");
+            let slope = slope.map_or_else(String::new, |slope| format!(" by {}/s", bytes(slope)));
+            let left = number(signal, "left_bytes");
+            let left = left.map_or_else(String::new, |left| format!(", {} are left", bytes(left)));
+            format!("the file system{place} fills{slope}{left}{used}")
+        }
+        SignalKind::CertificateExpiring => match number(signal, "left_s") {
+            Some(left) => format!("the certificate{place} ends in {}", duration(left)),
+            None => format!("the certificate{place} ends soon"),
+        },
+        SignalKind::CertificateExpired => format!("the certificate{place} has ended"),
         _ => return None,
     })
 }

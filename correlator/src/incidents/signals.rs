@@ -274,6 +274,8 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::SandboxFailed
             | K::PodNotReady
             | K::Stuck
+            | K::DiskFull
+            | K::CertificateExpired
     )
 }
 

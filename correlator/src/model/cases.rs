@@ -205,6 +205,14 @@ impl Case {
     }
 }
 
+fn scenario(sign: SignalKind) -> &'static str {
+    match sign {
+        SignalKind::DiskGrowth => "disk_full",
+        SignalKind::CertificateExpiring => "certificate_expired",
+        _ => "oom_kill",
+    }
+}
+
 impl CaseSignal {
     fn to_signal(&self, find: &dyn Fn(&str) -> Result<Arc<EntityRef>, String>) -> Result<Signal, String> {
         let entity = find(&self.on)?;
@@ -217,7 +225,7 @@ impl CaseSignal {
         signal.count = self.count;
         signal.trace_id = TraceId(u128::from(self.trace));
         signal.forecast = self.forecast.map(|(earliest, at, latest)| Forecast {
-            scenario: "oom_kill".into(),
+            scenario: scenario(self.signal).into(),
             probability: Score::clamped(0.9),
             at: moment(at),
             earliest: moment(earliest),

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use tapio_schemas::UnixNanos;
 
 /// Filters a hole may use.
-const FILTERS: [&str; 8] = ["bytes", "time", "duration", "percent", "rate", "plain", "int", "double"];
+const FILTERS: [&str; 9] = ["bytes", "time", "date", "duration", "percent", "rate", "plain", "int", "double"];
 
 /// A parsed template.
 #[derive(Debug, Clone, Deserialize)]
@@ -96,6 +96,7 @@ fn shown(value: &TemplateValue, filter: Option<&str>) -> Option<String> {
             _ => Some(text.clone()),
         },
         TemplateValue::Number(number) => number_text(*number, filter),
+        TemplateValue::Time(at) if filter == Some("date") => Some(date_time(*at)),
         TemplateValue::Time(at) => Some(clock_time(*at)),
     }
 }
@@ -121,6 +122,14 @@ pub fn clock_time(at: UnixNanos) -> String {
     let zone = jiff::tz::TimeZone::UTC;
     jiff::Timestamp::from_nanosecond(i128::from(at.0))
         .map_or_else(|_| at.0.to_string(), |t| t.to_zoned(zone).strftime("%H:%M:%S").to_string())
+}
+
+/// `2026-01-31 14:02:11`.
+fn date_time(at: UnixNanos) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(at.0)).map_or_else(
+        |_| at.0.to_string(),
+        |t| t.to_zoned(jiff::tz::TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+    )
 }
 
 /// `45.2 MiB`.

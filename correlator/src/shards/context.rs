@@ -38,11 +38,14 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::CpuThrottled | K::CpuPressure | K::CpuSaturated | K::CpuRaised => {
             ("cpu_contention", "cpu-starvation", Category::Performance)
         }
-        K::IoPressure | K::DiskNearFull | K::PidsNearLimit => {
+        K::IoPressure | K::DiskNearFull | K::DiskGrowth | K::DiskFull | K::PidsNearLimit => {
             ("resource_exhaustion", "resource-exhaustion", Category::Resource)
         }
         K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogNewTemplate => {
             ("service_failure", "request-failure", Category::Reliability)
+        }
+        K::CertificateExpiring | K::CertificateExpired => {
+            ("certificate_end", "certificate-expiry", Category::Reliability)
         }
         K::SpanTimeouts => ("service_failure", "dependency-timeout", Category::Reliability),
         K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift | K::MetricBurst => {

@@ -20,6 +20,36 @@ use super::texts::{TextId, Texts};
 /// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
 const DROP_LABELS: [&str; 3] = ["reason", "network.interface.name", "device"];
 
+/// Attributes that tell file systems apart, the most telling first. Metrics of one file system all have them alike.
+const DISK_LABELS: [&str; 10] = [
+    "system.filesystem.mountpoint",
+    "mountpoint",
+    "k8s.persistentvolumeclaim.name",
+    "persistentvolumeclaim",
+    "k8s.volume.name",
+    "volume",
+    "system.device",
+    "device",
+    "name",
+    "path",
+];
+
+/// Attributes that tell certificates apart, the most telling first.
+const CERTIFICATE_LABELS: [&str; 12] = [
+    "name",
+    "certificate",
+    "secret_name",
+    "http.url",
+    "url.full",
+    "target",
+    "instance",
+    "domain",
+    "cn",
+    "subject_CN",
+    "filename",
+    "filepath",
+];
+
 /// An event that waits for its turn.
 #[derive(Debug)]
 pub enum Record {
@@ -52,7 +82,7 @@ pub struct Sample {
     pub value: f64,
     /// Its limit, zero for none.
     pub limit: f64,
-    /// Why or where, for series of drops: the reason, else the interface.
+    /// Why or where: of drops the reason, else the interface; of disks the mount point, else the volume.
     pub label: SmolStr,
 }
 
@@ -217,10 +247,13 @@ fn sample(
     if !value.is_finite() {
         return None;
     }
+    let first = |keys: &[&str]| {
+        keys.iter().find_map(|key| attribute(key)).map_or_else(SmolStr::default, SmolStr::new)
+    };
     let label = match meter {
-        Meter::NetDrops => {
-            DROP_LABELS.iter().find_map(|key| attribute(key)).map_or_else(SmolStr::default, SmolStr::new)
-        }
+        Meter::NetDrops => first(&DROP_LABELS),
+        Meter::CertificateEnd | Meter::CertificateLeft => first(&CERTIFICATE_LABELS),
+        meter if meter.is_of_a_disk() => first(&DISK_LABELS),
         _ => SmolStr::default(),
     };
     Some(Sample {

@@ -191,7 +191,7 @@ impl RequestTallies {
             }
             let window = entry.remove();
             if start + self.window_ns > self.doubted.0.0 && start < self.doubted.1.0 {
-                let requests = window.operations.values().map(|operation| u64::from(operation.requests));
+                let requests = window.operations.values().map(|operation| operation.requests);
                 counters.evicted.doubted += requests.sum::<u64>();
                 continue;
             }

@@ -99,7 +99,7 @@ fn human(answer: &Answer) -> String {
         let (from, to) = (render::clock(prediction.interval.0), render::clock(prediction.interval.1));
         let place = line.entity.as_ref().map(ToString::to_string).unwrap_or_default();
         out.push_str(&format!(
-            "{} {:<9} {:<8} in {place}, between {from} and {to}, probability {:.2} ({})\n",
+            "{} {:<19} {:<8} in {place}, between {from} and {to}, probability {:.2} ({})\n",
             prediction.at,
             prediction.scenario.replace('_', " "),
             prediction.outcome.as_deref().unwrap_or("pending"),

@@ -22,11 +22,40 @@ const PEAK_AT_LIMIT: f64 = 0.9;
 const TAIL_SHARE_MIN: f64 = 0.4;
 /// Each quarter must rise at least by this share of the mean rise.
 const QUARTER_SHARE_MIN: f64 = 0.2;
-/// Below this share of the limit per hour it is no leak worth a word.
-const SLOPE_SHARE_PER_HOUR_MIN: f64 = 0.05;
 /// What no statistic sees (memory the sample leaves out, batched charging, the time the kernel takes): share of the
 /// time to the limit that is added to both sides of the interval.
 const MODEL_ERROR: f64 = 0.03;
+
+/// Which growth is worth a word.
+#[derive(Debug, Clone, Copy)]
+pub struct GrowthRule {
+    /// Least samples.
+    pub points_min: usize,
+    /// Below this share of the limit it is no news.
+    pub usage_min: f64,
+    /// Least growth, as a share of the limit.
+    pub rise_min: f64,
+    /// The trend is not carried further than this many times its own length.
+    pub reach: f64,
+    /// Least growth per hour, as a share of the limit.
+    pub per_hour_min: f64,
+    /// Certainty grows with the share of the room that was left, not of the limit.
+    pub of_room: bool,
+}
+
+impl GrowthRule {
+    /// Of memory. Below 5 % of the limit per hour it is no leak worth a word.
+    pub fn memory(config: &SeriesConfig) -> Self {
+        Self {
+            points_min: config.growth_points_min,
+            usage_min: config.growth_usage_min,
+            rise_min: config.growth_rise_min,
+            reach: config.growth_reach,
+            per_hour_min: 0.05,
+            of_room: false,
+        }
+    }
+}
 
 /// A sustained climb.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,16 +79,16 @@ pub struct Growth {
 }
 
 /// Looks for growth at the end of `points` (time order) towards `limit` (> 0).
-pub fn find_growth(points: &[Point], limit: f64, config: &SeriesConfig) -> Option<Growth> {
+pub fn find_growth(points: &[Point], limit: f64, rule: &GrowthRule) -> Option<Growth> {
     let run = tail_run(points);
     let last = run.last()?;
-    if limit <= 0.0 || last.value < config.growth_usage_min * limit || held_by_release(points, limit) {
+    if limit <= 0.0 || last.value < rule.usage_min * limit || held_by_release(points, limit) {
         return None;
     }
     // The longest stretch first: half of it, a quarter of it, as long as there are samples enough.
     let mut length = run.len();
-    while length >= config.growth_points_min.max(8) {
-        if let Some(growth) = sustained(&run[run.len() - length..], limit, config) {
+    while length >= rule.points_min.max(8) {
+        if let Some(growth) = sustained(&run[run.len() - length..], limit, rule) {
             return Some(growth);
         }
         length = length * 2 / 3;
@@ -88,15 +117,15 @@ fn held_by_release(points: &[Point], limit: f64) -> bool {
     released_from > 0.0 && last < 1.05 * released_from
 }
 
-fn sustained(run: &[Point], limit: f64, config: &SeriesConfig) -> Option<Growth> {
+fn sustained(run: &[Point], limit: f64, rule: &GrowthRule) -> Option<Growth> {
     let (first, last) = (run.first()?, run.last()?);
     let seconds: Vec<(f64, f64)> = run.iter().map(|p| (p.at.since(first.at) as f64 / 1e9, p.value)).collect();
     let span_s = last.at.since(first.at) as f64 / 1e9;
     let whole = trend(&seconds)?;
     let rise = whole.slope * span_s;
     if whole.slope_low <= 0.0
-        || rise < config.growth_rise_min * limit
-        || whole.slope * 3600.0 < SLOPE_SHARE_PER_HOUR_MIN * limit
+        || rise < rule.rise_min * limit
+        || whole.slope * 3600.0 < rule.per_hour_min * limit
         || !quarters_rise(&seconds)
     {
         return None;
@@ -108,7 +137,7 @@ fn sustained(run: &[Point], limit: f64, config: &SeriesConfig) -> Option<Growth>
     }
     let line = current_line(whole, half);
     let to_limit = widened(line.time_to(limit)?, span_s / (run.len() - 1) as f64);
-    if to_limit.best_s > config.growth_reach * span_s {
+    if to_limit.best_s > rule.reach * span_s {
         return None;
     }
     Some(Growth {
@@ -116,7 +145,13 @@ fn sustained(run: &[Point], limit: f64, config: &SeriesConfig) -> Option<Growth>
         from: first.value,
         points: run.len(),
         span_s,
-        certainty: certainty(&whole, &line, limit, run.len(), rise),
+        certainty: certainty(
+            &whole,
+            &line,
+            run.len(),
+            rise,
+            rise / if rule.of_room { limit - first.value } else { limit },
+        ),
         trend: line,
         to_limit,
         evidence: spread(run),
@@ -152,10 +187,10 @@ fn widened(ttl: TimeToLimit, interval_s: f64) -> TimeToLimit {
     }
 }
 
-/// Grows with the samples, with the share of the limit that the climb covers, and with how narrow its slope is.
-fn certainty(whole: &Trend, line: &Trend, limit: f64, points: usize, rise: f64) -> f64 {
+/// Grows with the samples, with the share of the limit (or of the room) that the climb covers, and with how narrow its slope is.
+fn certainty(whole: &Trend, line: &Trend, points: usize, rise: f64, share: f64) -> f64 {
     let samples = 1.0 - (-(points as f64) / 8.0).exp();
-    let extent = (0.5 + rise / limit).min(1.0);
+    let extent = (0.5 + share).min(1.0);
     let narrow = 1.0 - 0.5 * ((whole.slope_high - whole.slope_low) / (2.0 * whole.slope)).clamp(0.0, 1.0);
     let noise = 1.0 - (line.noise / rise.max(f64::MIN_POSITIVE)).clamp(0.0, 0.5);
     (samples * extent * narrow * noise).clamp(0.0, 0.99)

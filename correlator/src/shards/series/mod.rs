@@ -1,5 +1,7 @@
 //! Detectors on series of samples, with bounded memory. Samples come in event-time order.
 
+mod certificate;
+mod disk;
 mod drops;
 mod growth;
 mod level;
@@ -16,11 +18,13 @@ use super::counters::Counters;
 use super::episode::{EpisodeKey, Observation, episode_key};
 use super::record::Sample;
 use crate::config::{SeriesConfig, nanos};
+use certificate::certificate;
+use disk::Volumes;
 use drops::{Drops, drops};
 use level::{Level, Stands, Threshold};
 use window::{Point, Window, WindowSize};
 
-pub use growth::{Growth, find_growth};
+pub use growth::{Growth, GrowthRule, find_growth};
 pub use trend::{TimeToLimit, Trend, trend};
 pub use window::Point as SeriesPoint;
 
@@ -54,9 +58,29 @@ pub enum Meter {
     DiskShare = 12,
     /// Packets dropped or broken, cumulative.
     NetDrops = 13,
+    /// Used bytes of a file system.
+    DiskUsed = 14,
+    /// Bytes that are free for programs, where used ones are told.
+    DiskFree = 15,
+    /// Size of a file system, bytes.
+    DiskCapacity = 16,
+    /// Bytes that programs can still write, where the size is told.
+    DiskAvailable = 17,
+    /// When a certificate ends, unix seconds.
+    CertificateEnd = 18,
+    /// Seconds until a certificate ends.
+    CertificateLeft = 19,
 }
 
 impl Meter {
+    /// True for the measures of file systems.
+    pub fn is_of_a_disk(self) -> bool {
+        matches!(
+            self,
+            Self::DiskShare | Self::DiskUsed | Self::DiskFree | Self::DiskCapacity | Self::DiskAvailable
+        )
+    }
+
     /// The measure behind a metric's name, when it is watched. `attribute` looks up a text attribute of the point.
     pub fn of<'a>(name: &str, attribute: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         Some(match name {
@@ -84,12 +108,28 @@ impl Meter {
             "container.io.pressure" => Self::IoPressure,
             "container.pids.count" => Self::Pids,
             "k8s.volume.utilization" | "system.filesystem.utilization" => Self::DiskShare,
+            "system.filesystem.usage" => {
+                match attribute("system.filesystem.state").or_else(|| attribute("state")) {
+                    Some("used") => Self::DiskUsed,
+                    Some("free") => Self::DiskFree,
+                    _ => return None,
+                }
+            }
+            "k8s.volume.capacity"
+            | "k8s.node.filesystem.capacity"
+            | "system.filesystem.limit"
+            | "node_filesystem_size_bytes"
+            | "kubelet_volume_stats_capacity_bytes" => Self::DiskCapacity,
+            "k8s.volume.available"
+            | "k8s.node.filesystem.available"
+            | "node_filesystem_avail_bytes"
+            | "kubelet_volume_stats_available_bytes" => Self::DiskAvailable,
             "system.network.dropped"
             | "system.network.packet.dropped"
             | "system.network.errors"
             | "system.network.packet.errors"
             | "system.network.stack.dropped" => Self::NetDrops,
-            _ => return None,
+            name => return certificate::meter(name),
         })
     }
 }
@@ -144,12 +184,13 @@ pub struct SeriesStore {
     config: SeriesConfig,
     series: HashMap<u128, Series>,
     shared: HashMap<u128, Shared>,
+    volumes: Volumes,
 }
 
 impl SeriesStore {
     /// No series.
     pub fn new(config: SeriesConfig) -> Self {
-        Self { config, series: HashMap::new(), shared: HashMap::new() }
+        Self { config, series: HashMap::new(), shared: HashMap::new(), volumes: Volumes::default() }
     }
 
     /// The kernel told of an out-of-memory kill on this thing; the counter that follows is the same kill.
@@ -161,6 +202,9 @@ impl SeriesStore {
 
     /// Takes a sample; appends what it leads to.
     pub fn take(&mut self, sample: &Sample, out: &mut Vec<Finding>, counters: &mut Counters) {
+        if sample.meter.is_of_a_disk() {
+            return self.volumes.take(sample, &self.config, out, counters);
+        }
         self.make_room(sample, counters);
         let config = &self.config;
         let series = self.series.entry(sample.series).or_default();
@@ -178,6 +222,7 @@ impl SeriesStore {
             Meter::MemoryShare => {}
             Meter::OomKills => kills(series, shared, sample, out),
             Meter::CpuPeriods => shared.periods += increase(series, sample),
+            Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),
             Meter::NetDrops => drops(series, sample, config, out),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
             meter => plain_level(series, sample, meter, config, out),
@@ -195,6 +240,7 @@ impl SeriesStore {
                 [s.climbs_from, telling.then(|| s.window.fine_start()).flatten(), s.drops.needs_from()]
             })
             .flatten()
+            .chain(self.volumes.needs_from())
             .min()
     }
 
@@ -262,11 +308,12 @@ fn memory(
     };
     near_limit(series, sample, SignalKind::MemoryNearLimit, "By", config, out);
     let cell = sample.at.0 / size.cell_ns.max(1);
-    let growth = find_growth(series.window.fine(), series.limit, config).or_else(|| {
+    let rule = GrowthRule::memory(config);
+    let growth = find_growth(series.window.fine(), series.limit, &rule).or_else(|| {
         // The coarse window says something new once per cell only, unless it has to be watched.
         let fresh =
             std::mem::replace(&mut series.cell, cell) != cell || series.is_growing || series.growing > 0;
-        if fresh { find_growth(series.window.coarse(), series.limit, config) } else { None }
+        if fresh { find_growth(series.window.coarse(), series.limit, &rule) } else { None }
     });
     match growth {
         Some(growth) => {
@@ -404,7 +451,6 @@ fn plain_level(
         Meter::CpuPressure => (SignalKind::CpuPressure, config.cpu_pressure, "%"),
         Meter::IoPressure => (SignalKind::IoPressure, config.io_pressure, "%"),
         Meter::CpuShare => (SignalKind::CpuSaturated, config.near_limit, "1"),
-        Meter::DiskShare => (SignalKind::DiskNearFull, config.near_limit, "1"),
         Meter::Pids if sample.limit > 0.0 => {
             series.limit = sample.limit;
             return near_limit(series, sample, SignalKind::PidsNearLimit, "{process}", config, out);

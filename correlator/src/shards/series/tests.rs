@@ -31,7 +31,7 @@ fn points(count: u64, step_s: f64, value: impl Fn(f64) -> f64) -> Vec<Point> {
 }
 
 fn grows(points: &[Point]) -> Option<Growth> {
-    find_growth(points, LIMIT, &SeriesConfig::default())
+    find_growth(points, LIMIT, &GrowthRule::memory(&SeriesConfig::default()))
 }
 
 /// Seconds at which the growth is first found when the samples come one by one, and what was found.
@@ -209,7 +209,7 @@ proptest! {
         let all: Vec<Point> = values.iter().enumerate().map(|(i, v)| Point {
             at: UnixNanos(1 + i as u64 * 1_000_000_000), value: *v, event: EventId(i as u128 + 1),
         }).collect();
-        if let Some(growth) = find_growth(&all, limit, &SeriesConfig::default()) {
+        if let Some(growth) = find_growth(&all, limit, &GrowthRule::memory(&SeriesConfig::default())) {
             prop_assert!(growth.to_limit.earliest_s >= 0.0);
             prop_assert!(growth.to_limit.earliest_s <= growth.to_limit.best_s);
             prop_assert!(growth.to_limit.best_s <= growth.to_limit.latest_s);

@@ -40,7 +40,7 @@ impl Origin {
             first_int(attributes, &["process.pid"]).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         // A pod's name tells its instances apart already.
         let instance = if entity.pod.is_empty() { "service.instance.id" } else { "" };
-        let extra = ["service.version", instance]
+        let extra = ["service.version", instance, "k8s.volume.name", "k8s.persistentvolumeclaim.name"]
             .into_iter()
             .map(|key| (key, text(attributes, key)))
             .filter(|(key, value)| !key.is_empty() && !value.is_empty())

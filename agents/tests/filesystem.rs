@@ -1,0 +1,120 @@
+//! A real file system that fills up, as the file system collector tells it.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use tapio_agents::collectors::filesystem::{FilesystemConfig, Sampler};
+use tapio_runtime::clock::SystemClock;
+use tapio_runtime::harness::NatsServer;
+use tapio_schemas::attribute::find;
+use tapio_schemas::entity::EntityRef;
+use tapio_schemas::event::UnifiedEvent;
+use tapio_schemas::ids::UnixNanos;
+use tapio_schemas::kind::Source;
+
+const MIB: u64 = 1 << 20;
+
+/// A file system of its own.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path, bytes: u64, options: &str) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        let mut mount = Command::new("mount");
+        let done =
+            mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}{options}"), "tmpfs"]).arg(at).status();
+        assert!(done.expect("mount runs").success(), "a file system of its own needs root");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// The mounts of this process: those of the test, whatever `/proc/1` is.
+fn config() -> FilesystemConfig {
+    FilesystemConfig { process: "/proc/self".into(), ..FilesystemConfig::default() }
+}
+
+fn sampler(config: &FilesystemConfig) -> Sampler {
+    let node = EntityRef { cluster: "c".into(), node: "n".into(), ..EntityRef::default() };
+    Sampler::new(config, Arc::new(node.sealed()))
+}
+
+fn sample(sampler: &mut Sampler) -> Vec<UnifiedEvent> {
+    sampler.sample(UnixNanos(SystemClock::shared().now_unix_nanos()))
+}
+
+/// Value and limit of one state of one file system.
+fn told(events: &[UnifiedEvent], point: &Path, state: &str) -> Option<(u64, u64)> {
+    events.iter().find_map(|event| {
+        let metric = support::metric(event, "system.filesystem.usage")?;
+        let is = |key: &str, value: &str| {
+            find(&metric.attributes, key).and_then(|v| v.as_text()).is_some_and(|text| text == value)
+        };
+        let here =
+            is("system.filesystem.mountpoint", point.to_str()?) && is("system.filesystem.state", state);
+        here.then_some((metric.value as u64, metric.limit as u64))
+    })
+}
+
+#[test]
+fn what_is_written_is_told_as_used_and_what_is_left_as_free() {
+    support::require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(&dir.path().join("with space"), 64 * MIB, "");
+    let mut sampler = sampler(&config());
+    let before = sample(&mut sampler);
+    assert_eq!(told(&before, &disk.0, "used"), Some((0, 64 * MIB)));
+    assert_eq!(told(&before, &disk.0, "free"), Some((64 * MIB, 64 * MIB)));
+    std::fs::write(disk.0.join("data"), vec![1u8; 48 * MIB as usize]).unwrap();
+    let after = sample(&mut sampler);
+    assert_eq!(told(&after, &disk.0, "used"), Some((48 * MIB, 64 * MIB)));
+    assert_eq!(told(&after, &disk.0, "reserved"), Some((0, 64 * MIB)));
+    let written = std::fs::write(disk.0.join("more"), vec![1u8; 48 * MIB as usize]);
+    assert!(written.is_err(), "it is full");
+    assert_eq!(told(&sample(&mut sampler), &disk.0, "free"), Some((0, 64 * MIB)));
+}
+
+#[test]
+fn a_mount_that_is_read_only_or_mounted_again_is_not_told() {
+    support::require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let read_only = Disk::mount(&dir.path().join("ro"), MIB, ",ro");
+    let first = Disk::mount(&dir.path().join("a"), MIB, "");
+    let again = dir.path().join("longer-name");
+    std::fs::create_dir_all(&again).unwrap();
+    let bound = Command::new("mount").arg("--bind").arg(&first.0).arg(&again).status().unwrap();
+    assert!(bound.success());
+    let again = Disk(again);
+    let events = sample(&mut sampler(&config()));
+    assert_eq!(told(&events, &first.0, "used"), Some((0, MIB)));
+    assert_eq!(told(&events, &again.0, "used"), None);
+    assert_eq!(told(&events, &read_only.0, "used"), None);
+    let mut narrow = sampler(&FilesystemConfig { mounts_max: 1, ..config() });
+    let few = sample(&mut narrow);
+    assert_eq!(few.len(), 3, "three states of one file system");
+    assert!(narrow.left_out() >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_publishes_them_as_the_nodes() {
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = support::bare("filesystem");
+    config.filesystem.enabled = true;
+    let agent = support::start(&nats, config).await;
+    let bus = nats.bus().await.unwrap();
+    let is_usage = |event: &UnifiedEvent| support::metric(event, "system.filesystem.usage").is_some();
+    let mut stream = support::Stream::open(&bus, "filesystem").await;
+    let events = stream.events_until("usage", |events| events.iter().any(is_usage)).await;
+    let event = events.iter().find(|event| is_usage(event)).unwrap();
+    assert_eq!((event.source, event.entity.node.as_str()), (Source::Filesystem, support::NODE));
+    assert_eq!(agent.degraded(), vec![]);
+    support::drain(agent).await;
+}
