@@ -3,9 +3,9 @@
 //! Stage one counts what requests did, per shard and window ([`tapio_schemas::service`]). Here the counts of all shards
 //! are added up, window by window, once every shard has passed it, so nothing depends on the number of shards or on who
 //! was heard first. Each detector compares a window with a reference that it learnt earlier and adds the result to a
-//! CUSUM ([`cusum`]); what the sums say is told as signals ([`book`]) and enters the ordinary inference.
+//! CUSUM (`cusum`); what the sums say is told as signals (`book`) and enters the ordinary inference.
 //!
-//! A window is learnt only [`HOLD_NS`] later, and not at all where a sum says by then that it may have been part of what
+//! A window is learnt only `HOLD_NS` later, and not at all where a sum says by then that it may have been part of what
 //! is wrong. A cold reference says nothing.
 
 mod book;

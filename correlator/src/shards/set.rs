@@ -83,7 +83,7 @@ impl ShardSet {
         self.take_within(bytes, subject_shard, &mut cursor, &mut Budget::unlimited())
     }
 
-    /// As [`Self::take`], from the cursor on and until the budget is over; then [`Taken::is_done`] is false and the cursor is
+    /// As [`Self::take`], from the cursor on and until the budget is over; then `Taken::is_done` is false and the cursor is
     /// where to go on, with this shard untouched meanwhile.
     pub fn take_within(
         &mut self,

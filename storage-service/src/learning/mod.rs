@@ -2,9 +2,9 @@
 //!
 //! Each outcome is a cause, the probability that the finding had stated for it, and whether it was right. A cause has a Beta
 //! posterior of being right (Gelman et al., Bayesian Data Analysis, §2.4) whose prior is what the findings
-//! themselves stated, with the weight of [`PRIOR_STRENGTH`] outcomes. A cause that is right as often as stated keeps its
+//! themselves stated, with the weight of `PRIOR_STRENGTH` outcomes. A cause that is right as often as stated keeps its
 //! prior; otherwise the odds of its prior in the model are multiplied by `odds(posterior mean) / odds(stated)`,
-//! within [`PRIOR_FACTOR`]. Old outcomes fade and only the newest [`OUTCOMES_WEIGHED`] weigh, so that a
+//! within `PRIOR_FACTOR`. Old outcomes fade and only the newest `OUTCOMES_WEIGHED` weigh, so that a
 //! thousand clicks neither decide anything nor hide what comes after them.
 
 mod beta;

@@ -33,7 +33,7 @@ pub struct AccuracyArgs {
     /// Write the findings of each case to this directory, as `tapio replay --output jsonl` prints them.
     #[arg(long, value_name = "DIR")]
     pub findings: Option<PathBuf>,
-    /// Score the findings in this directory (<case>.jsonl) and replay nothing.
+    /// Score the findings in this directory (`CASE.jsonl`) and replay nothing.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["findings", "twice", "without", "rename"])]
     pub score: Option<PathBuf>,
     /// Compare with the simple methods, with less input and with other names, and write the figures into this page.

@@ -34,7 +34,7 @@ pub fn slice(
     all(&mut serde_json::Deserializer::from_slice(text), fallback, each)
 }
 
-/// As [`slice`], of what is too large to be held.
+/// As `slice`, of what is too large to be held.
 ///
 /// # Errors
 /// When it cannot be read, is not JSON, or is cut off.
