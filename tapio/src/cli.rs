@@ -7,9 +7,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod accuracy;
 mod check;
+mod fix;
 mod patterns;
 pub use accuracy::AccuracyArgs;
 pub use check::{CheckArgs, ScopeArgs};
+pub use fix::FixArgs;
 pub use patterns::{PatternsArgs, PatternsCommand};
 
 /// A path that may be empty, which is like not given: `TAPIO_DATA_DIR=` unsets it for one command.
@@ -53,6 +55,9 @@ pub enum Command {
     /// Say what is wrong now, and whether anyone would know: asks a running instance, a cluster, or a dump of one.
     #[command(after_help = check::AFTER_HELP)]
     Check(CheckArgs),
+    /// Do what a finding says is to be done, after a dry run and a question, and watch whether it helps.
+    #[command(after_help = fix::AFTER_HELP)]
+    Fix(FixArgs),
     /// Tell the story of one thing: name, kind/name, namespace/kind/name, a cgroup path or a finding id.
     #[command(
         after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo"

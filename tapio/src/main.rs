@@ -63,6 +63,7 @@ async fn dispatch_async(command: Command) -> anyhow::Result<i32> {
         Command::Correlator(args) => commands::run::run(Role::Correlator, args).await,
         Command::Storage(args) => commands::run::run(Role::Storage, args).await,
         Command::Check(args) => commands::check::run(args).await,
+        Command::Fix(args) => commands::fix::run(args).await,
         Command::Why(args) => commands::why::run(args).await,
         Command::Feedback(args) => commands::feedback::run(args).await,
         Command::Causes(args) => commands::causes::run(args).await,

@@ -1,6 +1,7 @@
 //! `tapio check` without an instance: the same scene as lists, as a dump, as a recording and from an API server.
 
 mod common;
+mod scene;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -8,171 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use common::{run, stderr, stdout};
+use scene::{END_S, Scene};
 use serde_json::{Value, json};
-use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_schemas::UnixNanos;
 use tempfile::TempDir;
-
-const SECOND: u64 = 1_000_000_000;
-
-/// A Deployment whose new image needs more memory than it may have, at seconds of the scene.
-struct Scene {
-    begin: UnixNanos,
-    /// Whether the second release fails.
-    fails: bool,
-}
-
-/// End of the scene.
-const END_S: u64 = 300;
-
-impl Scene {
-    /// One that ends now.
-    fn new(fails: bool) -> Self {
-        let now = SystemClock::new().now_unix_nanos() / SECOND * SECOND;
-        Self { begin: UnixNanos(now).minus(END_S * SECOND), fails }
-    }
-
-    fn at(&self, second: u64) -> UnixNanos {
-        self.begin.plus(second * SECOND)
-    }
-
-    fn time(&self, second: u64) -> String {
-        let text = self.at(second).to_string();
-        format!("{}Z", text.split('.').next().unwrap_or_default().trim_end_matches('Z'))
-    }
-
-    fn object(&self, kind: &str, version: &str, name: &str, rest: Value) -> Value {
-        let namespace = if kind == "Node" { Value::Null } else { json!("shop") };
-        let mut object = json!({"kind": kind, "apiVersion": version, "metadata": {"name": name, "namespace": namespace,
-            "uid": format!("{kind}-{name}"), "creationTimestamp": "2020-01-01T00:00:00Z", "labels": {"app": "api"}}});
-        merge(&mut object, rest);
-        object
-    }
-
-    fn node(&self) -> Value {
-        let ready =
-            json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"}]);
-        self.object("Node", "v1", "n1", json!({"status": {"conditions": ready}}))
-    }
-
-    fn deployment(&self, image: &str, generation: u64) -> Value {
-        let spec = json!({"replicas": 1, "template": template(image)});
-        self.object(
-            "Deployment",
-            "apps/v1",
-            "api",
-            json!({"metadata": {"generation": generation}, "spec": spec}),
-        )
-    }
-
-    fn set(&self, image: &str, name: &str, revision: u64, created: &str) -> Value {
-        let metadata = json!({"creationTimestamp": created, "annotations":
-            {"deployment.kubernetes.io/revision": revision.to_string()},
-            "ownerReferences": [{"kind": "Deployment", "name": "api", "controller": true}]});
-        self.object(
-            "ReplicaSet",
-            "apps/v1",
-            name,
-            json!({"metadata": metadata, "spec": {"template": template(image)}}),
-        )
-    }
-
-    /// The pod of the second release, after so many kills.
-    fn pod(&self, kills: u64) -> Value {
-        let metadata = json!({"creationTimestamp": self.time(60),
-            "ownerReferences": [{"kind": "ReplicaSet", "name": "api-5f6585d649", "controller": true}]});
-        let killed_at = self.time(70 + kills * 30);
-        let (state, ready) = match kills {
-            0 => (json!({"running": {"startedAt": self.time(62)}}), "True"),
-            _ => (
-                json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}}),
-                "False",
-            ),
-        };
-        let since = if kills == 0 { self.time(62) } else { killed_at.clone() };
-        let mut status = json!({"name": "app", "containerID": format!("containerd://c{kills}"), "restartCount": kills,
-            "state": state});
-        if kills > 0 {
-            status["lastState"] = json!({"terminated": {"containerID": format!("containerd://c{kills}"), "exitCode": 137,
-                "reason": "OOMKilled", "finishedAt": killed_at}});
-        }
-        let conditions = json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": self.time(60)},
-            {"type": "Ready", "status": ready, "reason": "ContainersNotReady", "lastTransitionTime": since}]);
-        let rest = json!({"metadata": metadata, "spec": {"nodeName": "n1", "containers": [{"name": "app"}]},
-            "status": {"phase": "Running", "conditions": conditions, "containerStatuses": [status]}});
-        self.object("Pod", "v1", "api-5f6585d649-x2x2x", rest)
-    }
-
-    fn event(&self, count: u64, last: u64) -> Value {
-        json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "e1", "namespace": "shop", "uid": "e1"},
-            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "api-5f6585d649-x2x2x",
-                "uid": "Pod-api-5f6585d649-x2x2x", "fieldPath": "spec.containers{app}"},
-            "reason": "BackOff", "message": "Back-off restarting failed container app in pod api", "type": "Warning",
-            "count": count, "firstTimestamp": self.time(103), "lastTimestamp": self.time(last)})
-    }
-
-    /// All that stands at the end.
-    fn standing(&self) -> Vec<Value> {
-        let mut all = vec![
-            self.node(),
-            self.deployment("shop/api:2", 2),
-            self.set("shop/api:1", "api-6b8f9c7d54", 1, "2020-01-01T00:00:00Z"),
-            self.set("shop/api:2", "api-5f6585d649", 2, &self.time(60)),
-            self.pod(if self.fails { 7 } else { 0 }),
-        ];
-        if self.fails {
-            all.push(self.event(9, END_S - 5));
-        } else {
-            // Something has to say what time it is.
-            let lease = json!({"spec": {"renewTime": self.time(END_S)}});
-            all.push(self.object("Lease", "coordination.k8s.io/v1", "n1", lease));
-        }
-        all
-    }
-
-    /// The same as watches told it.
-    fn recording(&self) -> String {
-        let mut lines = vec![
-            (0, "ADDED", self.node()),
-            (0, "ADDED", self.deployment("shop/api:1", 1)),
-            (0, "ADDED", self.set("shop/api:1", "api-6b8f9c7d54", 1, "2020-01-01T00:00:00Z")),
-            (60, "MODIFIED", self.deployment("shop/api:2", 2)),
-            (60, "ADDED", self.set("shop/api:2", "api-5f6585d649", 2, &self.time(60))),
-            (62, "ADDED", self.pod(0)),
-        ];
-        if self.fails {
-            for kills in 1..=7 {
-                lines.push((70 + kills * 30, "MODIFIED", self.pod(kills)));
-                lines.push((73 + kills * 30, "event", self.event(kills, 73 + kills * 30)));
-            }
-            lines.push((END_S - 5, "event", self.event(9, END_S - 5)));
-        }
-        lines.push((END_S, "MODIFIED", self.node()));
-        let line = |(at, word, object): (u64, &str, Value)| {
-            let (signal, request) = match word {
-                "event" => ("k8s_event", object),
-                word => ("k8s_object", json!({"type": word, "object": object})),
-            };
-            json!({"at_unix_nano": self.at(at).0.to_string(), "signal": signal, "request": request})
-                .to_string()
-                + "\n"
-        };
-        lines.into_iter().map(line).collect()
-    }
-}
-
-fn template(image: &str) -> Value {
-    json!({"spec": {"containers": [{"name": "app", "image": image}]}})
-}
-
-fn merge(into: &mut Value, from: Value) {
-    match (into, from) {
-        (Value::Object(into), Value::Object(from)) => {
-            from.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
-        }
-        (into, from) => *into = from,
-    }
-}
 
 fn written(dir: &TempDir, name: &str, text: &str) -> PathBuf {
     let path = dir.path().join(name);

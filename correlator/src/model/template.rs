@@ -1,4 +1,4 @@
-//! Sentences with holes: `{growth.usage_bytes|bytes}`. A sentence whose hole has no data is not said.
+//! Sentences with holes: `{growth.usage_bytes|bytes}`. A sentence whose hole has no data is not said. `{{` is a brace.
 
 use serde::Deserialize;
 use tapio_schemas::UnixNanos;
@@ -39,6 +39,11 @@ impl TryFrom<String> for Template {
         let mut rest = source.as_str();
         while let Some(open) = rest.find('{') {
             parts.push(Part::Text(rest[..open].to_owned()));
+            if let Some(after) = rest[open..].strip_prefix("{{") {
+                parts.push(Part::Text("{".to_owned()));
+                rest = after;
+                continue;
+            }
             let close = rest[open..].find('}').ok_or(format!("`{source}` has a `{{` that is not closed"))?;
             let hole = &rest[open + 1..open + close];
             let (path, filter) = match hole.split_once('|') {
@@ -175,6 +180,8 @@ mod tests {
         let filled = template("uses {growth.usage|bytes} at {kill.at|time}").unwrap().fill(&lookup);
         assert_eq!(filled.unwrap(), "uses 48 MiB at 22:13:20");
         assert_eq!(template("no {such.thing}").unwrap().fill(&lookup), None);
+        let braces = template(r#"-p '{{"uses":{growth.usage|bytes}}'"#).unwrap();
+        assert_eq!(braces.fill(&lookup).unwrap(), r#"-p '{"uses":48 MiB}'"#);
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod check;
 pub mod demo;
 pub mod doctor;
 pub mod feedback;
+pub mod fix;
 pub mod leak_child;
 pub mod loadtest;
 pub mod loadtest_args;

@@ -7,6 +7,7 @@ mod consequences;
 pub mod convert;
 pub mod index;
 mod json;
+pub mod objects;
 pub mod owners;
 pub mod pod;
 mod recorded;

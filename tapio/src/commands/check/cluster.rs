@@ -1,6 +1,7 @@
 //! What a cluster's own lists say: no installation, read-only.
 
 use tapio_agents::collectors::kubernetes::Unavailable;
+use tapio_agents::collectors::kubernetes::objects::Objects;
 use tapio_agents::collectors::kubernetes::snapshot::api::{Cluster, Listing};
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_schemas::UnixNanos;
@@ -27,6 +28,11 @@ impl Lists {
         let clock = SystemClock::shared();
         let cluster = Cluster::find(scope.kubeconfig.as_deref(), scope.context.as_deref(), clock).await?;
         Ok(Self { cluster, context: scope.context.clone() })
+    }
+
+    /// Its single objects.
+    pub fn objects(&self) -> Objects {
+        self.cluster.objects()
     }
 
     /// Which it is.

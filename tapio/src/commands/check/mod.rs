@@ -17,7 +17,7 @@ use crate::exit::{CANNOT_TELL, ExitWith, FINDINGS, UNAVAILABLE};
 use crate::verdict::Answer;
 
 use about::About;
-use cluster::Lists;
+pub use cluster::Lists;
 
 /// Between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(10);
@@ -50,6 +50,33 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<i32> {
             () = tokio::time::sleep(WATCH_INTERVAL) => {}
             _ = tokio::signal::ctrl_c() => return Ok(exit_code(&answer)),
         }
+    }
+}
+
+/// Who is asked again and again, by another command.
+pub struct Looker {
+    args: CheckArgs,
+    about: About,
+    source: Source,
+}
+
+impl Looker {
+    /// Finds whom to ask.
+    ///
+    /// # Errors
+    /// When nobody is there.
+    pub async fn choose(args: CheckArgs) -> anyhow::Result<Self> {
+        let about = About::of(&args)?;
+        let source = choose(&args).await?;
+        Ok(Self { args, about, source })
+    }
+
+    /// What is wrong now.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn look(&self) -> anyhow::Result<Answer> {
+        ask(&self.args, &self.about, &self.source).await
     }
 }
 

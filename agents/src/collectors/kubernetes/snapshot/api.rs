@@ -17,6 +17,7 @@ use super::resources::{RESOURCES, Resource};
 use super::selector::Selector;
 use crate::collectors::kubernetes::collector::{self, Unavailable};
 use crate::collectors::kubernetes::config::KubernetesConfig;
+use crate::collectors::kubernetes::objects::Objects;
 
 /// Objects of a page.
 pub const PAGE_OBJECTS: usize = 500;
@@ -109,6 +110,11 @@ impl Cluster {
     /// Where it is.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Its single objects, for who was asked to change one.
+    pub fn objects(&self) -> Objects {
+        Objects::new(self.client.clone())
     }
 
     /// The namespace of the context.
