@@ -73,6 +73,9 @@ pub struct CaseSignal {
     count: u64,
     #[serde(default)]
     trace: u64,
+    /// The process, of what the kernel tells.
+    #[serde(default)]
+    pid: u32,
     /// Earliest, best, latest.
     forecast: Option<(SignedDuration, SignedDuration, SignedDuration)>,
     #[serde(default)]
@@ -118,10 +121,14 @@ pub struct Expectation {
     pub at_most: Option<f64>,
     /// Number of findings; default 1.
     pub findings: Option<usize>,
+    /// One of the findings is as expected; else all are.
+    pub among: bool,
     /// There is a prediction with this outcome.
     pub prediction: Option<SmolStr>,
     /// A cause that must be among the refuted or weaker hypotheses.
     pub not: Option<SmolStr>,
+    /// Of that cause, or without one of the root cause, it is told in these words what speaks against it.
+    pub because: Option<String>,
     /// The story has these words.
     pub says: Option<String>,
     /// The story does not have these words.
@@ -223,6 +230,7 @@ impl CaseSignal {
         signal.ended = self.ended;
         signal.strength = Score::clamped(self.strength);
         signal.count = self.count;
+        signal.pid = self.pid;
         signal.trace_id = TraceId(u128::from(self.trace));
         signal.forecast = self.forecast.map(|(earliest, at, latest)| Forecast {
             scenario: scenario(self.signal).into(),

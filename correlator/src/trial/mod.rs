@@ -62,7 +62,12 @@ pub fn differences(pattern: &Pattern, expect: &Expectation, findings: &[Finding]
         },
         None => None,
     };
-    findings.iter().flat_map(|finding| differences_of(expect, seat.as_ref(), finding)).collect()
+    let of_each = findings.iter().map(|finding| differences_of(expect, seat.as_ref(), finding));
+    if expect.among {
+        let nearest = of_each.min_by_key(Vec::len);
+        return nearest.unwrap_or_else(|| vec!["no finding".to_owned()]);
+    }
+    of_each.flatten().collect()
 }
 
 fn differences_of(
@@ -73,6 +78,11 @@ fn differences_of(
     let root = finding.root_cause.as_ref();
     let confidence = finding.confidence.get();
     let below = finding.hypotheses.iter().skip(1).find(|h| Some(&h.cause) == expect.not.as_ref());
+    let doubted = expect.not.as_ref().or(expect.cause.as_ref());
+    let said_against = |words: &String| {
+        let doubted = finding.hypotheses.iter().filter(|h| Some(&h.cause) == doubted);
+        doubted.flat_map(|h| &h.refuted_by).any(|reason| reason.contains(words))
+    };
     let outcome = finding.prediction.as_ref().and_then(|p| p.outcome.clone());
     let told = root.map_or("none".to_owned(), |r| format!("{} on {}", r.cause, r.entity));
     let checks = [
@@ -92,6 +102,10 @@ fn differences_of(
         (
             expect.not.is_none() || below.is_some_and(|h| !h.refuted_by.is_empty()),
             "the other cause is not among the refuted ones".to_owned(),
+        ),
+        (
+            expect.because.as_ref().is_none_or(said_against),
+            "words missing among what speaks against the cause in doubt".to_owned(),
         ),
         (
             expect.says.as_ref().is_none_or(|words| finding.story.contains(words)),
