@@ -124,6 +124,7 @@ impl NodeAgent {
         let epoch = next_epoch(config.data_dir.as_deref(), parts.clock.now_unix_nanos())?;
         let outbox = Outbox::new(config.backlog.memory.bytes(), open_spool(&config)?, ledger.clone());
         let producer = producer(&config.cluster, &node_name);
+        let states = CollectorStates::new(&parts.metrics);
         let word = Word {
             node: node_name.clone(),
             producer,
@@ -131,13 +132,13 @@ impl NodeAgent {
             started: UnixNanos(parts.clock.now_unix_nanos()),
             ledger: ledger.clone(),
             outbox: Arc::clone(&outbox),
+            states: states.clone(),
             parts: parts.clone(),
         };
         status::add(&supervision, &config.cluster, word).await?;
         add_publisher(&supervision, &config, &parts.bus, &outbox).await?;
 
         let wake = Arc::new(Wake::default());
-        let states = CollectorStates::new(&parts.metrics);
         let pods = PodIndex::new(parts.clock.clone());
         let attribution = collectors::attribution(&config, &node_name, &pods, &parts.clock);
         let mut intakes = Vec::new();

@@ -7,6 +7,7 @@ use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::ids::{ProducerId, UnixNanos};
 use tapio_schemas::status::{AgentStatus, Dropped, InFlight, SentShard};
 
+use crate::collectors::CollectorStates;
 use crate::ledger::Ledger;
 use crate::node::AgentParts;
 use crate::outbox::Outbox;
@@ -29,6 +30,8 @@ pub struct Word {
     pub ledger: Ledger,
     /// How far the stream is.
     pub outbox: Arc<Outbox>,
+    /// What the collectors say of themselves.
+    pub states: CollectorStates,
     /// Bus and clock.
     pub parts: AgentParts,
 }
@@ -73,6 +76,7 @@ impl Word {
             backlog_bytes: self.outbox.bytes(),
             backlog_bytes_max: self.outbox.bytes_max(),
             circuit: self.parts.bus.circuit().as_str().to_owned(),
+            watches: self.states.watches(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Settings of the correlator. Every window, queue and map has its limit here.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use tapio_runtime::config::{ByteSize, HumanDuration};
 
@@ -52,6 +54,9 @@ pub struct CorrelatorConfig {
     /// 15 min, as for other words of processes. Until then `tapio check` tells that it has stopped; after it, only as
     /// long as agents of the cluster speak. Whole seconds, at least 2.
     pub forget_after: HumanDuration,
+    /// Directory with patterns of the user's own (`*.yaml`), such as a mounted ConfigMap; looked at every 5 s. One for the same
+    /// cause takes the place of the program's. A file that is wrong is told with its line and left out. None (default): none.
+    pub patterns_dir: Option<PathBuf>,
     /// How the cause of an incident is found: `causal`, or `earliest`, `loudest`, `ranksum`, which are there to be compared
     /// with. Default `causal`.
     pub method: Method,
@@ -84,6 +89,7 @@ impl Default for CorrelatorConfig {
             producers_max: 4096,
             replay_max: HumanDuration::from_secs(900),
             forget_after: HumanDuration::from_secs(900),
+            patterns_dir: None,
             method: Method::default(),
             signals: SignalConfig::default(),
             series: SeriesConfig::default(),

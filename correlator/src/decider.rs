@@ -12,6 +12,7 @@ use crate::engine::{Place, StageTwo, StageTwoCounters};
 use crate::ledger::{Ledger, LedgerCounters};
 use crate::low_water::{LowWater, Marks};
 use crate::model::Model;
+use crate::own_patterns::Patterns;
 use crate::shards::grid_floor;
 
 /// Holes that are told with the freshness.
@@ -32,6 +33,8 @@ pub struct Decider {
     ledger: Ledger,
     marks: Marks<Place>,
     topology_ns: u64,
+    /// What is to be said of the user's own patterns.
+    about_patterns: Vec<String>,
 }
 
 impl Decider {
@@ -50,7 +53,7 @@ impl Decider {
         }
         stage_two.remember(kept.changes, kept.machines);
         let topology_ns = nanos(config.signals.topology_refresh);
-        Self { stage_two, ledger, marks: Marks::default(), topology_ns }
+        Self { stage_two, ledger, marks: Marks::default(), topology_ns, about_patterns: Vec::new() }
     }
 
     /// Takes the section with a stream sequence; returns what is to be published.
@@ -100,9 +103,16 @@ impl Decider {
         self.stage_two.set_priors(priors);
     }
 
+    /// Decides with these patterns from the next tick on.
+    pub fn set_patterns(&mut self, patterns: &Patterns) {
+        self.stage_two.set_model(Arc::clone(&patterns.model));
+        self.about_patterns = patterns.gaps().collect();
+    }
+
     /// How fresh the verdicts are.
     pub fn fresh(&self) -> Fresh {
-        let gaps = self.stage_two.incidents().gaps_in_words(GAPS_TOLD_MAX);
+        let mut gaps = self.about_patterns.clone();
+        gaps.extend(self.stage_two.incidents().gaps_in_words(GAPS_TOLD_MAX));
         Fresh { watermark: self.watermark(), gaps }
     }
 

@@ -170,6 +170,11 @@ impl StageTwo {
         self.incidents.set_priors(priors);
     }
 
+    /// Decides with this model from the next tick on.
+    pub fn set_model(&mut self, model: Arc<Model>) {
+        self.incidents.set_model(model);
+    }
+
     /// What was refused or forgotten so far.
     pub fn counters(&self) -> StageTwoCounters {
         StageTwoCounters {

@@ -20,6 +20,7 @@ use crate::checkpoint::{Checkpoint, Fresh};
 use crate::decider::{Decider, DeciderCounters};
 use crate::metrics::CorrelatorMetrics;
 use crate::outbox::{BusOutlet, Outbox, Outlet};
+use crate::own_patterns::Patterns;
 use crate::stage_two::not_the_owner;
 
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -54,6 +55,8 @@ pub struct IncidentParts {
     pub fresh: watch::Sender<Fresh>,
     /// What outcomes say of the causes, as it was read last.
     pub priors: watch::Receiver<Arc<PriorHistory>>,
+    /// What is decided with, as it is now.
+    pub patterns: watch::Receiver<Patterns>,
     /// Clock.
     pub clock: SharedClock,
     /// Metrics.
@@ -105,6 +108,7 @@ impl<O: Outlet> IncidentWorker<O> {
     /// A worker that goes on where `decider` stands. Findings are stored only while `outlet` has the newest fence.
     pub fn new(mut parts: IncidentParts, mut decider: Decider, outlet: O) -> Self {
         decider.set_priors(Arc::clone(&parts.priors.borrow_and_update()));
+        decider.set_patterns(&parts.patterns.borrow_and_update());
         Self {
             parts,
             remembered: decider.memory_version(),
@@ -175,6 +179,9 @@ impl<O: Outlet> IncidentWorker<O> {
         // Closed: the last ones stand.
         if self.parts.priors.has_changed().unwrap_or(false) {
             self.decider.set_priors(Arc::clone(&self.parts.priors.borrow_and_update()));
+        }
+        if self.parts.patterns.has_changed().unwrap_or(false) {
+            self.decider.set_patterns(&self.parts.patterns.borrow_and_update());
         }
     }
 

@@ -20,6 +20,7 @@ mod metrics;
 pub mod model;
 mod order;
 mod outbox;
+mod own_patterns;
 mod partition;
 pub mod pipeline;
 #[cfg(test)]

@@ -26,10 +26,12 @@ use tapio_runtime::clock::SharedClock;
 use tapio_runtime::health::Health;
 use tapio_runtime::supervise::{ComponentStatus, RestartPolicy, StopReport, SuperviseError, Supervision};
 use tapio_runtime::telemetry::Metrics;
+use tokio::sync::watch;
 
 use crate::config::CorrelatorConfig;
 use crate::metrics::CorrelatorMetrics;
 use crate::model::Model;
+use crate::own_patterns::{self, OwnPatterns, Patterns};
 use crate::partition::Partition;
 use crate::stage_one::StageOne;
 use crate::stage_two::StageTwoParts;
@@ -109,7 +111,7 @@ impl Correlator {
         status::add(&supervision, &config, &parts, &metrics).await?;
         let two = StageTwoParts {
             config: config.clone(),
-            model,
+            patterns: add_patterns(&supervision, &config, &parts, model).await?,
             bus: parts.bus.clone(),
             clock: parts.clock.clone(),
             registry: parts.metrics.clone(),
@@ -124,6 +126,29 @@ impl Correlator {
         supervision.add_task("correlator.shards", policy, move |context| one.clone().run(context)).await?;
         Ok(CorrelatorHandle { supervision })
     }
+}
+
+/// What is decided with: `model`, and over it the patterns of the configured directory, as they are at any time.
+async fn add_patterns(
+    supervision: &Supervision,
+    config: &CorrelatorConfig,
+    parts: &CorrelatorParts,
+    model: Arc<Model>,
+) -> Result<watch::Receiver<Patterns>, SuperviseError> {
+    let Some(directory) = &config.patterns_dir else {
+        return Ok(watch::channel(Patterns::of(model)).1);
+    };
+    let own = OwnPatterns::new(directory, model);
+    let first = own.read();
+    own_patterns::log(directory, &first);
+    let (patterns, read) = watch::channel(first);
+    let metrics = parts.metrics.clone();
+    supervision
+        .add_task("correlator.patterns", RestartPolicy::default(), move |context| {
+            own.clone().run(patterns.clone(), metrics.clone(), context)
+        })
+        .await?;
+    Ok(read)
 }
 
 impl CorrelatorHandle {

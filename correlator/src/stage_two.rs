@@ -26,8 +26,8 @@ use crate::incident_worker::{IncidentParts, IncidentWorker, PUBLISH_WINDOW, Sect
 use crate::ledger::Ledger;
 use crate::low_water::{LowWater, start_at};
 use crate::metrics::CorrelatorMetrics;
-use crate::model::Model;
 use crate::outbox::BusOutlet;
+use crate::own_patterns::Patterns;
 
 const READ_SECTIONS: usize = 64;
 const READ_WAIT: Duration = Duration::from_millis(100);
@@ -46,8 +46,8 @@ const FORGET_AFTER_MIN: Duration = Duration::from_secs(2);
 pub struct StageTwoParts {
     /// Settings.
     pub config: CorrelatorConfig,
-    /// Causal model.
-    pub model: Arc<Model>,
+    /// Causal model, as it is now.
+    pub patterns: watch::Receiver<Patterns>,
     /// Bus.
     pub bus: Bus,
     /// Clock.
@@ -86,12 +86,14 @@ impl StageTwoParts {
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
         let (priors, read_priors) = watch::channel(Arc::new(store.priors().await?));
-        let decider = Decider::new(&self.config, Arc::clone(&self.model), ledger, kept, goes_on);
+        let model = Arc::clone(&self.patterns.borrow().model);
+        let decider = Decider::new(&self.config, model, ledger, kept, goes_on);
         let parts = IncidentParts {
             cluster: self.config.cluster.clone(),
             to_keep: checkpoints,
             fresh,
             priors: read_priors,
+            patterns: self.patterns.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };

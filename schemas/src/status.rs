@@ -79,6 +79,43 @@ pub struct AgentStatus {
     pub backlog_bytes_max: u64,
     /// State of the way to NATS: `closed`, `half-open`, `open`.
     pub circuit: String,
+    /// How its watches of a cluster stand; none for who watches none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<WatchStatus>,
+}
+
+/// How a watch of a kind of Kubernetes object stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchState {
+    /// All objects are being asked for.
+    Listing,
+    /// Changes come as they happen.
+    Live,
+    /// It should be heard and has not been for longer than it may be silent.
+    Stale,
+    /// It fails, and is tried again.
+    Failing,
+    /// A permission is missing.
+    Forbidden,
+    /// The API server does not have this kind.
+    Absent,
+}
+
+/// A watch of a kind of Kubernetes object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchStatus {
+    /// As permissions name it: `pods`, `deployments.apps`.
+    pub name: String,
+    /// How it stands.
+    pub state: WatchState,
+    /// Since when.
+    pub since: UnixNanos,
+    /// When the API server last said something of it: what is known of these objects is as of then.
+    pub heard_at: UnixNanos,
+    /// Why, when it does not work.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// What one owner of one shard has read of one producer's run:

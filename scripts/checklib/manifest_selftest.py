@@ -80,6 +80,8 @@ CASES = [
     ("network-policies", "an unknown port", lambda d: policy(d, "nats")["ingress"][0]["ports"][0].update(port="x")),
     ("network-policies", "peers that are not there", lambda d: policy(d, "nats")["ingress"][0]["from"][0]["podSelector"]["matchLabels"].update(a="b")),
     ("rbac-reads-only", "a write", lambda d: rules(d)[0]["verbs"].append("delete")),
+    ("rbac-reads-only", "any lease", lambda d: find(d, "Role", "tapio-cluster-agent")["rules"][0].pop("resourceNames")),
+    ("rbac-reads-only", "more than a lease", lambda d: find(d, "Role", "tapio-cluster-agent")["rules"][0].update(resources=["pods"])),
     ("rbac-reads-only", "secrets", lambda d: rules(d)[0]["resources"].append("secrets")),
     ("rbac-reads-only", "everything", lambda d: rules(d)[0].update(apiGroups=["*"])),
     ("rbac-bound", "no such account", lambda d: find(d, "ClusterRoleBinding", "tapio-agent")["subjects"][0].update(name="x")),

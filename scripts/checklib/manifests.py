@@ -166,7 +166,9 @@ def mounts(m):
                 yield f"{name(workload)}: mounts {mount['name']}, which is no volume of the pod"
     for workload in m.workloads:
         for volume in pod(workload).get("volumes", []):
-            if "configMap" in volume and volume["configMap"]["name"] not in configs:
+            source = volume.get("configMap", {})
+            # An optional one is the user's own.
+            if source and not source.get("optional") and source["name"] not in configs:
                 yield f"{name(workload)}: config map {volume['configMap']['name']} is not rendered"
 
 
@@ -209,10 +211,18 @@ def network_policies(m):
                     yield f"NetworkPolicy {name(policy)}: lets in pods that are not there"
 
 
+def is_own_lease(role, rule):
+    """Who watches is decided by a lease of the own namespace: made, and then written by name."""
+    if role["kind"] != "Role" or role["metadata"].get("namespace") != NAMESPACE or rule["resources"] != ["leases"]:
+        return False
+    verbs = set(rule["verbs"])
+    return verbs == {"create"} or (verbs <= {"get", "update"} and bool(rule.get("resourceNames")))
+
+
 def rbac_reads_only(m):
     for role in m.of("Role", "ClusterRole"):
         for rule in role.get("rules", []):
-            if not set(rule["verbs"]) <= READ_VERBS:
+            if not set(rule["verbs"]) <= READ_VERBS and not is_own_lease(role, rule):
                 yield f"{role['kind']} {name(role)}: verbs {rule['verbs']} are more than reading"
             if {"secrets", "*"} & set(rule.get("resources", [])) or "*" in rule["apiGroups"]:
                 yield f"{role['kind']} {name(role)}: reads secrets, or everything"

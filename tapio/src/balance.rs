@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tapio_schemas::UnixNanos;
-use tapio_schemas::status::{AgentStatus, CorrelatorStatus, Dropped, OwnedShardStatus, ReadShard};
+use tapio_schemas::status::{
+    AgentStatus, CorrelatorStatus, Dropped, OwnedShardStatus, ReadShard, WatchStatus,
+};
 
 /// Words of agents and correlators, taken so that causes come before effects: agents, then correlators, then agents again.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +53,9 @@ pub struct Account {
     pub missing: u64,
     /// State of the way to NATS.
     pub circuit: String,
+    /// How its watches of a cluster stand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<WatchStatus>,
 }
 
 /// Events of which nobody knows.
@@ -200,6 +205,7 @@ fn account(agent: &AgentStatus, sums: &Sums, correlators: &[CorrelatorStatus]) -
         dropped,
         missing: sums.missing + sums.tail,
         circuit: agent.circuit.clone(),
+        watches: agent.watches.clone(),
     }
 }
 
@@ -225,6 +231,7 @@ mod tests {
             backlog_bytes: 0,
             backlog_bytes_max: 1,
             circuit: "closed".into(),
+            watches: Vec::new(),
         }
     }
 

@@ -80,6 +80,7 @@ fn agent(at: u64, producer: ProducerId, node: &str, acknowledged: u64, position:
         backlog_bytes: 0,
         backlog_bytes_max: 1,
         circuit: "closed".to_owned(),
+        watches: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::status::WatchStatus;
 
 /// State of a collector.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -23,6 +24,7 @@ pub enum CollectorState {
 #[derive(Clone)]
 pub struct CollectorStates {
     states: Arc<Mutex<BTreeMap<String, CollectorState>>>,
+    watches: Arc<Mutex<Vec<WatchStatus>>>,
     up: Family<[(&'static str, String); 1], Gauge>,
 }
 
@@ -30,7 +32,7 @@ impl CollectorStates {
     /// No collectors yet.
     pub fn new(metrics: &Metrics) -> Self {
         let up = metrics.shared("agent_collector_up", "1 when the collector is fully at work");
-        Self { states: Arc::default(), up }
+        Self { states: Arc::default(), watches: Arc::default(), up }
     }
 
     /// Sets a collector's state and logs a change for the worse.
@@ -46,6 +48,16 @@ impl CollectorStates {
             CollectorState::Degraded(reason) => tracing::warn!(collector, reason, "collector is degraded"),
             CollectorState::Disabled(reason) => tracing::info!(collector, reason, "collector is disabled"),
         }
+    }
+
+    /// Says how the watches of the cluster stand.
+    pub fn set_watches(&self, watches: Vec<WatchStatus>) {
+        *self.watches.lock().unwrap_or_else(PoisonError::into_inner) = watches;
+    }
+
+    /// How the watches of the cluster stand; none when there are none.
+    pub fn watches(&self) -> Vec<WatchStatus> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// States by name.

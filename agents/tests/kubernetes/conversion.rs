@@ -113,6 +113,7 @@ fn an_image_change_names_both_images_and_who_did_it() {
     let change = data(&events[0]);
     assert_eq!((change.old_value.as_str(), change.new_value.as_str()), ("shop/api:1", "shop/api:2"));
     assert_eq!((change.changed_by.as_str(), change.generation), ("helm", 2));
+    assert_eq!(events[0].timestamp, at(NOW), "nobody says when");
     let scaled = cluster.sees(WatchType::Modified, &deployment(3, 3, "shop/api:2", 5));
     assert_eq!(kinds_of(&scaled), [EventKind::K8sScaled]);
     assert_eq!((data(&scaled[0]).old_value.as_str(), data(&scaled[0]).new_value.as_str()), ("2", "5"));
@@ -125,6 +126,21 @@ fn an_image_change_names_both_images_and_who_did_it() {
         "pods meet their Deployment"
     );
     assert_eq!(cluster.sees(WatchType::Added, &replica_set(1))[0].entity.lineage, lineage);
+}
+
+#[test]
+fn a_change_is_told_with_the_time_of_its_manager() {
+    let mut cluster = Cluster::after(&[deployment(1, 1, "shop/api:1", 2)]);
+    let mut changed = deployment(2, 2, "shop/api:2", 2);
+    let fields = changed["metadata"]["managedFields"].as_array_mut().unwrap();
+    fields.push(json!({"manager": "kubectl-edit", "operation": "Update", "time": "2030-01-01T10:59:58Z"}));
+    let events = cluster.sees(WatchType::Modified, &changed);
+    assert_eq!(kinds_of(&events), [EventKind::K8sImageChanged, EventKind::K8sRollout]);
+    assert_eq!((events[0].timestamp, data(&events[0]).changed_by.as_str()), (at("10:59:58"), "kubectl-edit"));
+    // A change of somebody who says no time is of now, not of the change before.
+    changed["spec"]["replicas"] = json!(7);
+    let scaled = cluster.sees(WatchType::Modified, &changed);
+    assert_eq!((scaled[0].kind, scaled[0].timestamp), (EventKind::K8sScaled, at(NOW)));
 }
 
 #[test]

@@ -22,16 +22,17 @@ use tapio_schemas::entity::Entity;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::kind::EventKind;
 use tapio_schemas::payload::Payload;
+use tapio_schemas::status::WatchState;
 use tokio::task::JoinHandle;
 
 use crate::agent::until;
 use crate::fixtures::{killed_pod, pod};
 use crate::server::{Requests, Server};
 
-struct Running {
+pub struct Running {
     intake: Intake,
-    pods: PodIndex,
-    events: Vec<UnifiedEvent>,
+    pub pods: PodIndex,
+    pub events: Vec<UnifiedEvent>,
     shutdown: Shutdown,
     task: JoinHandle<WorkerResult>,
 }
@@ -51,20 +52,27 @@ fn sink(metrics: &Metrics) -> (EventSink, Intake) {
 }
 
 async fn connect(config: KubernetesConfig) -> (Result<KubernetesCollector, Unavailable>, Intake, PodIndex) {
+    connect_as("n1", config).await
+}
+
+async fn connect_as(
+    node: &str,
+    config: KubernetesConfig,
+) -> (Result<KubernetesCollector, Unavailable>, Intake, PodIndex) {
     let metrics = Metrics::new();
     let (sink, intake) = sink(&metrics);
     let pods = PodIndex::new(SystemClock::shared());
-    (KubernetesCollector::connect(config, "c", "n1", pods.clone(), sink, &metrics).await, intake, pods)
+    (KubernetesCollector::connect(config, "c", node, pods.clone(), sink, &metrics).await, intake, pods)
 }
 
 impl Running {
-    async fn start(server: SocketAddr, scope: WatchScope) -> Self {
+    pub async fn start(server: SocketAddr, scope: WatchScope) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The file is read at the start and not again.
         Self::start_with(server, scope, &dir, None).await
     }
 
-    async fn start_with(
+    pub async fn start_with(
         server: SocketAddr,
         scope: WatchScope,
         dir: &tempfile::TempDir,
@@ -75,6 +83,8 @@ impl Running {
             scope,
             // The objects of these tests are of another time.
             history: HumanDuration::from_secs(u32::MAX.into()),
+            // Only changes are told.
+            retell: HumanDuration::from_secs(0),
             backoff_min: HumanDuration::from_millis(1),
             backoff_max: HumanDuration::from_millis(5),
             ..KubernetesConfig::default()
@@ -82,8 +92,13 @@ impl Running {
         Self::of(config, states).await
     }
 
-    async fn of(config: KubernetesConfig, states: Option<CollectorStates>) -> Self {
-        let (collector, intake, pods) = connect(config).await;
+    pub async fn of(config: KubernetesConfig, states: Option<CollectorStates>) -> Self {
+        Self::named("n1", config, states).await
+    }
+
+    /// As an agent of this name.
+    pub async fn named(node: &str, config: KubernetesConfig, states: Option<CollectorStates>) -> Self {
+        let (collector, intake, pods) = connect_as(node, config).await;
         let collector = collector.unwrap();
         let collector = match states {
             Some(states) => collector.reporting_to(states),
@@ -102,7 +117,7 @@ impl Running {
     }
 
     /// Waits until that many events of the kind have come.
-    async fn wait_for(&mut self, kind: EventKind, count: usize) {
+    pub async fn wait_for(&mut self, kind: EventKind, count: usize) {
         until(&format!("{count} {kind}"), || {
             assert!(!self.task.is_finished(), "the collector ended");
             while let Some(events) = self.intake.take() {
@@ -113,11 +128,17 @@ impl Running {
         .await;
     }
 
-    fn count(&self, kind: EventKind) -> usize {
+    pub fn count(&self, kind: EventKind) -> usize {
         self.events.iter().filter(|event| event.kind == kind).count()
     }
 
-    async fn stop(mut self) -> Vec<UnifiedEvent> {
+    /// Ends it without a chance to do anything more.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    pub async fn stop(mut self) -> Vec<UnifiedEvent> {
         self.shutdown.trigger();
         self.task.await.unwrap().unwrap();
         while let Some(events) = self.intake.take() {
@@ -128,7 +149,7 @@ impl Running {
 }
 
 /// A pod of its own.
-fn numbered(n: usize, version: u64) -> Value {
+pub fn numbered(n: usize, version: u64) -> Value {
     let mut pod = pod(version);
     pod["metadata"]["name"] = json!(format!("api-5f6585d649-{n:05}"));
     pod["metadata"]["uid"] = json!(format!("uid-{n}"));
@@ -254,7 +275,7 @@ async fn what_cannot_be_watched_is_said_until_it_works() {
         Some(CollectorState::Degraded(reason)) => Some(reason.clone()),
         _ => None,
     });
-    assert!(degraded.await.starts_with("cannot watch Pod: "));
+    assert!(degraded.await.starts_with("cannot watch pods: 500"));
     server.fail(0);
     until("a watch that works", || {
         (states.all().get("kubernetes") == Some(&CollectorState::Running)).then_some(())
@@ -274,7 +295,7 @@ fn settings(version: u64, level: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_key_of_a_config_map_is_told_without_its_value() {
     let (server, address) = Server::start().await;
-    server.allow_config_maps();
+    server.allow("configmaps");
     server.change("ADDED", |version| settings(version, "info"));
     server.change("ADDED", pod);
     let mut running = Running::start(address, WatchScope::Cluster).await;
@@ -302,14 +323,21 @@ async fn a_missing_permission_is_named_and_the_rest_works() {
     let states = CollectorStates::new(&Metrics::new());
     let mut running = Running::start_with(address, WatchScope::Cluster, &dir, Some(states.clone())).await;
     running.wait_for(EventKind::K8sObjectAdded, 1).await;
+    // Everything but pods.
     let named = |reason: &str| {
-        reason.starts_with("cannot watch ConfigMap (and 6 more kinds): not allowed: grant get, list and watch of configmaps in")
+        reason.starts_with("not allowed to see rollouts and changed images, ")
+            && reason.contains(": grant get, list and watch of deployments.apps, replicasets.apps, ")
+            && reason.ends_with(" and 18 more")
     };
     until("all that is forbidden", || match states.all().get("kubernetes") {
         Some(CollectorState::Degraded(reason)) if named(reason) => Some(()),
         _ => None,
     })
     .await;
+    let words = states.watches();
+    let of = |name: &str| words.iter().find(|word| word.name == name).unwrap().clone();
+    assert_eq!((of("pods").state, of("configmaps").state), (WatchState::Live, WatchState::Forbidden));
+    assert_eq!(of("configmaps").reason, "test: Forbidden");
     running.stop().await;
 }
 

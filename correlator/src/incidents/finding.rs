@@ -101,7 +101,9 @@ impl Material<'_> {
         let spec = root.map(|c| &c.pattern.impact);
         let suffered = impact(view, &members, &seat, spec, self.tallies, first_bad);
         let severity = severity(spec, &suffered, deviations().any(|s| is_failure(s.kind)));
-        let gaps = self.gaps_in_words(first_bad);
+        let holes = self.holes(first_bad);
+        let lost = holes.iter().filter(|gap| gap.lost > 0).count();
+        let gaps = holes.into_iter().map(in_words).collect();
         let hypotheses = self.hypotheses(component, root.is_some());
         let teller = root.map(|cause| Teller {
             view,
@@ -111,7 +113,7 @@ impl Material<'_> {
             first_told: incident.foretold.first_told(),
         });
         let (title, story, actions) = match &teller {
-            Some(teller) => (teller.title(), teller.story(status, gaps.len()), teller.actions()),
+            Some(teller) => (teller.title(), teller.story(status, lost), teller.actions()),
             None => self.unproven(component, &members, &hypotheses),
         };
         Finding {
@@ -283,10 +285,10 @@ impl Material<'_> {
         }
     }
 
-    fn gaps_in_words(&self, first_bad: UnixNanos) -> Vec<String> {
+    fn holes(&self, first_bad: UnixNanos) -> Vec<&Gap> {
         let near =
             self.gaps.iter().filter(|g| g.to >= first_bad.minus(GAP_REACH_NS) && g.from <= self.view.now);
-        near.take(GAPS_MAX).map(in_words).collect()
+        near.take(GAPS_MAX).collect()
     }
 }
 
@@ -295,5 +297,8 @@ pub fn in_words(gap: &Gap) -> String {
     let place = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
     let reason = if gap.reason.is_empty() { String::new() } else { format!(" ({})", gap.reason) };
     let (from, to) = (clock_time(gap.from), clock_time(gap.to));
+    if gap.lost == 0 {
+        return format!("{}{place} does not see everything {from}–{to}{reason}", gap.source);
+    }
     format!("{}{place} lost {} events {from}–{to}{reason}", gap.source, gap.lost)
 }

@@ -197,6 +197,11 @@ impl IncidentEngine {
         self.kernel_nodes.extend(machines.into_iter().take(KERNEL_NODES_MAX));
     }
 
+    /// Decides with this model from the next tick on.
+    pub fn set_model(&mut self, model: Arc<Model>) {
+        self.model = model;
+    }
+
     /// Takes what outcomes say of the causes. Each tick is decided with the version of its time, whenever it comes.
     pub fn set_priors(&mut self, priors: Arc<PriorHistory>) {
         self.priors = priors;
@@ -271,12 +276,24 @@ impl IncidentEngine {
                 self.states.insert(state.service.clone(), *state);
             }
             Said::Tally(tally) => self.tallies.add(&tally),
-            Said::Gap(gap) => {
-                self.gaps.push_back(*gap);
-                if self.gaps.len() > GAPS_MAX {
-                    self.gaps.pop_front();
-                }
-            }
+            Said::Gap(gap) => self.take_gap(*gap),
+        }
+    }
+
+    /// A time in which nothing was seen is told again while it lasts: that is one hole, which grows.
+    fn take_gap(&mut self, gap: Gap) {
+        let lasts = |known: &&mut Gap| {
+            (gap.lost, known.lost) == (0, 0)
+                && (&known.source, &known.node, &known.reason) == (&gap.source, &gap.node, &gap.reason)
+                && gap.from <= known.to
+        };
+        if let Some(known) = self.gaps.iter_mut().find(lasts) {
+            (known.from, known.to) = (known.from.min(gap.from), known.to.max(gap.to));
+            return;
+        }
+        self.gaps.push_back(gap);
+        if self.gaps.len() > GAPS_MAX {
+            self.gaps.pop_front();
         }
     }
 

@@ -234,15 +234,17 @@ fn other(signal: &Signal) -> String {
         (None, Some(new)) => format!(" to {new}"),
         _ => String::new(),
     };
+    // Whoever manages the changed fields, as the API tells it.
+    let by = text(signal, "changed_by").map_or_else(String::new, |who| format!(" by {who}"));
     match signal.kind {
-        SignalKind::ImageChanged => format!("the image was changed{}", change("image_old", "image_new")),
+        SignalKind::ImageChanged => format!("the image was changed{}{by}", change("image_old", "image_new")),
         SignalKind::ConfigChanged => match text(signal, "reason") {
             // Of a ConfigMap or Secret the values are not told, only that they differ.
-            Some(key) => format!("the configuration was changed (key {key})"),
-            None => format!("the configuration was changed{}", change("old", "new")),
+            Some(key) => format!("the configuration was changed{by} (key {key})"),
+            None => format!("the configuration was changed{}{by}", change("old", "new")),
         },
-        SignalKind::Scaled => format!("it was scaled{}", change("old", "new")),
-        SignalKind::RolloutStarted => "a rollout began".to_owned(),
+        SignalKind::Scaled => format!("it was scaled{}{by}", change("old", "new")),
+        SignalKind::RolloutStarted => format!("a rollout began{by}"),
         SignalKind::CpuThrottled => match number(signal, "throttled_share") {
             Some(share) => format!("the processor quota ran out in {:.0} % of the periods", share * 100.0),
             None => "the processor quota ran out".to_owned(),

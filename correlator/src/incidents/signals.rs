@@ -93,7 +93,9 @@ impl Pending {
             self.items.insert((at, 1, id, copy), Said::Tally(Box::new(tally)));
         }
         for gap in section.gaps {
-            let id = u128::from(gap.producer.0) << 64 | u128::from(gap.from.0);
+            // One producer may tell several of the same time.
+            let why = xxhash_rust::xxh3::xxh3_64(gap.reason.as_bytes());
+            let id = u128::from(gap.producer.0) << 64 | u128::from(gap.from.0 ^ why);
             self.items.insert((gap.to, 2, id, gap.lost), Said::Gap(Box::new(gap)));
         }
     }

@@ -12,6 +12,7 @@ mod pattern;
 mod predicate;
 mod template;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -127,6 +128,45 @@ impl Model {
             Err(at) => patterns.insert(at, pattern),
         }
         Self { patterns, calibration: self.calibration }
+    }
+
+    /// This model with the patterns of a directory over its own, how many these are, and what is wrong with others: each
+    /// file counts or is rejected by itself.
+    pub fn with_dir(&self, directory: &Path) -> (Self, usize, Vec<ModelError>) {
+        let files = match files_of(directory) {
+            Ok(files) => files,
+            Err(error) => return (Self { patterns: self.patterns.clone(), ..*self }, 0, vec![error]),
+        };
+        let (mut own, mut errors) = (BTreeMap::new(), Vec::new());
+        for file in files {
+            match Self::read_one(&file) {
+                Ok(pattern) if own.contains_key(&pattern.id) => {
+                    let reason = format!("cause `{}` is defined twice; keep one", pattern.id);
+                    let name = file.display().to_string();
+                    errors.push(ModelError::lint(&name, &pattern.source, lint::Fault { key: "id", reason }));
+                }
+                Ok(_) if self.patterns.len() + own.len() >= PATTERNS_MAX => {
+                    errors.push(ModelError::TooMany { count: PATTERNS_MAX + 1, count_max: PATTERNS_MAX });
+                }
+                Ok(pattern) => drop(own.insert(pattern.id.clone(), Arc::new(pattern))),
+                Err(error) => errors.push(error),
+            }
+        }
+        let count = own.len();
+        let mut model = Self { patterns: self.patterns.clone(), ..*self };
+        for pattern in own.into_values() {
+            model = model.with(pattern);
+        }
+        (model, count, errors)
+    }
+
+    fn read_one(file: &Path) -> Result<Pattern, ModelError> {
+        let bytes = std::fs::metadata(file).map_err(|e| unreadable(file, e))?.len();
+        if bytes > PATTERN_BYTES_MAX {
+            return Err(ModelError::TooLarge { path: file.to_owned(), bytes, bytes_max: PATTERN_BYTES_MAX });
+        }
+        let text = std::fs::read_to_string(file).map_err(|e| unreadable(file, e))?;
+        Self::parse_one(&file.display().to_string(), &text)
     }
 
     /// The patterns, by cause id.

@@ -9,7 +9,8 @@ use tapio_schemas::payload::CustomData;
 use tapio_schemas::wire::EventView;
 use tapio_schemas::{AttributeValue, EventSeverity, Gap, ProducerId, SmolStr, UnifiedEvent, UnixNanos};
 
-/// The loss a custom event tells; `None` for any other custom event, or when nothing was lost.
+/// The hole a custom event tells: events that were lost, or a time in which its source saw nothing (`gap.lost` is zero and
+/// `gap.reason` says why). `None` for any other custom event, or when nothing was lost.
 pub fn told(event: &UnifiedEvent, data: &CustomData) -> Option<Gap> {
     if data.name != EVENT_GAP {
         return None;
@@ -19,7 +20,11 @@ pub fn told(event: &UnifiedEvent, data: &CustomData) -> Option<Gap> {
         _ => None,
     };
     let text = |key: &str| find(&data.attributes, key).and_then(AttributeValue::as_text).map(SmolStr::new);
-    let lost = number("gap.lost").filter(|lost| *lost > 0)?;
+    let lost = number("gap.lost")?;
+    let reason = text("gap.reason").unwrap_or_default();
+    if lost == 0 && reason.is_empty() {
+        return None;
+    }
     let to = number("gap.to").map_or(event.timestamp, UnixNanos);
     Some(Gap {
         // It is about the machine; the batch's producer says nothing about which collector lost it.
@@ -29,7 +34,7 @@ pub fn told(event: &UnifiedEvent, data: &CustomData) -> Option<Gap> {
         lost,
         from: number("gap.from").filter(|from| *from > 0).map_or(to, UnixNanos),
         to,
-        reason: text("gap.reason").unwrap_or_default(),
+        reason,
     })
 }
 
@@ -99,8 +104,10 @@ mod tests {
             (gap.lost, gap.source.as_str(), gap.from, gap.to),
             (120, "ebpf", UnixNanos(9), UnixNanos(9))
         );
-        let (none, data) = event(EVENT_GAP, 0);
-        assert_eq!(told(&none, &data), None);
+        let (blind, data) = event(EVENT_GAP, 0);
+        assert_eq!(told(&blind, &data).map(|gap| gap.lost), Some(0), "nothing was seen, and why");
+        let without_reason = CustomData { attributes: data.attributes[2..].to_vec(), ..data };
+        assert_eq!(told(&blind, &without_reason), None);
         let (other, data) = event("deploy.finished", 3);
         assert_eq!(told(&other, &data), None);
     }

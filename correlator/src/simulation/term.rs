@@ -22,6 +22,7 @@ use crate::ledger::Ledger;
 use crate::low_water::start_in;
 use crate::metrics::CorrelatorMetrics;
 use crate::model::Model;
+use crate::own_patterns::Patterns;
 use crate::stage_two::Resume;
 
 pub static MODEL: LazyLock<Arc<Model>> =
@@ -70,6 +71,7 @@ impl Term {
             to_keep: keep,
             fresh: tell,
             priors: watch::channel(Arc::default()).1,
+            patterns: watch::channel(Patterns::of(Arc::clone(&MODEL))).1,
             clock: site.clock.shared(),
             metrics: CorrelatorMetrics::new(&Metrics::new()),
         };

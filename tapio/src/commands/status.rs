@@ -11,7 +11,9 @@ use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::UnixNanos;
 use tapio_schemas::names::KEY_STATUS_PREFIX;
-use tapio_schemas::status::{AgentStatus, CorrelatorStatus, EVERY, SILENT_AFTER, StorageStatus};
+use tapio_schemas::status::{
+    AgentStatus, CorrelatorStatus, EVERY, SILENT_AFTER, StorageStatus, WatchState, WatchStatus,
+};
 
 use crate::balance::{Account, Balance, Words, judge};
 use crate::cli::{Output, StatusArgs};
@@ -237,6 +239,7 @@ fn human(report: &Report, all: bool) -> String {
         for d in &a.dropped {
             let _ = writeln!(out, "  dropped {}.{}: {}", d.stage, d.reason, d.count);
         }
+        watches(&mut out, &a.watches);
     }
     if accounts.len() > shown {
         let _ = writeln!(out, "and {} more: tapio status --all", accounts.len() - shown);
@@ -289,6 +292,24 @@ fn human(report: &Report, all: bool) -> String {
     out
 }
 
+/// What an agent does not see of its cluster, and as of when the rest is known.
+fn watches(out: &mut String, watches: &[WatchStatus]) {
+    let live: Vec<&WatchStatus> = watches.iter().filter(|w| w.state == WatchState::Live).collect();
+    if let Some(oldest) = live.iter().map(|watch| watch.heard_at).min() {
+        let _ = writeln!(out, "  watches {} kinds, all heard since {oldest}", live.len());
+    }
+    for watch in watches.iter().filter(|w| !matches!(w.state, WatchState::Live | WatchState::Absent)) {
+        let how = match watch.state {
+            WatchState::Forbidden => "is not allowed to watch",
+            WatchState::Failing => "cannot watch",
+            WatchState::Stale => "hears nothing of",
+            WatchState::Listing | WatchState::Live | WatchState::Absent => "is reading",
+        };
+        let reason = if watch.reason.is_empty() { String::new() } else { format!(": {}", watch.reason) };
+        let _ = writeln!(out, "  {how} {}, last heard {}{reason}", watch.name, watch.heard_at);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +328,27 @@ mod tests {
         };
         let silent = silent.iter().map(|role| (*role, "n2".to_owned())).collect();
         Report { exact: lost == 0, balance, correlators: Vec::new(), storage: Vec::new(), silent }
+    }
+
+    #[test]
+    fn what_an_agent_does_not_see_is_shown() {
+        let watch = |name: &str, state, reason: &str| WatchStatus {
+            name: name.to_owned(),
+            state,
+            since: UnixNanos(0),
+            heard_at: UnixNanos(1_900_000_000_000_000_000),
+            reason: reason.to_owned(),
+        };
+        let mut out = String::new();
+        let all = [
+            watch("pods", WatchState::Live, ""),
+            watch("gateways.gateway.networking.k8s.io", WatchState::Absent, ""),
+            watch("configmaps", WatchState::Forbidden, "no"),
+        ];
+        watches(&mut out, &all);
+        let expected = "  watches 1 kinds, all heard since 2030-03-17T17:46:40.000Z\n  \
+            is not allowed to watch configmaps, last heard 2030-03-17T17:46:40.000Z: no\n";
+        assert_eq!(out, expected);
     }
 
     #[test]

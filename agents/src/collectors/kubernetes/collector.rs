@@ -1,33 +1,30 @@
 //! The collector: connects, watches, follows, hands over.
 
-use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use smol_str::SmolStr;
 use tapio_runtime::backoff::Backoff;
 use tapio_runtime::clock::SharedClock;
-use tapio_runtime::supervise::{WorkerContext, WorkerResult};
+use tapio_runtime::supervise::{WorkerContext, WorkerError, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
-use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tokio::sync::mpsc;
 
 use super::config::{KubernetesConfig, WatchScope};
-use super::convert::WatchType;
+use super::follower::{self, Follower, FollowerMetrics, TICK};
 use super::index::PodIndex;
-use super::summary::NotAnObject;
+use super::lease::{Held, Lease};
+use super::requests::Server;
+use super::standing::Standings;
 use super::tracker::Tracker;
-use super::watch::{Change, QUEUE_MAX, Watches};
+use super::watch::{QUEUE_MAX, Watches};
+use super::watched::{self, Watched};
 use crate::collectors::{CollectorState, CollectorStates};
 use crate::sink::EventSink;
 
-/// How often the collector says that it lives.
-const TICK: Duration = Duration::from_secs(1);
 /// The API server may take this long to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,48 +62,8 @@ pub struct KubernetesCollector {
     node: SmolStr,
     pods: PodIndex,
     sink: EventSink,
-    metrics: CollectorMetrics,
+    metrics: FollowerMetrics,
     states: Option<CollectorStates>,
-}
-
-#[derive(Clone)]
-struct CollectorMetrics {
-    changes: Family<[(&'static str, Label); 2], Counter>,
-    objects: Gauge,
-    untracked: Gauge,
-    refused_pods: Gauge,
-}
-
-/// A label value out of a closed set.
-type Label = &'static str;
-
-impl CollectorMetrics {
-    fn new(metrics: &Metrics) -> Self {
-        Self {
-            changes: metrics.shared(
-                "kubernetes_changes",
-                "Changes from watches of the API server, by kind of change and outcome",
-            ),
-            objects: metrics.shared("kubernetes_objects", "Objects that are followed"),
-            untracked: metrics.shared(
-                "kubernetes_untracked_changes",
-                "Changes of objects beyond the limit of followed ones, told without a comparison",
-            ),
-            refused_pods: metrics
-                .shared("kubernetes_refused_pods", "Updates of pods that the full pod index did not take"),
-        }
-    }
-
-    fn sizes(&self, tracker: &Tracker, pods: &PodIndex) {
-        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        self.objects.set(signed(tracker.len() as u64));
-        self.untracked.set(signed(tracker.untracked()));
-        self.refused_pods.set(signed(pods.refused()));
-    }
-
-    fn count(&self, change: Label, outcome: Label) {
-        self.changes.get_or_create(&[("change", change), ("outcome", outcome)]).inc();
-    }
 }
 
 impl KubernetesCollector {
@@ -131,7 +88,7 @@ impl KubernetesCollector {
             node,
             pods,
             sink,
-            metrics: CollectorMetrics::new(metrics),
+            metrics: FollowerMetrics::new(metrics),
             states: None,
         })
     }
@@ -142,158 +99,141 @@ impl KubernetesCollector {
         Self { states: Some(states), ..self }
     }
 
-    /// Watches until shutdown. Events wait for room in the sink, and the watches wait for them.
+    /// Watches until shutdown, while this agent is the one that watches. Events wait for room in the sink, and the watches
+    /// wait for them.
     ///
     /// # Errors
     /// When the node agent takes no more events.
     pub async fn run(&self, context: WorkerContext) -> WorkerResult {
-        let (sender, mut changes) = mpsc::channel(QUEUE_MAX);
-        let watches = Watches {
-            client: self.client.clone(),
-            scope: self.config.scope,
-            node: self.node.clone(),
-            config_maps: self.config.config_maps,
-            secrets: self.config.secrets,
-            backoff: Backoff::new(self.config.backoff_min.get(), self.config.backoff_max.get()),
-            clock: context.clock.clone(),
+        let Some(lease) = self.lease(&context.clock) else {
+            return self.lead(&context, std::future::pending(), || true).await.map(drop);
         };
-        let started_at = UnixNanos(context.clock.now_unix_nanos());
+        loop {
+            let Some(held) = self.stand_by(&context, &lease).await else { return Ok(()) };
+            tracing::info!("this agent holds the lease and watches the cluster");
+            let held = Mutex::new(held);
+            let is_valid = || held.lock().is_ok_and(|held| held.is_valid(context.clock.monotonic()));
+            let Some(reason) = self.lead(&context, lease.keep(&held), is_valid).await? else {
+                lease.release().await;
+                return Ok(());
+            };
+            tracing::warn!(reason, "this agent no longer watches the cluster");
+        }
+    }
+
+    fn lease(&self, clock: &SharedClock) -> Option<Lease> {
+        if self.config.lease.is_empty() || self.config.scope == WatchScope::Node {
+            return None;
+        }
+        let server = Server { client: self.client.clone(), clock: clock.clone() };
+        let namespace = match self.config.lease_namespace.as_str() {
+            "" => self.client.default_namespace(),
+            namespace => namespace,
+        };
+        Some(Lease::new(server, namespace, &self.config.lease, &self.node))
+    }
+
+    /// Waits for the lease; none when it is time to stop.
+    async fn stand_by(&self, context: &WorkerContext, lease: &Lease) -> Option<Held> {
+        let says = |who: Result<&str, &str>| {
+            let Some(states) = &self.states else { return };
+            states.set_watches(Vec::new());
+            states.set(
+                "kubernetes",
+                match who {
+                    Ok(holder) => {
+                        CollectorState::Disabled(format!("stands by, {holder} watches the cluster"))
+                    }
+                    Err(reason) => CollectorState::Degraded(format!("cannot get the lease: {reason}")),
+                },
+            );
+        };
+        let acquiring = lease.acquire(says);
+        tokio::pin!(acquiring);
+        loop {
+            tokio::select! {
+                () = context.shutdown.wait() => return None,
+                held = &mut acquiring => return Some(held),
+                () = context.clock.sleep(TICK) => context.progress.tick(),
+            }
+        }
+    }
+
+    /// Watches until shutdown (none), or until `deposed` says why no longer.
+    async fn lead(
+        &self,
+        context: &WorkerContext,
+        deposed: impl Future<Output = String>,
+        is_valid: impl Fn() -> bool,
+    ) -> Result<Option<String>, WorkerError> {
+        let (sender, mut changes) = mpsc::channel(QUEUE_MAX);
+        let (kinds, refused) = watched::of(&self.config);
+        let mut follower = self.follower(&context.clock, &kinds, refused);
+        let watching = self.watches(&context.clock, kinds).run(sender);
+        tokio::pin!(watching, deposed);
+        loop {
+            let events = tokio::select! {
+                () = context.shutdown.wait() => return Ok(None),
+                reason = &mut deposed => return Ok(Some(reason)),
+                // Runs the watches; they end only with the receiver.
+                () = &mut watching => return Ok(None),
+                change = changes.recv() => {
+                    let Some((place, change)) = change else { return Ok(None) };
+                    follower.follow(UnixNanos(context.clock.now_unix_nanos()), place, change)
+                }
+                () = context.clock.sleep(TICK) => Vec::new(),
+            };
+            context.progress.tick();
+            // Also between changes that come without a pause.
+            for events in [events, follower.look(&context.clock)] {
+                if !is_valid() {
+                    return Ok(Some("the lease could not be renewed in time".to_owned()));
+                }
+                if events.is_empty() {
+                    continue;
+                }
+                tokio::select! {
+                    sent = self.sink.send(events) => sent?,
+                    () = context.shutdown.wait() => return Ok(None),
+                    reason = &mut deposed => return Ok(Some(reason)),
+                }
+            }
+        }
+    }
+
+    fn watches(&self, clock: &SharedClock, kinds: Vec<Watched>) -> Watches {
+        let is_node = self.config.scope == WatchScope::Node;
+        Watches {
+            client: self.client.clone(),
+            kinds,
+            node: if is_node { self.node.clone() } else { SmolStr::default() },
+            backoff: Backoff::new(self.config.backoff_min.get(), self.config.backoff_max.get()),
+            clock: clock.clone(),
+        }
+    }
+
+    fn follower(&self, clock: &SharedClock, kinds: &[Watched], refused: Vec<String>) -> Follower {
+        let started_at = UnixNanos(clock.now_unix_nanos());
         let history = u64::try_from(self.config.history.get().as_nanos()).unwrap_or(u64::MAX);
-        let mut follower = Follower {
+        Follower {
             tracker: Tracker::new(&self.cluster, Some(self.pods.clone())),
             news_after: started_at.minus(history),
-            failures: BTreeMap::new(),
+            standings: Standings::new(kinds, refused, started_at),
             pods: self.pods.clone(),
             scope: self.config.scope,
             retell: self.config.retell.get(),
-            next_retell: Duration::ZERO,
+            next_look: Duration::ZERO,
             states: self.states.clone(),
             metrics: self.metrics.clone(),
-        };
-        let watching = watches.run(sender);
-        tokio::pin!(watching);
-        loop {
-            tokio::select! {
-                () = context.shutdown.wait() => return Ok(()),
-                // Runs the watches; they end only with the receiver.
-                () = &mut watching => return Ok(()),
-                change = changes.recv() => {
-                    let Some((resource, change)) = change else { return Ok(()) };
-                    let now = UnixNanos(context.clock.now_unix_nanos());
-                    let events = follower.follow(now, &resource.kind, change);
-                    tokio::select! {
-                        sent = self.sink.send(events) => sent?,
-                        () = context.shutdown.wait() => return Ok(()),
-                    }
-                    context.progress.tick();
-                }
-                () = context.clock.sleep(TICK) => context.progress.tick(),
-            }
-            // Also between changes that come without a pause.
-            if let Some(events) = follower.retell(&context.clock) {
-                tokio::select! {
-                    sent = self.sink.send(events) => sent?,
-                    () = context.shutdown.wait() => return Ok(()),
-                }
-            }
+            node: follower::agent_entity(&self.cluster, &self.node),
         }
-    }
-}
-
-/// Turns changes into events, one after the other.
-struct Follower {
-    tracker: Tracker,
-    news_after: UnixNanos,
-    /// Kinds whose watch fails, with the last message: it is logged when it changes.
-    failures: BTreeMap<String, String>,
-    pods: PodIndex,
-    scope: WatchScope,
-    /// Time within which all objects are told again; zero = never.
-    retell: Duration,
-    next_retell: Duration,
-    states: Option<CollectorStates>,
-    metrics: CollectorMetrics,
-}
-
-impl Follower {
-    /// Objects whose turn to be told again it is, looked at once per [`TICK`].
-    fn retell(&mut self, clock: &SharedClock) -> Option<Vec<UnifiedEvent>> {
-        let now = clock.monotonic();
-        if now < self.next_retell || self.retell.is_zero() || self.scope == WatchScope::Node {
-            return None;
-        }
-        self.next_retell = now + TICK;
-        let at = UnixNanos(clock.now_unix_nanos());
-        let mut events = self.tracker.overdue(at);
-        events.extend(self.tracker.retell(at, now, self.retell));
-        (!events.is_empty()).then_some(events)
-    }
-
-    fn follow(&mut self, now: UnixNanos, kind: &str, change: Change) -> Vec<UnifiedEvent> {
-        if !matches!(change, Change::Failed(_) | Change::ListBegins) && self.failures.remove(kind).is_some() {
-            tracing::info!(kind, "watch works again");
-            self.report();
-        }
-        let (name, result) = match change {
-            Change::ListBegins => {
-                self.tracker.list_begins(kind);
-                return Vec::new();
-            }
-            Change::ListEnds => ("list_ends", Ok(self.tracker.list_ends(now, kind))),
-            Change::Listed(object) => ("listed", self.change(now, kind, WatchType::Added, &object)),
-            Change::Applied(object) => ("applied", self.change(now, kind, WatchType::Modified, &object)),
-            Change::Deleted(object) => ("deleted", self.change(now, kind, WatchType::Deleted, &object)),
-            Change::Failed(message) => {
-                self.metrics.count("failed", "error");
-                self.failed(kind, message);
-                return Vec::new();
-            }
-        };
-        self.metrics.count(name, if result.is_ok() { "converted" } else { "malformed" });
-        self.metrics.sizes(&self.tracker, &self.pods);
-        // The agent that watches the whole cluster tells what happens to this node's pods as well.
-        if self.scope == WatchScope::Node { Vec::new() } else { result.unwrap_or_default() }
-    }
-
-    fn change(
-        &mut self,
-        now: UnixNanos,
-        kind: &str,
-        watch_type: WatchType,
-        object: &serde_json::Value,
-    ) -> Result<Vec<UnifiedEvent>, NotAnObject> {
-        match (kind, watch_type) {
-            // Events expire; that says nothing.
-            ("Event", WatchType::Deleted) => Ok(Vec::new()),
-            ("Event", _) => Ok(self.tracker.event(now, self.news_after, object)?.into_iter().collect()),
-            _ => self.tracker.object(now, self.news_after, watch_type, object),
-        }
-    }
-
-    fn failed(&mut self, kind: &str, message: String) {
-        if self.failures.get(kind) != Some(&message) {
-            tracing::warn!(kind, error = message, "watch failed, trying again");
-            self.failures.insert(kind.to_owned(), message);
-        }
-        self.report();
-    }
-
-    fn report(&self) {
-        let Some(states) = &self.states else { return };
-        let state = match self.failures.first_key_value() {
-            None => CollectorState::Running,
-            Some((kind, message)) => {
-                let others = self.failures.len() - 1;
-                let more = if others > 0 { format!(" (and {others} more kinds)") } else { String::new() };
-                CollectorState::Degraded(format!("cannot watch {kind}{more}: {message}"))
-            }
-        };
-        states.set("kubernetes", state);
     }
 }
 
 async fn client(config: &KubernetesConfig) -> Result<Client, Unavailable> {
-    let found = find(config).await?;
+    let mut found = find(config).await?;
+    // Waits between requests are the watches' own.
+    found.default_retry = false;
     Client::try_from(found).map_err(|e| unusable(config, e.into()))
 }
 

@@ -21,6 +21,14 @@ pub struct KubernetesConfig {
     pub config_maps: bool,
     /// The same for Secrets. Default false: it takes the right to read them.
     pub secrets: bool,
+    /// Custom resources whose conditions are followed, as `kubectl get` takes them: `certificates.cert-manager.io`. At most 64;
+    /// each takes the right to get, list and watch it. Default none.
+    pub custom_resources: Vec<String>,
+    /// Name of a Lease: of several agents that name the same one, one watches and the others stand by; takeover within 12 s.
+    /// It takes the right to get, create and update leases in `lease_namespace`. Empty (default): this agent watches.
+    pub lease: String,
+    /// Where the lease is. Empty (default): the namespace that the agent runs in, or that of the kubeconfig.
+    pub lease_namespace: String,
     /// At start, Kubernetes events and container ends older than this are not reported again. Default 10 min.
     pub history: HumanDuration,
     /// Time within which each object is told again with its relations, so that a correlator that began anew learns them;
@@ -53,6 +61,9 @@ impl Default for KubernetesConfig {
             scope: WatchScope::Cluster,
             config_maps: true,
             secrets: false,
+            custom_resources: Vec::new(),
+            lease: String::new(),
+            lease_namespace: String::new(),
             history: HumanDuration::from_secs(600),
             retell: HumanDuration::from_secs(300),
             backoff_min: HumanDuration::from_millis(500),

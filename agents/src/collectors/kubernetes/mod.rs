@@ -5,18 +5,28 @@ pub mod collector;
 pub mod config;
 mod consequences;
 pub mod convert;
+mod follower;
 pub mod index;
 mod json;
+mod lease;
 pub mod objects;
 pub mod owners;
 pub mod pod;
+mod pruned;
 mod recorded;
+mod reflector;
 mod relations;
+mod requests;
 mod retell;
 pub mod snapshot;
+pub mod standing;
 pub mod summary;
 pub mod tracker;
 mod watch;
+pub mod watched;
+
+// Names the version of the API that `kube` is built for.
+use k8s_openapi as _;
 
 pub use collector::{KubernetesCollector, Unavailable};
 pub use config::{KubernetesConfig, WatchScope};

@@ -61,6 +61,8 @@ pub struct Summary {
     pub template_hash: SmolStr,
     /// Who changed it last, when the object says so.
     pub changed_by: SmolStr,
+    /// When that was, to the second.
+    pub changed_at: Option<UnixNanos>,
     /// Edges to other objects.
     pub relations: Vec<Relation>,
     /// Its conditions.
@@ -133,6 +135,7 @@ impl Summary {
         };
         let kind = required("/kind", "kind")?;
         let name = required("/metadata/name", "metadata.name")?;
+        let (changed_by, changed_at) = last_change(object);
         let owner = list(object, "/metadata/ownerReferences")
             .iter()
             .find(|owner| owner["controller"] == Value::Bool(true))
@@ -148,7 +151,8 @@ impl Summary {
             finalizers: finalizers(object),
             owner,
             template_hash: text(object, "/metadata/labels/pod-template-hash"),
-            changed_by: changed_by(object),
+            changed_by,
+            changed_at,
             relations: relations::of(&kind, object),
             conditions: conditions(object),
             detail: detail(&kind, object),
@@ -244,12 +248,10 @@ fn conditions(object: &Value) -> Vec<Condition> {
         .collect()
 }
 
-/// The manager of the newest change that is not of a status.
-fn changed_by(object: &Value) -> SmolStr {
-    list(object, "/metadata/managedFields")
-        .iter()
-        .filter(|entry| str_at(entry, "/subresource") != "status")
-        .max_by_key(|entry| str_at(entry, "/time"))
-        .map(|entry| text(entry, "/manager"))
-        .unwrap_or_default()
+/// Manager and time of the newest change that is not of a status.
+fn last_change(object: &Value) -> (SmolStr, Option<UnixNanos>) {
+    let entries = list(object, "/metadata/managedFields").iter();
+    let changes = entries.filter(|entry| str_at(entry, "/subresource") != "status");
+    let newest = changes.max_by_key(|entry| str_at(entry, "/time"));
+    newest.map(|entry| (text(entry, "/manager"), time(entry, "/time"))).unwrap_or_default()
 }

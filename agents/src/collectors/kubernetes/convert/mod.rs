@@ -74,7 +74,9 @@ pub fn object(
     if IGNORED.contains(&new.kind.as_str()) {
         return Vec::new();
     }
-    let mut out = Changes { context, new, events: Vec::new() };
+    let changed_at =
+        new.changed_at.filter(|at| previous.is_some_and(|p| p.changed_at.is_some_and(|p| p < *at)));
+    let mut out = Changes { context, new, changed_at, events: Vec::new() };
     match (watch_type, previous) {
         (WatchType::Deleted, _) => out.push_with_relations(EventKind::K8sObjectDeleted, Fact::default()),
         (_, None) => out.push_with_relations(EventKind::K8sObjectAdded, Fact::default()),
@@ -97,7 +99,7 @@ pub fn object(
 
 /// An object that is known, told as when it was added: where it belongs, and nothing that happened to it.
 pub fn again(context: &Context<'_>, object: &Summary) -> Vec<UnifiedEvent> {
-    let mut out = Changes { context, new: object, events: Vec::new() };
+    let mut out = Changes { context, new: object, changed_at: None, events: Vec::new() };
     out.push_with_relations(EventKind::K8sObjectAdded, Fact::default());
     out.events
 }
@@ -121,7 +123,7 @@ pub fn consequence(
     severity: EventSeverity,
     of: Consequence,
 ) -> Vec<UnifiedEvent> {
-    let mut out = Changes { context, new: about, events: Vec::new() };
+    let mut out = Changes { context, new: about, changed_at: None, events: Vec::new() };
     let data = KubernetesData {
         reason: SmolStr::new_static(of.reason),
         message: SmolStr::new(of.message),
@@ -136,6 +138,8 @@ pub fn consequence(
 struct Changes<'a> {
     context: &'a Context<'a>,
     new: &'a Summary,
+    /// When somebody changed the object, if that is what this change is.
+    changed_at: Option<UnixNanos>,
     events: Vec<UnifiedEvent>,
 }
 

@@ -29,8 +29,8 @@ pub(super) fn rules(out: &mut Changes<'_>, now: &Rules, watch_type: WatchType, p
         _ => return,
     };
     let data = KubernetesData { reason: SmolStr::new_static(what), ..changed(out.new, &old, &new) };
-    let at = out.new.created.filter(|_| what == "created");
-    let fact = Fact { at, ..fact(format_smolstr!("{what}/{new}"), data) };
+    let at = if what == "created" { out.new.created } else { out.changed_at };
+    let fact = Fact { at, ..fact(out, format_smolstr!("{what}/{new}"), data) };
     out.push(EventKind::K8sSpecChanged, EventSeverity::Info, fact);
 }
 
@@ -57,22 +57,22 @@ fn workload(out: &mut Changes<'_>, now: &WorkloadState, before: &WorkloadState, 
         if let Some(old) = old_images.get(container).filter(|old| *old != image) {
             let distinct = format_smolstr!("{}/{container}", out.new.generation);
             let data = KubernetesData { reason: container.clone(), ..changed(out.new, old, image) };
-            out.push(EventKind::K8sImageChanged, EventSeverity::Warning, fact(distinct, data));
+            out.push(EventKind::K8sImageChanged, EventSeverity::Warning, fact(out, distinct, data));
         }
     }
     if now.template != before.template {
         let (old, new) = (previous.generation.to_smolstr(), out.new.generation.to_smolstr());
         let data = changed(out.new, &old, &new);
-        out.push(EventKind::K8sRollout, EventSeverity::Warning, fact(new, data));
+        out.push(EventKind::K8sRollout, EventSeverity::Warning, fact(out, new, data));
     }
     if now.replicas != before.replicas {
         let replicas = |n: Option<i64>| n.map(|n| n.to_smolstr()).unwrap_or_default();
         let data = changed(out.new, &replicas(before.replicas), &replicas(now.replicas));
-        out.push(EventKind::K8sScaled, EventSeverity::Info, fact(out.new.generation.to_smolstr(), data));
+        out.push(EventKind::K8sScaled, EventSeverity::Info, fact(out, out.new.generation.to_smolstr(), data));
     } else if now.template == before.template && out.new.generation > previous.generation {
         let (old, new) = (previous.generation.to_smolstr(), out.new.generation.to_smolstr());
         let data = changed(out.new, &old, &new);
-        out.push(EventKind::K8sObjectChanged, EventSeverity::Info, fact(new, data));
+        out.push(EventKind::K8sObjectChanged, EventSeverity::Info, fact(out, new, data));
     }
 }
 
@@ -88,7 +88,7 @@ fn data(out: &mut Changes<'_>, now: &[(SmolStr, u64)], before: &[(SmolStr, u64)]
         let values = changed(out.new, &hash(old.get(&key)), &hash(new.get(&key)));
         let distinct = format_smolstr!("{key}/{}", values.new_value);
         let data = KubernetesData { reason: key, ..values };
-        out.push(EventKind::K8sConfigChanged, EventSeverity::Warning, fact(distinct, data));
+        out.push(EventKind::K8sConfigChanged, EventSeverity::Warning, fact(out, distinct, data));
     }
 }
 
@@ -101,6 +101,7 @@ fn changed(new: &Summary, old_value: &SmolStr, new_value: &SmolStr) -> Kubernete
     }
 }
 
-fn fact(distinct: SmolStr, data: KubernetesData) -> Fact<'static> {
-    Fact { distinct, data, ..Fact::default() }
+/// A change, at the time that the API gives it when it gives one.
+fn fact(out: &Changes<'_>, distinct: SmolStr, data: KubernetesData) -> Fact<'static> {
+    Fact { at: out.changed_at, distinct, data, ..Fact::default() }
 }

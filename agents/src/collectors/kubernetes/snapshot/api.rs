@@ -253,7 +253,7 @@ fn refusal(answer: &Response<Bytes>) -> Refusal {
 }
 
 /// Whole seconds; the other form, a date, is not used by API servers.
-fn retry_after(answer: &Response<Bytes>) -> Option<Duration> {
+pub(in crate::collectors::kubernetes) fn retry_after(answer: &Response<Bytes>) -> Option<Duration> {
     let seconds = answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
@@ -285,7 +285,7 @@ fn missing(resource: &Resource, namespace: Option<&str>, failure: Failure) -> Op
     Some(Missing { resource: *resource, forbidden, reason })
 }
 
-fn escaped(token: &str) -> String {
+pub(in crate::collectors::kubernetes) fn escaped(token: &str) -> String {
     let mut out = String::with_capacity(token.len());
     for byte in token.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
@@ -298,7 +298,7 @@ fn escaped(token: &str) -> String {
 }
 
 /// An error with all its causes: the outer ones say little.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(in crate::collectors::kubernetes) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -6,11 +6,15 @@ use std::io::Read;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use crate::collectors::kubernetes::pruned::Pruned;
+
 /// What is said of a list beside its items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListHead {
     /// Where the next page begins; empty at the end.
     pub continue_token: String,
+    /// The version of the list; empty when it says none.
+    pub resource_version: String,
 }
 
 /// Kind and version of items that do not say so themselves.
@@ -111,7 +115,8 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
             }
         }
         if let Some(mut head) = head {
-            head.continue_token = token(&rest);
+            head.continue_token = of_metadata(&rest, "continue");
+            head.resource_version = of_metadata(&rest, "resourceVersion");
             return Ok(head);
         }
         if rest.is_empty() && kind.is_empty() {
@@ -126,9 +131,9 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
     }
 }
 
-fn token(list: &serde_json::Map<String, Value>) -> String {
-    let token = list.get("metadata").and_then(|metadata| metadata["continue"].as_str());
-    token.unwrap_or_default().to_owned()
+fn of_metadata(list: &serde_json::Map<String, Value>, key: &str) -> String {
+    let text = list.get("metadata").and_then(|metadata| metadata[key].as_str());
+    text.unwrap_or_default().to_owned()
 }
 
 struct Items<'a, 'f> {
@@ -157,7 +162,7 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while let Some(item) = items.next_element::<Value>()? {
+        while let Some(item) = items.next_element_seed(Pruned::OBJECT)? {
             hand_out(item, self.fallback, self.each);
         }
         Ok(())
