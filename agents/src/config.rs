@@ -11,6 +11,7 @@ use crate::collectors::filesystem::FilesystemConfig;
 use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::network::NetworkConfig;
 use crate::collectors::otlp::OtlpConfig;
+use crate::collectors::scrape::ScrapeConfig;
 use crate::collectors::systemd::SystemdConfig;
 
 /// The node agent.
@@ -48,6 +49,8 @@ pub struct AgentConfig {
     pub network: NetworkConfig,
     /// Room on file systems.
     pub filesystem: FilesystemConfig,
+    /// Metrics of others.
+    pub scrape: ScrapeConfig,
 }
 
 impl Default for AgentConfig {
@@ -68,6 +71,7 @@ impl Default for AgentConfig {
             systemd: SystemdConfig::default(),
             network: NetworkConfig::default(),
             filesystem: FilesystemConfig::default(),
+            scrape: ScrapeConfig::default(),
         }
     }
 }

@@ -99,6 +99,33 @@ vocabulary! {
         CertificateExpiring = 200 => "certificate.expiring",
         /// A certificate has ended and is still in use.
         CertificateExpired = 201 => "certificate.expired",
+
+        /// Requests to the API server take long.
+        ApiSlow = 220 => "controlplane.api_slow",
+        /// The API server refuses requests for want of room.
+        ApiRefuses = 221 => "controlplane.api_refuses",
+        /// Requests end with an error of the API server.
+        ApiFails = 222 => "controlplane.api_fails",
+        /// Writes of etcd, or requests to it, take long.
+        EtcdSlow = 223 => "controlplane.etcd_slow",
+        /// The database of etcd is almost as large as it may be.
+        EtcdNearFull = 224 => "controlplane.etcd_near_full",
+        /// The leader of etcd changes again and again.
+        EtcdUnstable = 225 => "controlplane.etcd_unstable",
+        /// Pods wait for the scheduler, or items for a controller.
+        Backlog = 226 => "controlplane.backlog",
+        /// A part of the control plane does not answer, or one of its checks fails.
+        ComponentFails = 227 => "controlplane.component_fails",
+        /// The name service cannot answer.
+        DnsFails = 228 => "dns.fails",
+        /// The name service takes long.
+        DnsSlow = 229 => "dns.slow",
+        /// Almost as many connections are tracked as can be.
+        ConntrackNearFull = 230 => "net.conntrack_near_full",
+        /// A clock is off.
+        ClockOff = 231 => "node.clock_off",
+        /// A kubelet takes long to look at its containers.
+        PlegSlow = 232 => "node.pleg_slow",
     }
 }
 

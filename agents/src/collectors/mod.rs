@@ -7,6 +7,7 @@ pub mod filesystem;
 pub mod kubernetes;
 pub mod network;
 pub mod otlp;
+pub mod scrape;
 mod start;
 mod status;
 pub mod systemd;

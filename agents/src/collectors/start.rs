@@ -12,7 +12,7 @@ use tapio_schemas::ids::ProducerId;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
-use super::{cgroup, ebpf, filesystem, network, systemd};
+use super::{cgroup, ebpf, filesystem, network, scrape, systemd};
 use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
@@ -27,6 +27,7 @@ pub struct Sinks {
     systemd: EventSink,
     network: EventSink,
     filesystem: EventSink,
+    scrape: EventSink,
 }
 
 impl Sinks {
@@ -40,6 +41,7 @@ impl Sinks {
             systemd: open("systemd"),
             network: open("network"),
             filesystem: open("filesystem"),
+            scrape: open("scrape"),
         }
     }
 }
@@ -118,6 +120,7 @@ pub async fn start(
     start_systemd(wiring, supervision, sinks.systemd).await?;
     start_network(wiring, supervision, sinks.network).await?;
     start_filesystem(wiring, supervision, sinks.filesystem).await?;
+    start_scrape(wiring, supervision, sinks.scrape).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
     Ok(Collectors { states: wiring.states.clone(), otlp })
 }
@@ -281,6 +284,32 @@ async fn start_filesystem(
         .await?;
     wiring.states.set("filesystem", CollectorState::Running);
     Ok(())
+}
+
+async fn start_scrape(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<(), SuperviseError> {
+    let config = wiring.config.scrape.clone();
+    if config.targets.is_empty() {
+        wiring.states.set("scrape", CollectorState::Disabled("scrape.targets is empty".to_owned()));
+        return Ok(());
+    }
+    let parts = scrape::Parts {
+        config,
+        cluster: wiring.config.cluster.clone(),
+        node: wiring.node.to_owned(),
+        clock: wiring.parts.clock.clone(),
+        sink,
+        states: wiring.states.clone(),
+        metrics: wiring.parts.metrics.clone(),
+    };
+    supervision
+        .add_task("agent-scrape", RestartPolicy::default(), move |context| {
+            scrape::run(parts.clone(), context)
+        })
+        .await
 }
 
 async fn start_ebpf(

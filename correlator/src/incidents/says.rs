@@ -66,6 +66,7 @@ pub fn sentence(signal: &Signal) -> String {
         .or_else(|| process_end(signal))
         .or_else(|| network(signal))
         .or_else(|| requests(signal))
+        .or_else(|| plane(signal))
         .unwrap_or_else(|| other(signal))
 }
 
@@ -226,6 +227,33 @@ fn service(signal: &Signal) -> String {
         (_, None, Some(new)) => format!("{new} is new{share}"),
         _ => format!("requests go other ways than ever{share}"),
     }
+}
+
+/// The parts of a cluster, and what machines have for all.
+fn plane(signal: &Signal) -> Option<String> {
+    let seconds = format!("{:.2} s", signal.observed);
+    let share = format!("{:.0} %", signal.observed * 100.0);
+    let which = text(signal, "which").map_or_else(String::new, |which| format!(" ({which})"));
+    Some(match signal.kind {
+        SignalKind::ApiSlow => format!("one of a hundred requests takes {seconds} or longer"),
+        SignalKind::ApiRefuses => format!("{share} of the requests are refused for want of room"),
+        SignalKind::ApiFails => format!("{share} of the requests fail"),
+        SignalKind::EtcdSlow => format!("one of a hundred writes takes {seconds} or longer"),
+        SignalKind::EtcdNearFull => format!("the database has {share} of the room it may have"),
+        SignalKind::EtcdUnstable => format!("the leader changed {:.0} times in 15 min", signal.observed),
+        SignalKind::Backlog => format!("{:.0} wait in a queue{which}", signal.observed),
+        SignalKind::ComponentFails => match text(signal, "which") {
+            Some("answers") => "it does not answer".to_owned(),
+            _ => format!("a check of it fails{which}"),
+        },
+        SignalKind::DnsFails if signal.unit == "1" => format!("{share} of the names cannot be answered"),
+        SignalKind::DnsFails => format!("the name service cannot answer{which}"),
+        SignalKind::DnsSlow => format!("one of a hundred answers takes {seconds} or longer"),
+        SignalKind::ConntrackNearFull => format!("{share} of the connections that can be tracked are"),
+        SignalKind::ClockOff => format!("the clock is off by {seconds}"),
+        SignalKind::PlegSlow => format!("a look at the containers takes {seconds} or longer"),
+        _ => return None,
+    })
 }
 
 fn other(signal: &Signal) -> String {

@@ -278,6 +278,9 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::Stuck
             | K::DiskFull
             | K::CertificateExpired
+            | K::ApiFails
+            | K::ComponentFails
+            | K::DnsFails
     )
 }
 

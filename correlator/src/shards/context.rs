@@ -34,7 +34,19 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::NetRetransmits | K::NetDrops | K::NetworkGap => {
             ("network_connectivity", "packet-loss", Category::Network)
         }
-        K::DnsFailures => ("network_connectivity", "name-resolution", Category::Network),
+        K::ApiSlow
+        | K::ApiRefuses
+        | K::ApiFails
+        | K::EtcdSlow
+        | K::EtcdNearFull
+        | K::EtcdUnstable
+        | K::Backlog
+        | K::ComponentFails => ("control_plane", "control-plane", Category::System),
+        K::ClockOff | K::PlegSlow => ("node_failure", "node-condition", Category::System),
+        K::ConntrackNearFull => ("resource_exhaustion", "resource-exhaustion", Category::Resource),
+        K::DnsFails | K::DnsSlow | K::DnsFailures => {
+            ("network_connectivity", "name-resolution", Category::Network)
+        }
         K::CpuThrottled | K::CpuPressure | K::CpuSaturated | K::CpuRaised => {
             ("cpu_contention", "cpu-starvation", Category::Performance)
         }

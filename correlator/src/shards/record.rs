@@ -254,6 +254,7 @@ fn sample(
         Meter::NetDrops => first(&DROP_LABELS),
         Meter::CertificateEnd | Meter::CertificateLeft => first(&CERTIFICATE_LABELS),
         meter if meter.is_of_a_disk() => first(&DISK_LABELS),
+        Meter::ComponentFailing | Meter::QueueDepth | Meter::DnsBroken => first(&["which"]),
         _ => SmolStr::default(),
     };
     Some(Sample {

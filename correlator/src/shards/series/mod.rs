@@ -5,6 +5,8 @@ mod disk;
 mod drops;
 mod growth;
 mod level;
+mod meter;
+mod plane;
 mod trend;
 mod window;
 
@@ -25,114 +27,9 @@ use level::{Level, Stands, Threshold};
 use window::{Point, Window, WindowSize};
 
 pub use growth::{Growth, GrowthRule, find_growth};
+pub use meter::Meter;
 pub use trend::{TimeToLimit, Trend, trend};
 pub use window::Point as SeriesPoint;
-
-/// A watched measure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Meter {
-    /// Memory that cannot be reclaimed, bytes.
-    MemoryUsage = 1,
-    /// Memory limit, bytes.
-    MemoryLimit = 2,
-    /// Memory as a share of its limit.
-    MemoryShare = 3,
-    /// Out-of-memory kills in a cgroup, cumulative.
-    OomKills = 4,
-    /// Periods of the processor quota, cumulative.
-    CpuPeriods = 5,
-    /// Throttled periods, cumulative.
-    CpuThrottledPeriods = 6,
-    /// Processor time as a share of its limit.
-    CpuShare = 7,
-    /// Pressure, percent of the last ten seconds.
-    MemoryPressure = 8,
-    /// Pressure, percent of the last ten seconds.
-    CpuPressure = 9,
-    /// Pressure, percent of the last ten seconds.
-    IoPressure = 10,
-    /// Processes.
-    Pids = 11,
-    /// File system usage as a share of its size.
-    DiskShare = 12,
-    /// Packets dropped or broken, cumulative.
-    NetDrops = 13,
-    /// Used bytes of a file system.
-    DiskUsed = 14,
-    /// Bytes that are free for programs, where used ones are told.
-    DiskFree = 15,
-    /// Size of a file system, bytes.
-    DiskCapacity = 16,
-    /// Bytes that programs can still write, where the size is told.
-    DiskAvailable = 17,
-    /// When a certificate ends, unix seconds.
-    CertificateEnd = 18,
-    /// Seconds until a certificate ends.
-    CertificateLeft = 19,
-}
-
-impl Meter {
-    /// True for the measures of file systems.
-    pub fn is_of_a_disk(self) -> bool {
-        matches!(
-            self,
-            Self::DiskShare | Self::DiskUsed | Self::DiskFree | Self::DiskCapacity | Self::DiskAvailable
-        )
-    }
-
-    /// The measure behind a metric's name, when it is watched. `attribute` looks up a text attribute of the point.
-    pub fn of<'a>(name: &str, attribute: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
-        Some(match name {
-            "container.memory.usage"
-            | "container.memory.working_set"
-            | "k8s.pod.memory.usage"
-            | "k8s.pod.memory.working_set"
-            | "container_memory_working_set_bytes" => Self::MemoryUsage,
-            "container.memory.limit"
-            | "k8s.container.memory_limit"
-            | "k8s.container.memory.limit"
-            | "container_spec_memory_limit_bytes" => Self::MemoryLimit,
-            "k8s.pod.memory_limit_utilization" | "k8s.container.memory_limit_utilization" => {
-                Self::MemoryShare
-            }
-            "container.memory.events" if attribute("event") == Some("oom_kill") => Self::OomKills,
-            "container_oom_events_total" => Self::OomKills,
-            "container.cpu.periods" | "container_cpu_cfs_periods_total" => Self::CpuPeriods,
-            "container.cpu.throttled.periods" | "container_cpu_cfs_throttled_periods_total" => {
-                Self::CpuThrottledPeriods
-            }
-            "k8s.pod.cpu_limit_utilization" | "k8s.container.cpu_limit_utilization" => Self::CpuShare,
-            "container.memory.pressure" => Self::MemoryPressure,
-            "container.cpu.pressure" => Self::CpuPressure,
-            "container.io.pressure" => Self::IoPressure,
-            "container.pids.count" => Self::Pids,
-            "k8s.volume.utilization" | "system.filesystem.utilization" => Self::DiskShare,
-            "system.filesystem.usage" => {
-                match attribute("system.filesystem.state").or_else(|| attribute("state")) {
-                    Some("used") => Self::DiskUsed,
-                    Some("free") => Self::DiskFree,
-                    _ => return None,
-                }
-            }
-            "k8s.volume.capacity"
-            | "k8s.node.filesystem.capacity"
-            | "system.filesystem.limit"
-            | "node_filesystem_size_bytes"
-            | "kubelet_volume_stats_capacity_bytes" => Self::DiskCapacity,
-            "k8s.volume.available"
-            | "k8s.node.filesystem.available"
-            | "node_filesystem_avail_bytes"
-            | "kubelet_volume_stats_available_bytes" => Self::DiskAvailable,
-            "system.network.dropped"
-            | "system.network.packet.dropped"
-            | "system.network.errors"
-            | "system.network.packet.errors"
-            | "system.network.stack.dropped" => Self::NetDrops,
-            name => return certificate::meter(name),
-        })
-    }
-}
 
 /// Evaluations in a row that must agree before growth is told.
 const GROWTH_CONFIRM: u32 = 2;
@@ -224,6 +121,7 @@ impl SeriesStore {
             Meter::CpuPeriods => shared.periods += increase(series, sample),
             Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),
             Meter::NetDrops => drops(series, sample, config, out),
+            meter if plane::rule(meter).is_some() => plane::take(series, sample, out),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
             meter => plain_level(series, sample, meter, config, out),
         }

@@ -117,6 +117,11 @@ impl Cluster {
         Objects::new(self.client.clone())
     }
 
+    /// Who asks it, for what else it answers.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// The namespace of the context.
     pub fn namespace(&self) -> &str {
         &self.namespace
