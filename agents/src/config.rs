@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tapio_runtime::config::{ByteSize, HumanDuration};
 
+use crate::collectors::audit::AuditConfig;
 use crate::collectors::cgroup::CgroupConfig;
 use crate::collectors::ebpf::EbpfConfig;
 use crate::collectors::filesystem::FilesystemConfig;
@@ -51,6 +52,8 @@ pub struct AgentConfig {
     pub filesystem: FilesystemConfig,
     /// Metrics of others.
     pub scrape: ScrapeConfig,
+    /// Who did what, as the API server tells it.
+    pub audit: AuditConfig,
 }
 
 impl Default for AgentConfig {
@@ -72,6 +75,7 @@ impl Default for AgentConfig {
             network: NetworkConfig::default(),
             filesystem: FilesystemConfig::default(),
             scrape: ScrapeConfig::default(),
+            audit: AuditConfig::default(),
         }
     }
 }

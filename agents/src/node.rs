@@ -195,6 +195,11 @@ impl AgentHandle {
         &self.collectors
     }
 
+    /// Where audit events are received; `None` when it is disabled.
+    pub fn audit(&self) -> Option<SocketAddr> {
+        self.collectors.audit()
+    }
+
     /// Where OTLP is received over gRPC; `None` when it is disabled.
     pub fn otlp_grpc(&self) -> Option<SocketAddr> {
         self.collectors.otlp_grpc()

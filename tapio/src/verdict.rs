@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tapio_schemas::finding::Status;
 use tapio_schemas::proto::v1::ClusterFreshness;
-use tapio_schemas::{Finding, UnixNanos};
+use tapio_schemas::{Finding, FindingId, UnixNanos};
 use tapio_storage::freshness::ClusterFreshness as FreshCluster;
 
 /// All is only called well when everything up to so long ago has been judged.
@@ -40,6 +40,26 @@ pub struct Answer {
     pub recovered: Vec<Finding>,
     /// Up to when this is complete.
     pub freshness: Freshness,
+    /// What failing containers said last, of those that findings are about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<ContainerLog>,
+}
+
+/// The last lines of a container that a finding is about.
+#[derive(Debug, Clone, Serialize)]
+pub struct ContainerLog {
+    /// The finding.
+    pub finding: FindingId,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// Container.
+    pub container: String,
+    /// Whether they are of the life before the present one.
+    pub previous: bool,
+    /// Oldest first; secrets are masked, lines alike but for numbers are told once, the last one with the count.
+    pub lines: Vec<String>,
 }
 
 /// Up to when an answer is complete, over all clusters.
@@ -79,7 +99,8 @@ impl Answer {
 pub fn judge(known: Known) -> Answer {
     let (reason, freshness) = (blind(&known), freshness(&known));
     let (findings, recovered) = (known.open, known.recovered);
-    let mut answer = Answer { verdict: Status::Healthy, reason, findings, recovered, freshness };
+    let mut answer =
+        Answer { verdict: Status::Healthy, reason, findings, recovered, freshness, logs: Vec::new() };
     answer.judge_again();
     answer
 }

@@ -1,6 +1,7 @@
 //! One module per source of events. A collector gets an [`EventSink`](crate::sink::EventSink) and reports
 //! with [`UnifiedEvent`](tapio_schemas::event::UnifiedEvent)s; it knows nothing of shards and NATS.
 
+pub mod audit;
 pub mod cgroup;
 pub mod ebpf;
 pub mod filesystem;

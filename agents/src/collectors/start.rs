@@ -9,6 +9,7 @@ use tapio_runtime::clock::SharedClock;
 use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::ids::ProducerId;
 
+use super::audit::AuditReceiver;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
@@ -28,6 +29,7 @@ pub struct Sinks {
     network: EventSink,
     filesystem: EventSink,
     scrape: EventSink,
+    audit: EventSink,
 }
 
 impl Sinks {
@@ -42,6 +44,7 @@ impl Sinks {
             network: open("network"),
             filesystem: open("filesystem"),
             scrape: open("scrape"),
+            audit: open("audit"),
         }
     }
 }
@@ -70,6 +73,7 @@ pub struct Wiring<'a> {
 pub struct Collectors {
     states: CollectorStates,
     otlp: Option<(SocketAddr, SocketAddr)>,
+    audit: Option<SocketAddr>,
 }
 
 impl Collectors {
@@ -81,6 +85,11 @@ impl Collectors {
     /// Where OTLP is received over HTTP; `None` when it is disabled.
     pub fn otlp_http(&self) -> Option<SocketAddr> {
         self.otlp.map(|(_, http)| http)
+    }
+
+    /// Where audit events are received; `None` when it is disabled.
+    pub fn audit(&self) -> Option<SocketAddr> {
+        self.audit
     }
 
     /// What each collector says of itself.
@@ -114,6 +123,7 @@ pub async fn start(
 ) -> Result<Collectors, AgentError> {
     // The one that can fail goes first.
     let otlp = start_otlp(wiring, supervision, sinks.otlp).await?;
+    let audit = start_audit(wiring, supervision, sinks.audit).await?;
     // Before the others, so that their first events find their pods.
     start_kubernetes(wiring, supervision, sinks.kubernetes).await?;
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
@@ -122,7 +132,7 @@ pub async fn start(
     start_filesystem(wiring, supervision, sinks.filesystem).await?;
     start_scrape(wiring, supervision, sinks.scrape).await?;
     start_ebpf(wiring, supervision, sinks.ebpf).await?;
-    Ok(Collectors { states: wiring.states.clone(), otlp })
+    Ok(Collectors { states: wiring.states.clone(), otlp, audit })
 }
 
 async fn start_otlp(
@@ -157,6 +167,31 @@ async fn start_otlp(
         .await?;
     wiring.states.set("otlp", CollectorState::Running);
     Ok(Some(addresses))
+}
+
+async fn start_audit(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<Option<SocketAddr>, AgentError> {
+    let config = &wiring.config.audit;
+    if config.listen.is_empty() {
+        wiring.states.set("audit", CollectorState::Disabled("audit.listen is empty".to_owned()));
+        return Ok(None);
+    }
+    let (clock, metrics) = (wiring.parts.clock.clone(), &wiring.parts.metrics);
+    let bound = AuditReceiver::bind(config, &wiring.config.cluster, clock, sink, metrics).await;
+    let receiver =
+        Arc::new(bound.map_err(|e| AgentError::Collector { collector: "audit", source: Box::new(e) })?);
+    let address = receiver.address();
+    supervision
+        .add_task("agent-audit", RestartPolicy::default(), move |context| {
+            let receiver = Arc::clone(&receiver);
+            async move { receiver.run(context).await }
+        })
+        .await?;
+    wiring.states.set("audit", CollectorState::Running);
+    Ok(Some(address))
 }
 
 async fn start_kubernetes(

@@ -3,6 +3,8 @@
 //! Ids are functions of the content, so that a retry of an exporter, a relist of the API server or a second
 //! replay of a recording gives the same ids and the stream's consumers can tell a repetition.
 
+pub mod secrets;
+
 use smol_str::SmolStr;
 use tapio_schemas::ids::{EventId, UnixNanos};
 

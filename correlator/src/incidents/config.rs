@@ -13,6 +13,9 @@ pub struct IncidentConfig {
     /// Figures that merely drift (usage, counts, a forecast that moves within its interval) are told again after this
     /// long. Default 10 s.
     pub refresh: HumanDuration,
+    /// While an incident goes on it is looked at this often, even when nothing new is said. Default 1 s; longer is cheaper, and
+    /// for who is asked about the end alone.
+    pub look: HumanDuration,
     /// A signal without a word for this long is over, even when nobody said so. Default 10 min.
     pub stale: HumanDuration,
     /// How long after recovery a new signal still belongs to the incident. Default 5 min.
@@ -51,6 +54,7 @@ impl Default for IncidentConfig {
         Self {
             settle: HumanDuration::from_secs(1),
             refresh: HumanDuration::from_secs(10),
+            look: HumanDuration::from_secs(1),
             stale: HumanDuration::from_secs(600),
             reopen: HumanDuration::from_secs(300),
             change_memory: HumanDuration::from_secs(3600),

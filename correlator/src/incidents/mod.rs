@@ -48,8 +48,6 @@ use crate::calibration::Calibration;
 use crate::model::Model;
 use crate::services::ServiceState;
 
-/// While an incident goes on it is looked at this often, even when nothing new is said.
-const LOOK_NS: u64 = 1_000_000_000;
 /// The graph and the tallies are swept this often.
 const SWEEP_NS: u64 = 60_000_000_000;
 /// Holes remembered.
@@ -256,6 +254,7 @@ impl IncidentEngine {
     /// tells edges again, and that must not move the moments of decision.
     fn next_tick(&self) -> Option<UnixNanos> {
         let next = |at: UnixNanos| tick_from(at).max(self.tick.plus(TICK_NS));
+        let look_from = |at: UnixNanos| look_from(at, nanos(self.config.look));
         let due = self.incidents.iter().map(|incident| {
             let settled = incident.opened_at.plus(nanos(self.config.settle));
             match incident.over_since {
@@ -416,8 +415,9 @@ impl IncidentEngine {
 }
 
 /// First moment of looking at or after `at`: the same ones whatever happened before.
-fn look_from(at: UnixNanos) -> UnixNanos {
-    UnixNanos(at.0.div_ceil(LOOK_NS).saturating_mul(LOOK_NS))
+fn look_from(at: UnixNanos, look_ns: u64) -> UnixNanos {
+    let look_ns = look_ns.max(TICK_NS);
+    UnixNanos(at.0.div_ceil(look_ns).saturating_mul(look_ns))
 }
 
 fn is_kernel(kind: SignalKind) -> bool {

@@ -39,6 +39,7 @@ pub(crate) use episode::{add_evidence, stamped};
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
 pub use shard::{Advanced, Shard};
+pub use templates::line as template_of;
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tapio_runtime::config::HumanDuration;
 
 use super::{ClientArgs, Output};
 
@@ -42,6 +43,9 @@ pub struct CheckArgs {
     /// Answer again whenever the answer changes, until interrupted.
     #[arg(long, short)]
     pub watch: bool,
+    /// Between two looks of --watch.
+    #[arg(long, value_name = "DURATION", default_value = "10s", requires = "watch")]
+    pub every: HumanDuration,
 }
 
 /// Which cluster, and what of it.

@@ -69,6 +69,7 @@ impl FixArgs {
             from: None,
             scope: self.scope.clone(),
             watch: false,
+            every: HumanDuration::from_secs(10),
         }
     }
 }

@@ -21,11 +21,8 @@ const ERROR_CHARS_MAX: usize = 300;
 /// Who changed a field, in its `managedFields`.
 pub const FIELD_MANAGER: &str = "tapio-fix";
 /// Kinds that can be named and are not listed by a snapshot.
-const FURTHER: [Resource; 3] = [
-    further("ServiceAccount", "v1", "serviceaccounts"),
-    further("Secret", "v1", "secrets"),
-    further("ControllerRevision", "apps/v1", "controllerrevisions"),
-];
+const FURTHER: [Resource; 2] =
+    [further("Secret", "v1", "secrets"), further("ControllerRevision", "apps/v1", "controllerrevisions")];
 
 const fn further(kind: &'static str, api_version: &'static str, plural: &'static str) -> Resource {
     Resource { kind, api_version, plural, namespaced: true, metadata_only: false, required: false }
@@ -87,6 +84,11 @@ impl ObjectError {
     pub fn is_conflict(&self) -> bool {
         matches!(self.status(), Some(409 | 422))
     }
+}
+
+/// The kind that stands so in paths; nothing for kinds that are not known.
+pub fn by_plural(plural: &str) -> Option<&'static Resource> {
+    RESOURCES.iter().chain(&FURTHER).find(|resource| resource.plural == plural)
 }
 
 impl Place {

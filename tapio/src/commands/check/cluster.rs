@@ -8,6 +8,7 @@ use tapio_schemas::UnixNanos;
 
 use super::about::About;
 use super::judged::{self, Holes};
+use super::logs;
 use crate::cli::{CheckArgs, ScopeArgs};
 use crate::verdict::Answer;
 
@@ -57,7 +58,15 @@ impl Lists {
         gaps.extend(listing.missing.iter().map(|missing| missing.reason.clone()));
         // A clock that is behind the cluster's must not make news of the future out of what has happened.
         let now = UnixNanos(SystemClock::new().now_unix_nanos()).max(listing.snapshot.newest());
-        judged::snapshot(listing.snapshot, now, about, Holes { blind, gaps })
+        let failing = listing.snapshot.failing();
+        // Judged while the lines are fetched would be sooner, but who is healthy has none to fetch.
+        let mut answer = judged::snapshot(listing.snapshot, now, about, Holes { blind, gaps })?;
+        if !answer.findings.is_empty() {
+            let (said, missing) = self.cluster.last_words(&failing).await;
+            answer.logs = logs::of_findings(&answer.findings, &said);
+            answer.freshness.gaps.extend(missing);
+        }
+        Ok(answer)
     }
 }
 

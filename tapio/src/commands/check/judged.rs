@@ -16,6 +16,9 @@ use crate::verdict::{Answer, Freshness, RECOVERED_TOLD_FOR};
 /// Cluster that a dump is taken for: it does not say its name.
 pub const CLUSTER: &str = "local";
 
+/// Between two looks at what goes on, before the end.
+const LOOK: HumanDuration = HumanDuration::from_secs(60);
+
 /// What is missing.
 #[derive(Debug, Default)]
 pub struct Holes {
@@ -48,6 +51,8 @@ pub fn snapshot(
 fn settings() -> ReplaySettings {
     let mut correlator = CorrelatorConfig::default();
     correlator.incidents.edge_memory = HumanDuration::from_secs(2 * WINDOW_NS / 1_000_000_000);
+    // Only the last word is asked for.
+    correlator.incidents.look = LOOK;
     ReplaySettings { cluster: CLUSTER.to_owned(), correlator }
 }
 
@@ -82,7 +87,8 @@ pub fn answer(
     }
     recovered.sort_by_key(|finding| std::cmp::Reverse(finding.updated_at));
     let freshness = Freshness { watermark: now, age_ms: None, gaps: holes.gaps, clusters: Vec::new() };
-    let mut answer = Answer { verdict: Status::Healthy, reason: holes.blind, findings, recovered, freshness };
+    let (reason, logs) = (holes.blind, Vec::new());
+    let mut answer = Answer { verdict: Status::Healthy, reason, findings, recovered, freshness, logs };
     answer.judge_again();
     answer
 }

@@ -5,9 +5,8 @@ mod cluster;
 mod dump;
 mod instance;
 mod judged;
+mod logs;
 mod screen;
-
-use std::time::Duration;
 
 use tapio_schemas::finding::Status;
 
@@ -18,9 +17,6 @@ use crate::verdict::Answer;
 
 use about::About;
 pub use cluster::Lists;
-
-/// Between two looks of `--watch`.
-const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who is asked.
 enum Source {
@@ -47,7 +43,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<i32> {
             return Ok(exit_code(&answer));
         }
         tokio::select! {
-            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+            () = tokio::time::sleep(args.every.get()) => {}
             _ = tokio::signal::ctrl_c() => return Ok(exit_code(&answer)),
         }
     }

@@ -154,8 +154,14 @@ mod tests {
     fn answer(at: u64, findings: Vec<Finding>) -> Answer {
         let watermark = UnixNanos(at * SECOND);
         let freshness = Freshness { watermark, age_ms: None, gaps: Vec::new(), clusters: Vec::new() };
-        let mut answer =
-            Answer { verdict: Status::Healthy, reason: None, findings, recovered: Vec::new(), freshness };
+        let mut answer = Answer {
+            verdict: Status::Healthy,
+            reason: None,
+            findings,
+            recovered: Vec::new(),
+            freshness,
+            logs: Vec::new(),
+        };
         answer.judge_again();
         answer
     }

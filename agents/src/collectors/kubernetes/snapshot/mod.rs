@@ -7,6 +7,7 @@ pub mod api;
 pub mod decode;
 mod gone;
 mod history;
+pub mod logs;
 pub mod resources;
 pub mod selector;
 mod timeline;

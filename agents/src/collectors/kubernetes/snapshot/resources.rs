@@ -29,8 +29,10 @@ const fn required(resource: Resource) -> Resource {
     Resource { required: true, ..resource }
 }
 
+const ADMISSION: &str = "admissionregistration.k8s.io/v1";
+
 /// All kinds, the largest lists first.
-pub const RESOURCES: [Resource; 21] = [
+pub const RESOURCES: [Resource; 28] = [
     required(of("Pod", "v1", "pods")),
     required(of("Event", "v1", "events")),
     of("ReplicaSet", "apps/v1", "replicasets"),
@@ -48,10 +50,21 @@ pub const RESOURCES: [Resource; 21] = [
     of("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
     of("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
     of("Ingress", "networking.k8s.io/v1", "ingresses"),
+    of("LimitRange", "v1", "limitranges"),
+    Resource { metadata_only: true, ..of("ServiceAccount", "v1", "serviceaccounts") },
     cluster(of("Node", "v1", "nodes")),
     cluster(of("PersistentVolume", "v1", "persistentvolumes")),
     cluster(of("StorageClass", "storage.k8s.io/v1", "storageclasses")),
     cluster(of("Namespace", "v1", "namespaces")),
+    cluster(of("VolumeAttachment", "storage.k8s.io/v1", "volumeattachments")),
+    cluster(of("ValidatingWebhookConfiguration", ADMISSION, "validatingwebhookconfigurations")),
+    cluster(of("MutatingWebhookConfiguration", ADMISSION, "mutatingwebhookconfigurations")),
+    cluster(of("APIService", "apiregistration.k8s.io/v1", "apiservices")),
+    // Their schemas are large, and say nothing of how things are.
+    Resource {
+        metadata_only: true,
+        ..cluster(of("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions"))
+    },
 ];
 
 impl Resource {

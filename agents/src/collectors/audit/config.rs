@@ -1,0 +1,27 @@
+//! Configuration of the collector.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tapio_runtime::config::ByteSize;
+
+/// The receiver of audit events.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// Where the API server's audit webhook sends batches, such as `0.0.0.0:9443`. Empty (default): it is disabled.
+    pub listen: String,
+    /// File with the bearer token that the sender must show. None (default): anybody may send, so listen where only the API server
+    /// can reach.
+    pub token_file: Option<PathBuf>,
+    /// Bytes of a batch. Default 16 MiB; the API server sends at most 400 events at once by default.
+    pub message_max: ByteSize,
+    /// Batches that are read at the same time; the sender of a further one is told to come back. Default 4.
+    pub requests_max: usize,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { listen: String::new(), token_file: None, message_max: ByteSize::mib(16), requests_max: 4 }
+    }
+}

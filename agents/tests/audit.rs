@@ -1,0 +1,102 @@
+//! The audit webhook: batches as an API server sends them, over real HTTP, into a real stream.
+
+mod support;
+
+use serde_json::{Value, json};
+use tapio_agents::config::AgentConfig;
+use tapio_runtime::config::ByteSize;
+use tapio_runtime::harness::NatsServer;
+use tapio_schemas::Entity;
+use tapio_schemas::kind::Source;
+use tapio_schemas::payload::Payload;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+fn config(cluster: &str) -> AgentConfig {
+    let mut config = support::bare(cluster);
+    config.audit.listen = "127.0.0.1:0".to_owned();
+    config
+}
+
+/// Sends a batch; gives the status and the body of the answer.
+async fn send(address: std::net::SocketAddr, token: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /audit?timeout=30s HTTP/1.1\r\nhost: tapio\r\ncontent-type: application/json\r\nauthorization: Bearer {token}\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // Who says more than is read is answered before its end.
+    let _ = stream.write_all(body.as_bytes()).await;
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned())
+}
+
+fn event(id: u32, verb: &str, user: &str) -> Value {
+    json!({"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": format!("id-{id}"),
+        "stage": "ResponseComplete", "verb": verb, "requestURI": "/apis/apps/v1/namespaces/shop/deployments/api",
+        "user": {"username": user, "groups": ["system:authenticated"]}, "userAgent": "kubectl/v1.33.0",
+        "objectRef": {"resource": "deployments", "apiGroup": "apps", "namespace": "shop", "name": "api"},
+        "responseStatus": {"metadata": {}, "code": 200}})
+}
+
+fn list(events: &[Value]) -> String {
+    json!({"kind": "EventList", "apiVersion": "audit.k8s.io/v1", "metadata": {}, "items": events}).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_tells_who_changed_what_and_the_same_batch_again_the_same() {
+    let nats = NatsServer::start().expect("nats-server");
+    let agent = support::start(&nats, config("audit")).await;
+    let address = agent.audit().expect("it listens");
+    let mut events: Vec<Value> = (0..50).map(|id| event(id, "get", "jane")).collect();
+    events.push(event(50, "delete", "jane"));
+    events.push(event(51, "patch", "system:node:n1"));
+    events.push(json!({"verb": []}));
+    for _ in 0..2 {
+        assert_eq!(send(address, "", &list(&events)).await, (200, String::new()));
+    }
+    let bus = nats.bus().await.unwrap();
+    let mut stream = support::Stream::open(&bus, "audit").await;
+    let told = stream.events_until("both tellings", |events| events.len() >= 2).await;
+    assert_eq!(
+        (told[0].source, told[0].entity.subject()),
+        (Source::Audit, Entity::namespaced("Deployment", "shop", "api"))
+    );
+    let Payload::Change(data) = &told[0].payload else { panic!("{:?}", told[0]) };
+    assert_eq!((data.what.as_str(), data.who.as_str()), ("deleted", "jane with kubectl"));
+    assert_eq!(told.len(), 2, "reads and the system's own work are left out");
+    support::drain(agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_token_says_too_much_or_no_list_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "right\n").unwrap();
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = config("refused");
+    config.audit.token_file = Some(file.clone());
+    config.audit.message_max = ByteSize(10_000);
+    let agent = support::start(&nats, config).await;
+    let address = agent.audit().expect("it listens");
+    let batch = list(&[event(1, "delete", "jane")]);
+    for (token, body, status) in [
+        ("wrong", batch.clone(), 401),
+        ("", batch.clone(), 401),
+        ("right", "{".to_owned(), 400),
+        ("right", json!({"kind": "PodList", "items": []}).to_string(), 400),
+        ("right", "x".repeat(20_000), 413),
+        ("right", batch.clone(), 200),
+    ] {
+        let answer = send(address, token, &body).await;
+        assert_eq!(answer.0, status, "{answer:?}");
+    }
+    // A token that was changed counts from then on.
+    std::fs::write(&file, "new").unwrap();
+    assert_eq!(send(address, "right", &batch).await.0, 401);
+    support::drain(agent).await;
+}

@@ -1,0 +1,81 @@
+//! What failing containers said last, beside the findings that are about them.
+
+use std::collections::HashMap;
+
+use tapio_agents::collectors::kubernetes::snapshot::logs::LastWords;
+use tapio_correlator::shards::template_of;
+use tapio_schemas::{Entity, Finding};
+
+use crate::verdict::ContainerLog;
+
+/// Containers of one finding.
+const CONTAINERS_MAX: usize = 3;
+/// Lines of a container.
+const LINES_MAX: usize = 8;
+
+/// The lines of each finding's containers.
+pub fn of_findings(findings: &[Finding], said: &[LastWords]) -> Vec<ContainerLog> {
+    let mut all = Vec::new();
+    for finding in findings {
+        let of_it = said.iter().filter(|words| is_about(finding, words)).take(CONTAINERS_MAX);
+        all.extend(of_it.map(|words| ContainerLog {
+            finding: finding.id,
+            namespace: words.of.namespace.to_string(),
+            pod: words.of.pod.to_string(),
+            container: words.of.container.to_string(),
+            previous: words.of.previous,
+            lines: folded(&words.lines),
+        }));
+    }
+    all
+}
+
+/// The pod or its container is in the story, or the root cause is what owns it.
+fn is_about(finding: &Finding, words: &LastWords) -> bool {
+    let (namespace, pod) = (&words.of.namespace, words.of.pod.as_str());
+    let is_pod = |entity: &Entity| {
+        let name = entity.name.split('/').next().unwrap_or_default();
+        entity.namespace == *namespace && ["Pod", "Container"].contains(&entity.kind.as_str()) && name == pod
+    };
+    // `api-5f6585d649-x2x2x` is of `api`, and `api-gateway-0` is not.
+    let owns = |entity: &Entity| {
+        let rest = pod.strip_prefix(entity.name.as_str()).and_then(|rest| rest.strip_prefix('-'));
+        entity.namespace == *namespace && rest.is_some_and(|rest| rest.split('-').count() <= 2)
+    };
+    finding.chain.iter().any(|link| is_pod(&link.entity))
+        || finding.root_cause.iter().any(|root| is_pod(&root.entity) || owns(&root.entity))
+}
+
+/// Lines of one template are told once: the last of them, with their count.
+fn folded(lines: &[String]) -> Vec<String> {
+    let (mut counts, mut template) = (HashMap::<String, usize>::new(), String::new());
+    let mut kept: Vec<(String, &String)> = Vec::new();
+    for line in lines.iter().rev() {
+        template_of(line, &mut template);
+        let count = counts.entry(template.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            kept.push((template.clone(), line));
+        }
+    }
+    let told = kept.into_iter().take(LINES_MAX).map(|(template, line)| match counts[&template] {
+        1 => line.clone(),
+        count => format!("{line} ({count} like it)"),
+    });
+    let mut told: Vec<String> = told.collect();
+    told.reverse();
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_alike_are_told_once_in_the_order_of_their_last() {
+        let lines = ["starting", "retry 1 of 3", "retry 2 of 3", "retry 3 of 3", "panic: no database"]
+            .map(String::from);
+        assert_eq!(folded(&lines), ["starting", "retry 3 of 3 (3 like it)", "panic: no database"]);
+        assert!(folded(&[]).is_empty());
+    }
+}
