@@ -14,6 +14,7 @@ use crate::fence::{FenceCounters, Fences, Heard};
 use crate::incidents::{IncidentCounters, IncidentEngine};
 use crate::model::Model;
 use crate::order::{Order, OrderCounters, Told};
+use crate::services::STEP_NS;
 use crate::shards::{BatchError, Counters, ShardSet, TICK_NS, Watermark};
 use crate::unite::Uniter;
 
@@ -231,7 +232,8 @@ impl Engine {
             advanced: UnixNanos(0),
             sequence: 0,
             findings: Vec::new(),
-            settle_ns: nanos(config.lateness) + nanos(config.incidents.settle) + 2 * TICK_NS,
+            // The last window of the service model is judged, too.
+            settle_ns: nanos(config.lateness) + nanos(config.incidents.settle) + 2 * TICK_NS + STEP_NS,
         }
     }
 

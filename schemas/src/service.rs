@@ -72,6 +72,7 @@ vocabulary! {
         Call = 1 => "call",
         Log = 2 => "log",
         ErrorLog = 3 => "error_log",
+        FailedCall = 4 => "failed_call",
     }
 }
 
@@ -127,5 +128,7 @@ vocabulary! {
         RequestsPerSecond = 4 => "requests_per_s",
         SuccessShare = 5 => "success_share",
         SystemCalls = 6 => "system_calls",
+        CpuCores = 7 => "cpu_cores",
+        MemoryBytes = 8 => "memory_bytes",
     }
 }

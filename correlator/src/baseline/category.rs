@@ -50,8 +50,8 @@ fn of_kubernetes(what: &str) -> &'static str {
 /// What a change of this measure is taken to come from.
 pub fn of_measure(measure: Measure) -> &'static str {
     match measure {
-        Measure::CpuShare => "cpu",
-        Measure::MemoryShare => "memory",
+        Measure::CpuShare | Measure::CpuCores => "cpu",
+        Measure::MemoryShare | Measure::MemoryBytes => "memory",
         Measure::LatencySeconds => "network",
         _ => "code",
     }

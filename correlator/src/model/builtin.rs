@@ -35,6 +35,7 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("image.wrong_platform.yaml", include_str!("../../patterns/image.wrong_platform.yaml")),
     ("memory.child_killed.yaml", include_str!("../../patterns/memory.child_killed.yaml")),
     ("memory.leak.yaml", include_str!("../../patterns/memory.leak.yaml")),
+    ("memory.leap.yaml", include_str!("../../patterns/memory.leap.yaml")),
     ("memory.limit_exceeded.yaml", include_str!("../../patterns/memory.limit_exceeded.yaml")),
     ("memory.node_exhausted.yaml", include_str!("../../patterns/memory.node_exhausted.yaml")),
     ("network.delay.yaml", include_str!("../../patterns/network.delay.yaml")),

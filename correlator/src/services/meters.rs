@@ -24,6 +24,15 @@ const CPU_TIMES: f64 = 2.0;
 const CPU_FULL: (f64, f64) = (0.7, 8.0);
 /// What saturation is worth is multiplied by this with each step after it was last seen.
 const CPU_FADES: f64 = 0.95;
+/// A processor does far more than usual above so many times a high quantile and some: share of it, processors.
+const JUMP: (f64, f64, f64) = (2.0, 0.02, 0.05);
+/// Memory has leapt above so many times the highest of the last ones and some: share of the limit, bytes.
+const LEAP: (f64, f64, f64) = (1.3, 0.05, 16e6);
+/// What is so much more is usual after so long.
+const NEWS_NS: u64 = 900 * super::SECOND_NS;
+/// Samples that follow sooner after one that was judged are passed over, so that a reference of a few dozen of them is some
+/// minutes long, and so that one moment is not taken for many.
+const APART_NS: u64 = 10 * super::SECOND_NS;
 /// Longest latency that is believed, s: more is the ceiling of a histogram.
 const LATENCY_MAX_S: f64 = 60.0;
 
@@ -65,6 +74,8 @@ struct Series {
     now: f64,
     event: EventId,
     seen: UnixNanos,
+    /// Last sample of which something was learnt.
+    judged: UnixNanos,
 }
 
 impl Default for Series {
@@ -78,6 +89,7 @@ impl Default for Series {
             now: 0.0,
             event: EventId::default(),
             seen: UnixNanos(0),
+            judged: UnixNanos(0),
         }
     }
 }
@@ -129,19 +141,32 @@ impl Series {
             self.main.raise(CPU_FULL.1);
         }
         self.held = self.held.max(self.main.evidence(at));
-        if !self.is_cold() {
-            let high = quantile(&self.samples, 0.95).unwrap_or_default();
-            let limit = 2.0 * high + 0.02;
-            let jumped = value > limit;
-            self.jump.add(at, one(jumped, self.rate(|v| v > limit), 1.0));
-            if !jumped {
-                self.jump.clear();
-            }
-        }
+        let is_news = self.jumps(at, value, JUMP.1);
         self.usual = median.unwrap_or(value);
-        if !saturated {
+        if !saturated && !is_news {
             self.remember(value);
         }
+    }
+
+    /// Processors in use, of as many as there are: nothing says when they are saturated.
+    fn cores(&mut self, at: UnixNanos, value: f64) {
+        let is_news = self.jumps(at, value, JUMP.2);
+        self.usual = quantile(&self.samples, 0.5).unwrap_or(value);
+        if !is_news {
+            self.remember(value);
+        }
+    }
+
+    /// True while it uses far more than usual, and not for so long that this is what is usual now.
+    fn jumps(&mut self, at: UnixNanos, value: f64, extra: f64) -> bool {
+        let Some(high) = quantile(&self.samples, 0.95).filter(|_| !self.is_cold()) else { return false };
+        let limit = JUMP.0 * high + extra;
+        let jumped = value > limit;
+        self.jump.add(at, one(jumped, self.rate(|v| v > limit), 1.0));
+        if !jumped {
+            self.jump.clear();
+        }
+        jumped && at.since(self.jump.since()) < NEWS_NS
     }
 
     /// Worse when it is above `factor` times a high quantile and some.
@@ -159,15 +184,23 @@ impl Series {
         }
     }
 
-    /// Worse when it is a step above the highest of the last ones.
-    fn step(&mut self, at: UnixNanos, value: f64) {
+    /// Worse when it has leapt above the highest of the last ones. Memory grows by little, or is let go of.
+    fn leap(&mut self, at: UnixNanos, value: f64, extra: f64) {
+        let mut has_leapt = false;
         if !self.is_cold() {
-            let high = self.samples.iter().rev().take(10).fold(0.0f64, |a, b| a.max(*b));
-            let rate = 0.5 / (self.samples.len().min(10) as f64 + 1.0);
-            self.main.add(at, one(value > 1.05 * high + 0.005, rate, 0.5));
-            self.usual = high;
+            let high = self.samples.iter().fold(0.0f64, |a, b| a.max(*b));
+            let limit = LEAP.0 * high + extra;
+            has_leapt = value > limit;
+            self.main.add(at, one(has_leapt, 0.0, 1.0));
+            self.usual = quantile(&self.samples, 0.5).unwrap_or_default();
         }
-        self.remember(value);
+        let is_news = has_leapt && at.since(self.main.since()) < NEWS_NS;
+        if !is_news {
+            self.remember(value);
+        }
+        if !has_leapt {
+            self.main.clear();
+        }
     }
 
     /// Worse when it is a tenth below a low quantile.
@@ -186,7 +219,7 @@ impl Series {
 pub struct CpuSeen {
     /// When.
     pub at: UnixNanos,
-    /// Whether any of its pods was saturated.
+    /// Whether any of its pods was saturated, or used far more than usual where no limit is known.
     pub is_saturated: bool,
 }
 
@@ -204,23 +237,41 @@ impl Meters {
     pub fn observe(&mut self, service: &Entity, key: &MeterKey, said: (UnixNanos, f64, EventId)) {
         let (at, value, event) = said;
         let series = self.series.entry((service.clone(), key.clone())).or_default();
+        if at.since(series.judged) < APART_NS && at > series.judged {
+            return;
+        }
         (series.seen, series.event, series.now) = (at, event, value);
+        series.judged = at;
         match key.1 {
-            Measure::CpuShare => {
-                series.cpu(at, value);
-                let is_saturated = series.main.evidence(at) > 0.0;
-                let seen = self.cpu.entry(service.clone()).or_insert(CpuSeen { at, is_saturated });
-                // Pods are measured at the same moment, more or less.
-                let same = at.since(seen.at).max(seen.at.since(at)) < 30 * super::SECOND_NS;
-                let is_saturated = is_saturated || (same && seen.is_saturated);
-                *seen = CpuSeen { at: seen.at.max(at), is_saturated };
+            Measure::CpuShare | Measure::CpuCores => {
+                let is_cold = series.is_cold();
+                let is_saturated = if key.1 == Measure::CpuShare {
+                    series.cpu(at, value);
+                    series.main.evidence(at) > 0.0
+                } else {
+                    series.cores(at, value);
+                    series.jump.sum(at) > 0.0
+                };
+                // Without a reference only a processor that is idle is known to be normal.
+                if !is_cold || (key.1 == Measure::CpuShare && value < CPU_BUSY) {
+                    self.saw_cpu(service, at, is_saturated);
+                }
             }
-            Measure::MemoryShare => series.step(at, value),
+            Measure::MemoryShare => series.leap(at, value, LEAP.1),
+            Measure::MemoryBytes => series.leap(at, value, LEAP.2),
             Measure::LatencySeconds => series.high(at, value.min(LATENCY_MAX_S), 2.0, 0.02),
             Measure::SuccessShare => series.low(at, value),
             Measure::SystemCalls => series.high(at, value, 1.5, 10.0),
             Measure::RequestsPerSecond => {}
         }
+    }
+
+    fn saw_cpu(&mut self, service: &Entity, at: UnixNanos, is_saturated: bool) {
+        let seen = self.cpu.entry(service.clone()).or_insert(CpuSeen { at, is_saturated });
+        // Pods are measured at the same moment, more or less.
+        let same = at.since(seen.at).max(seen.at.since(at)) < 30 * super::SECOND_NS;
+        let is_saturated = is_saturated || (same && seen.is_saturated);
+        *seen = CpuSeen { at: seen.at.max(at), is_saturated };
     }
 
     /// A step has passed.
@@ -258,6 +309,9 @@ impl Meters {
                     (Sign::CpuSaturated, Deviation { evidence: series.held, ..main }),
                     (Sign::CpuRaised, of(series.jump.evidence(now), series.jump.since())),
                 ],
+                Measure::CpuCores => {
+                    vec![(Sign::CpuRaised, of(series.jump.evidence(now), series.jump.since()))]
+                }
                 _ => vec![(Sign::Shifted, main)],
             };
             for (sign, deviation) in signs {
@@ -287,6 +341,41 @@ mod tests {
         meters.fade(now);
         let all = meters.deviations(now, 0.0);
         all.iter().find(|((_, sign, ..), _)| *sign == Sign::CpuSaturated).map_or(0.0, |(_, d)| d.evidence)
+    }
+
+    #[test]
+    fn memory_that_leaps_is_told_and_usual_after_a_while() {
+        let (mut meters, service) = (Meters::default(), Entity::new("Service", "", "web", ""));
+        let key = (SmolStr::new("p"), Measure::MemoryBytes, SmolStr::default());
+        let mut now = UnixNanos(27_000_000 * 60 * super::super::SECOND_NS);
+        let mut told = Vec::new();
+        for megabytes in [100.0, 103.0, 101.0, 110.0, 104.0].into_iter().chain([260.0; 40]) {
+            now = now.plus(30 * super::super::SECOND_NS);
+            meters.observe(&service, &key, (now, megabytes * 1e6, EventId::default()));
+            told.push(meters.deviations(now, 4.0).len());
+        }
+        assert_eq!(told[..6].iter().sum::<usize>(), 0, "one sample is not enough: {told:?}");
+        assert_eq!(told[6..20].iter().sum::<usize>(), 14, "{told:?}");
+        assert_eq!(told.last(), Some(&0), "{told:?}");
+    }
+
+    #[test]
+    fn samples_of_one_moment_are_one() {
+        let (mut meters, service) = (Meters::default(), Entity::new("Service", "", "web", ""));
+        let key = (SmolStr::new("p"), Measure::CpuCores, SmolStr::default());
+        let at = |s: u64| UnixNanos((27_000_000 * 60 + s) * super::super::SECOND_NS);
+        for second in 0..120 {
+            meters.observe(&service, &key, (at(second), 0.1, EventId::default()));
+        }
+        for second in 120..128 {
+            meters.observe(&service, &key, (at(second), 3.0, EventId::default()));
+        }
+        assert!(meters.deviations(at(128), 4.0).is_empty());
+        for second in 128..150 {
+            meters.observe(&service, &key, (at(second), 3.0, EventId::default()));
+        }
+        let all = meters.deviations(at(150), 4.0);
+        assert_eq!(all.keys().map(|(_, sign, ..)| *sign).collect::<Vec<_>>(), [Sign::CpuRaised]);
     }
 
     #[test]

@@ -40,7 +40,7 @@ use window::Window;
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// Grid of event time on which the model steps.
-const STEP_NS: u64 = 5 * SECOND_NS;
+pub const STEP_NS: u64 = 5 * SECOND_NS;
 /// A window waits so long before it is learnt.
 const HOLD_NS: u64 = 45 * SECOND_NS;
 /// Steps go on without anything new for so long, so that what is open can end.

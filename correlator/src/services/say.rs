@@ -17,12 +17,17 @@ const FURTHER: (f64, f64) = (2.0, 0.5);
 /// Highest evidence of what is odd about the ways of a service.
 const WAYS_MAX: f64 = 14.0;
 
+/// A processor that is used less is idle, however many times the usual it is: share of it, or processors.
+const MUCH_CPU: f64 = 0.3;
+
 /// What evidence of a measure is worth: a jump of the processor has other reasons as well, a quantile of a histogram
 /// jumps by itself.
 fn weight(sign: Sign, measure: Measure) -> f64 {
     match (sign, measure) {
         (Sign::CpuSaturated, _) => 1.0,
         (Sign::CpuRaised, _) => 0.8,
+        // It rises slowly or not at all: a leap has a reason.
+        (Sign::Shifted, Measure::MemoryShare | Measure::MemoryBytes) => 0.8,
         (Sign::Shifted, Measure::SuccessShare) => 0.5,
         (Sign::Shifted, Measure::LatencySeconds) => 0.35,
         (Sign::Shifted, _) => 0.3,
@@ -33,6 +38,8 @@ fn unit(measure: Measure) -> &'static str {
     match measure {
         Measure::LatencySeconds => "s",
         Measure::RequestsPerSecond | Measure::SystemCalls => "1/s",
+        Measure::CpuCores => "{cpu}",
+        Measure::MemoryBytes => "By",
         _ => "1",
     }
 }
@@ -42,6 +49,7 @@ fn in_words(step: &Step) -> SmolStr {
     match step.kind {
         StepKind::Call if step.service.is_empty() => format_smolstr!("the call {}", step.name),
         StepKind::Call => format_smolstr!("the call {} of {}", step.name, step.service),
+        StepKind::FailedCall => format_smolstr!("the failed call {}", step.name),
         StepKind::Log => format_smolstr!("the log line `{}`", step.name),
         StepKind::ErrorLog => format_smolstr!("the error `{}`", step.name),
     }
@@ -172,6 +180,8 @@ impl Services {
                 _ => SmolStr::default(),
             };
             let mut attributes = vec![Attribute::new("measure", measure.as_str())];
+            let is_much = kind == SignalKind::CpuRaised && found.now >= MUCH_CPU && found.usual > 0.0;
+            attributes.extend(is_much.then(|| Attribute::new("times", rounded(found.now / found.usual))));
             if !label.is_empty() {
                 attributes.push(Attribute::new("label", label.as_str()));
             }

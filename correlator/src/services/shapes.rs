@@ -73,6 +73,11 @@ impl Way {
         self.any(&[StepKind::Log, StepKind::ErrorLog])
     }
 
+    /// True when a call of it failed.
+    pub fn failed_to_call(&self) -> bool {
+        self.any(&[StepKind::FailedCall])
+    }
+
     /// True when it called nothing.
     pub fn is_empty(&self) -> bool {
         !self.any(&[StepKind::Call])

@@ -52,6 +52,18 @@ fn gap(s: u64, from: &str, to: &str, ms: f64, count: u32) -> CallGapTally {
 
 const USUAL: [(StepKind, &str); 2] = [(StepKind::Log, "begin"), (StepKind::Log, "found *")];
 
+#[test]
+fn what_is_missing_because_a_call_failed_is_not_the_callers_doing() {
+    let told = |last: (StepKind, &'static str)| {
+        let steps = [(StepKind::Log, "begin"), last];
+        let all = recording(|s, section| section.operations.push(requests(s, "api", 4.0, &steps, 4)));
+        said(&mut Services::new("c"), all)
+    };
+    let shapes = |all: &[Signal]| all.iter().filter(|s| s.kind == SignalKind::TraceShape).count();
+    assert_eq!(shapes(&told((StepKind::FailedCall, "GET db"))), 0);
+    assert!(shapes(&told((StepKind::ErrorLog, "boom"))) > 0);
+}
+
 /// Two minutes of normal traffic, then half a minute of what `faulty` makes of it.
 fn recording(faulty: impl Fn(u64, &mut SignalSection)) -> Vec<(u64, SignalSection)> {
     let mut all = Vec::new();

@@ -1,5 +1,5 @@
 //! Ways of requests against the rules of their operations. Of the services on a request's way the deepest odd one is
-//! the reason: where a callee is odd in the same request, the oddness of its callers is explained.
+//! the reason: where a callee is odd in the same request, or a call has failed, the oddness of its callers is explained.
 
 use std::collections::BTreeMap;
 
@@ -183,7 +183,7 @@ impl Ways {
         }
     }
 
-    /// True when a request to another service within this way was odd itself.
+    /// True when a request to another service within this way was odd itself, or failed.
     fn is_odd_within(
         &self,
         id: u64,
@@ -198,10 +198,13 @@ impl Ways {
         let Some(shape) = shapes.get(&id).filter(|_| depth < DEPTH_MAX) else { return false };
         // Of a circle of ways, which no honest source tells, the first one is even.
         found.insert(id, false);
-        let odd = shape.inner.iter().any(|inner| {
-            let here = own.get(inner).copied().unwrap_or_else(|| self.odd.contains_key(inner));
-            here || self.is_odd_within(*inner, own, shapes, found, depth + 1)
-        });
+        // Who could not be asked may be silent itself.
+        let failed = shape.steps.iter().any(|step| step.kind == StepKind::FailedCall);
+        let odd = failed
+            || shape.inner.iter().any(|inner| {
+                let here = own.get(inner).copied().unwrap_or_else(|| self.odd.contains_key(inner));
+                here || self.is_odd_within(*inner, own, shapes, found, depth + 1)
+            });
         found.insert(id, odd);
         odd
     }
@@ -216,7 +219,10 @@ impl Ways {
                 continue;
             }
             for shape in requests.ways.values() {
-                operation.reference.learn(&Way::new(&shape.steps), u64::from(shape.count));
+                let way = Way::new(&shape.steps);
+                if !way.failed_to_call() {
+                    operation.reference.learn(&way, u64::from(shape.count));
+                }
             }
         }
         self.evicted += make_room(&mut self.operations, OPERATIONS_MAX, |o| o.seen);

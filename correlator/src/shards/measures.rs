@@ -30,6 +30,17 @@ enum Label {
     SystemCall,
 }
 
+/// What a limit does to a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    /// Nothing.
+    Ignored,
+    /// It counts as a share of it; without one it says nothing.
+    Needed,
+    /// There is a share of it, which says more; only without one it counts as it is.
+    Absent,
+}
+
 /// How to read a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reading {
@@ -38,8 +49,7 @@ pub struct Reading {
     /// How.
     pub form: Form,
     scale: f64,
-    /// The value counts as share of its limit; without a limit it says nothing.
-    of_limit: bool,
+    limit: Limit,
     label: Label,
 }
 
@@ -54,7 +64,7 @@ const PART_KEYS: [&str; 5] = ["cpu.mode", "cpu.logical_number", "state", "mode",
 
 impl Reading {
     fn new(measure: Measure, form: Form, label: Label) -> Self {
-        Self { measure, form, scale: 1.0, of_limit: false, label }
+        Self { measure, form, scale: 1.0, limit: Limit::Ignored, label }
     }
 
     fn scaled(self, scale: f64) -> Self {
@@ -63,10 +73,10 @@ impl Reading {
 
     /// Factor of the value; `None` when it says nothing without its limit.
     pub fn scale_with(&self, limit: f64) -> Option<f64> {
-        match self.of_limit {
-            true if limit > 0.0 => Some(self.scale / limit),
-            true => None,
-            false => Some(self.scale),
+        match self.limit {
+            Limit::Needed => (limit > 0.0).then(|| self.scale / limit),
+            Limit::Absent => (limit <= 0.0).then_some(self.scale),
+            Limit::Ignored => Some(self.scale),
         }
     }
 
@@ -118,19 +128,10 @@ pub fn reading(name: &str, unit: &str, kind: MetricKind, monotonic: bool) -> [Op
     let growing = grows.then_some(Form::Rate);
     let one = |reading| [Some(reading), None];
     if has(&["cpu"]) && !has(&["request", "throttled", "throttling", "pressure"]) {
-        return [cpu(&has, unit, share.filter(|_| gauge), growing), None];
+        return cpu(&has, unit, share.filter(|_| gauge), growing, gauge);
     }
     if has(&["memory", "mem"]) && gauge && !has(&["request", "pressure"]) {
-        return match share {
-            Some(scale) if !has(&["available", "free"]) => {
-                one(Reading::new(Measure::MemoryShare, Form::Gauge, Label::Whole("")).scaled(scale))
-            }
-            None if unit == "By" && has(&["usage", "working"]) => {
-                let reading = Reading::new(Measure::MemoryShare, Form::Gauge, Label::Whole("limit"));
-                one(Reading { of_limit: true, ..reading })
-            }
-            _ => [None, None],
-        };
+        return memory(&has, unit, share);
     }
     if let Some(scale) = seconds(unit, &has) {
         return latency(&has, kind, scale);
@@ -161,21 +162,44 @@ fn cpu(
     unit: &str,
     share: Option<f64>,
     growing: Option<Form>,
-) -> Option<Reading> {
+    gauge: bool,
+) -> [Option<Reading>; 2] {
     if let Some(scale) = share {
         let label = if has(&["limit"]) { "" } else { "core" };
-        return Some(Reading::new(Measure::CpuShare, Form::Gauge, Label::Whole(label)).scaled(scale));
+        return [Some(Reading::new(Measure::CpuShare, Form::Gauge, Label::Whole(label)).scaled(scale)), None];
     }
-    // Seconds of processor time per second.
-    let scale = match unit {
-        "s" => 1.0,
-        "ns" => 1e-9,
-        "us" => 1e-6,
-        "" if has(&["seconds"]) => 1.0,
-        _ => return None,
+    let is_use = !has(&["limit", "capacity", "allocatable", "idle", "quota", "period", "periods"]);
+    // Seconds of processor time per second, or processors.
+    let (scale, form) = match unit {
+        "s" => (1.0, growing),
+        "ns" => (1e-9, growing),
+        "us" => (1e-6, growing),
+        "" if has(&["seconds"]) => (1.0, growing),
+        "{cpu}" | "{cpus}" | "{core}" | "{cores}" => (1.0, (gauge && is_use).then_some(Form::Gauge)),
+        "m{cpu}" | "{millicore}" | "{millicores}" => (1e-3, (gauge && is_use).then_some(Form::Gauge)),
+        _ => return [None, None],
     };
-    let reading = Reading::new(Measure::CpuShare, growing?, Label::Whole("time")).scaled(scale);
-    Some(Reading { of_limit: true, ..reading })
+    let Some(form) = form else { return [None, None] };
+    let reading = |measure, limit| {
+        let reading = Reading::new(measure, form, Label::Whole("time")).scaled(scale);
+        Some(Reading { limit, ..reading })
+    };
+    [reading(Measure::CpuShare, Limit::Needed), reading(Measure::CpuCores, Limit::Absent)]
+}
+
+fn memory(has: &impl Fn(&[&str]) -> bool, unit: &str, share: Option<f64>) -> [Option<Reading>; 2] {
+    if let Some(scale) = share.filter(|_| !has(&["available", "free"])) {
+        return [Some(Reading::new(Measure::MemoryShare, Form::Gauge, Label::Whole("")).scaled(scale)), None];
+    }
+    let is_bytes = unit == "By" || (unit.is_empty() && has(&["bytes"]));
+    if share.is_some() || !is_bytes || !has(&["usage", "working", "resident", "rss"]) {
+        return [None, None];
+    }
+    let reading = |measure, limit| {
+        let reading = Reading::new(measure, Form::Gauge, Label::Whole("limit"));
+        Some(Reading { limit, ..reading })
+    };
+    [reading(Measure::MemoryShare, Limit::Needed), reading(Measure::MemoryBytes, Limit::Absent)]
 }
 
 /// Factor to seconds of a unit of time.
@@ -236,6 +260,10 @@ mod tests {
             ("k8s.node.cpu.utilization", "1", Gauge, None),
             ("node_cpu_seconds_total", "", CumulativeSum, None),
             ("system.cpu.utilization", "1", Gauge, None),
+            ("k8s.pod.cpu.usage", "{cpu}", Gauge, Some((CpuShare, Form::Gauge))),
+            ("k8s.container.cpu_limit", "{cpu}", Gauge, None),
+            ("container_memory_working_set_bytes", "", Gauge, Some((MemoryShare, Form::Gauge))),
+            ("process_resident_memory_bytes", "", Gauge, Some((MemoryShare, Form::Gauge))),
             ("k8s.pod.memory_limit_utilization", "1", Gauge, Some((MemoryShare, Form::Gauge))),
             ("container.memory.usage", "By", Gauge, Some((MemoryShare, Form::Gauge))),
             ("http.server.request.duration", "s", Histogram, Some((LatencySeconds, Form::Mean))),
@@ -276,6 +304,16 @@ mod tests {
     fn a_share_of_a_limit_needs_one() {
         let usage = reading("container.memory.usage", "By", MetricKind::Gauge, false)[0].unwrap();
         assert_eq!((usage.scale_with(0.0), usage.scale_with(4.0)), (None, Some(0.25)));
+        let bytes = reading("container.memory.usage", "By", MetricKind::Gauge, false)[1].unwrap();
+        assert_eq!(bytes.measure, Measure::MemoryBytes);
+        assert_eq!(
+            (bytes.scale_with(0.0), bytes.scale_with(4.0)),
+            (Some(1.0), None),
+            "one of the two counts"
+        );
+        let time = "container_cpu_usage_seconds_total";
+        let cores = reading(time, "", MetricKind::CumulativeSum, true)[1].unwrap();
+        assert_eq!((cores.measure, cores.scale_with(0.0)), (Measure::CpuCores, Some(1.0)));
         let percent = reading("pod.cpu.utilization", "%", MetricKind::Gauge, false)[0].unwrap();
         assert_eq!(percent.scale_with(0.0), Some(0.01));
     }

@@ -38,6 +38,8 @@ pub struct Node {
     pub id: EventId,
     /// Name.
     pub operation: TextId,
+    /// Number of it as a call that failed.
+    pub failed_call: Option<TextId>,
     /// Kind.
     pub kind: SpanKind,
     /// Start, ns.
@@ -78,6 +80,7 @@ impl Node {
             of: Arc::clone(&span.of),
             id: span.id,
             operation: span.operation,
+            failed_call: span.failed_call,
             kind: span.kind,
             start: span.at.0.saturating_sub(span.duration_ns),
             end: span.at.0,

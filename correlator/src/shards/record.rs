@@ -105,6 +105,8 @@ pub struct SpanRecord {
     pub kind: SpanKind,
     /// Number of its name.
     pub operation: TextId,
+    /// Number of it as a call that failed.
+    pub failed_call: Option<TextId>,
     /// Whom it called, as the caller names it.
     pub peer: SmolStr,
     /// Duration, ns.
@@ -113,6 +115,13 @@ pub struct SpanRecord {
     pub http_status: u16,
     /// Set when the span failed.
     pub failure: Option<Failure>,
+}
+
+impl SpanRecord {
+    /// It waits for somebody else.
+    pub fn is_call(&self) -> bool {
+        matches!(self.kind, SpanKind::Client | SpanKind::Producer)
+    }
 }
 
 /// A log line of a span, reduced.
@@ -171,7 +180,11 @@ pub fn triage<'a>(
         }
         (ArchivedEventKind::Span, ArchivedPayload::Span(span)) => {
             let operation = texts.operation(of, view.text(&span.name), view.timestamp(), counters);
-            Triage::Keep(Record::Span(span_record(view, span, of, operation)))
+            let mut record = span_record(view, span, of, operation);
+            if record.failure.is_some() && record.is_call() {
+                record.failed_call = Some(texts.failed_call(of, operation, record.at, counters));
+            }
+            Triage::Keep(Record::Span(record))
         }
         (ArchivedEventKind::Log, payload) if view.event.severity < ArchivedEventSeverity::Error => {
             match (payload, span_of(view)) {
@@ -332,6 +345,7 @@ fn span_record(
         parent: SpanId(trace.map_or(0, |t| t.parent_span_id.0.to_native())),
         kind,
         operation,
+        failed_call: None,
         peer: text(view, &span.peer),
         duration_ns,
         http_status,

@@ -276,6 +276,7 @@ impl Requests {
             }
             child = next;
         }
+        steps.extend(self.node(at).failed_call);
         self.take_lines(at, &mut steps);
         counters.evicted.steps += as_set(&mut steps, STEPS_MAX) + as_set(&mut inner, INNER_MAX);
         let covered_ns = self.covered(at);

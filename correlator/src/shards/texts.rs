@@ -92,6 +92,20 @@ impl Texts {
         id
     }
 
+    /// Number of a call that failed, by the number of its operation.
+    pub fn failed_call(
+        &mut self,
+        of: &Known,
+        operation: TextId,
+        at: UnixNanos,
+        counters: &mut Counters,
+    ) -> TextId {
+        let name = self.name(operation);
+        let id = hash(StepKind::FailedCall, of.tenant_id, &name);
+        self.keep(id, StepKind::FailedCall, of, &name, at, counters);
+        id
+    }
+
     /// What a number stands for; `None` when it found no room.
     pub fn step(&self, id: TextId) -> Option<Step> {
         let text = self.known.get(&id)?;

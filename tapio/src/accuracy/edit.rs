@@ -1,4 +1,4 @@
-//! A recording as it is given to the pipeline: without a kind of signal, or with other names. Line by line.
+//! A recording as it is given to the pipeline: without a kind of signal, perturbed, or with other names. Line by line.
 
 use std::io::{BufRead, Read};
 
@@ -6,6 +6,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::perturb::{Perturbation, Perturbed};
 use super::rename::Renaming;
 
 /// Longest line that is read.
@@ -40,6 +41,8 @@ impl<'a> Envelope<'a> {
 pub struct Edit {
     /// Lines of these signals are left out.
     pub without: Vec<String>,
+    /// What remains is perturbed.
+    pub perturbation: Option<Perturbation>,
     /// Names are replaced.
     pub renaming: Option<Renaming>,
 }
@@ -47,7 +50,7 @@ pub struct Edit {
 impl Edit {
     /// True when lines pass as they are.
     pub fn is_nothing(&self) -> bool {
-        self.without.is_empty() && self.renaming.is_none()
+        self.without.is_empty() && self.perturbation.is_none() && self.renaming.is_none()
     }
 
     fn line(&self, line: &str) -> anyhow::Result<Option<String>> {
@@ -63,9 +66,21 @@ impl Edit {
     }
 }
 
+/// The lines of a source, each without its end.
+fn lines(mut source: Box<dyn BufRead>) -> impl Iterator<Item = anyhow::Result<String>> {
+    std::iter::from_fn(move || {
+        let mut text = String::new();
+        match Read::take(&mut source, LINE_BYTES_MAX).read_line(&mut text) {
+            Ok(0) => None,
+            Ok(_) => Some(Ok(text.trim_end().to_owned())),
+            Err(error) => Some(Err(error.into())),
+        }
+    })
+}
+
 /// Reader of the edited lines.
 pub struct Edited {
-    source: Box<dyn BufRead>,
+    source: Box<dyn Iterator<Item = anyhow::Result<String>>>,
     edit: Edit,
     line: Vec<u8>,
     read: usize,
@@ -74,19 +89,19 @@ pub struct Edited {
 impl Edited {
     /// Edits what `source` gives.
     pub fn new(source: Box<dyn BufRead>, edit: Edit) -> Self {
+        let source: Box<dyn Iterator<Item = _>> = match edit.perturbation {
+            Some(how) => Box::new(Perturbed::new(lines(source), how)),
+            None => Box::new(lines(source)),
+        };
         Self { source, edit, line: Vec::new(), read: 0 }
     }
 
     fn next_line(&mut self) -> anyhow::Result<bool> {
         (self.read, self.line) = (0, Vec::new());
-        let mut text = String::new();
         while self.line.is_empty() {
-            text.clear();
-            if Read::take(&mut self.source, LINE_BYTES_MAX).read_line(&mut text)? == 0 {
-                return Ok(false);
-            }
-            if !text.trim().is_empty()
-                && let Some(line) = self.edit.line(text.trim_end())?
+            let Some(text) = self.source.next().transpose()? else { return Ok(false) };
+            if !text.is_empty()
+                && let Some(line) = self.edit.line(&text)?
             {
                 self.line = line.into_bytes();
                 self.line.push(b'\n');
@@ -124,7 +139,7 @@ mod tests {
     #[test]
     fn lines_of_a_signal_are_left_out() {
         let text = "{\"at_unix_nano\":\"1\",\"signal\":\"logs\",\"request\":{}}\n\n{\"at_unix_nano\":2,\"signal\":\"traces\",\"request\":{\"a\":1}}\n";
-        let edit = Edit { without: vec!["logs".to_owned()], renaming: None };
+        let edit = Edit { without: vec!["logs".to_owned()], ..Edit::default() };
         let mut left = String::new();
         Edited::new(Box::new(text.as_bytes()), edit).read_to_string(&mut left).unwrap();
         assert_eq!(left, "{\"at_unix_nano\":2,\"signal\":\"traces\",\"request\":{\"a\":1}}\n");
@@ -132,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_no_line_is_an_error() {
-        let edit = Edit { without: vec!["logs".to_owned()], renaming: None };
+        let edit = Edit { without: vec!["logs".to_owned()], ..Edit::default() };
         let mut left = String::new();
         assert!(Edited::new(Box::new(&b"nonsense\n"[..]), edit).read_to_string(&mut left).is_err());
     }

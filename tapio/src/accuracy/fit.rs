@@ -1,4 +1,7 @@
 //! Fits the calibration of confidence, and says what it is worth on services it was not fitted on.
+//!
+//! Fitted are the answers to the cases, right or wrong; what else was found within their windows; and what was found where
+//! no fault is labelled, with the highest confidence that it stated. The last two are wrong answers.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,8 +20,12 @@ pub struct Fit {
     pub map: Map,
     /// Raw confidence against what was right.
     pub before: Calibration,
-    /// Confidence stated by fits that were made without the service that the answer is about.
+    /// Confidence of the answers to cases, stated by fits that were made without the service that the answer is about.
     pub after: Calibration,
+    /// … of everything that was found.
+    pub after_all: Calibration,
+    /// Findings that answer no case, among what it was fitted on.
+    pub others: usize,
     /// Services that were left out one by one.
     pub services: usize,
 }
@@ -27,43 +34,70 @@ struct Answer {
     service: String,
     raw: f64,
     right: f64,
+    is_other: bool,
 }
 
 /// Fits to the answers of runs that stated raw confidence.
 pub fn fit(runs: &[CaseRun]) -> Fit {
-    let answers: Vec<Answer> = runs.iter().filter_map(answer).collect();
+    let answers: Vec<Answer> =
+        runs.iter().flat_map(|run| answer(run).into_iter().chain(others(run))).collect();
     let services: BTreeSet<&str> = answers.iter().map(|a| a.service.as_str()).collect();
     let pairs = |of: &dyn Fn(&&Answer) -> bool| -> Vec<(f64, f64)> {
         answers.iter().filter(of).map(|a| (a.raw, a.right)).collect()
     };
-    let mut held_out = Vec::new();
+    let (mut held_out, mut held_out_all) = (Vec::new(), Vec::new());
     for service in &services {
         let map = Map::fit(&pairs(&|a| a.service != *service));
-        let own = pairs(&|a| a.service == *service);
-        held_out.extend(own.into_iter().map(|(raw, right)| (map.stated(raw), right)));
+        for answer in answers.iter().filter(|a| a.service == *service) {
+            let stated = (map.stated(answer.raw), answer.right);
+            held_out_all.push(stated);
+            held_out.extend((!answer.is_other).then_some(stated));
+        }
     }
-    let all = pairs(&|_| true);
     Fit {
-        map: Map::fit(&all),
-        before: calibration(&all),
+        map: Map::fit(&pairs(&|_| true)),
+        before: calibration(&pairs(&|a| !a.is_other)),
         after: calibration(&held_out),
+        after_all: calibration(&held_out_all),
+        others: answers.iter().filter(|a| a.is_other).count(),
         services: services.len(),
     }
 }
 
 fn answer(run: &CaseRun) -> Option<Answer> {
     match &run.outcome {
-        Outcome::Asked(score) if score.answered => {
-            Some(Answer { service: run.label.group(), raw: score.confidence, right: score.both[0] })
-        }
+        Outcome::Asked(score) if score.answered => Some(Answer {
+            service: run.label.group(),
+            raw: score.confidence,
+            right: score.both[0],
+            is_other: false,
+        }),
         _ => None,
     }
+}
+
+fn others(run: &CaseRun) -> impl Iterator<Item = Answer> {
+    let within = match &run.outcome {
+        // Of several open ones that blame something else, the answer itself may be one.
+        Outcome::Asked(score) => {
+            score.others.iter().filter(|other| other.1 < score.confidence).cloned().collect()
+        }
+        Outcome::Spare(_) => Vec::new(),
+    };
+    let calm = run.calm.iter().map(|finding| (finding.entity.clone(), finding.confidence));
+    let all: Vec<(String, f64)> = within.into_iter().chain(calm).collect();
+    all.into_iter().map(|(entity, raw)| Answer {
+        service: format!("{}/{entity}", run.label.system),
+        raw,
+        right: 0.0,
+        is_other: true,
+    })
 }
 
 impl Fit {
     /// For people.
     pub fn human(&self) -> String {
-        let Self { map, before, after, services } = self;
+        let Self { map, before, after, after_all, others, services } = self;
         let pair = |c: &Calibration| match (c.ece, c.brier) {
             (Some(ece), Some(brier)) => {
                 format!("expected calibration error {ece:.3}, Brier score {brier:.3}")
@@ -71,13 +105,14 @@ impl Fit {
             _ => "no answers".to_owned(),
         };
         format!(
-            "fitted on {} answers: a {:.3}, b {:.3}, c {:.3}\nraw confidence: {}\nleaving out each of {services} services in turn: {}\n",
+            "fitted on {} answers, {others} of them to no case: a {:.3}, b {:.3}, c {:.3}\nraw confidence, answers to cases: {}\nleaving out each of {services} services in turn, answers to cases: {}\n… and of all that is found: {}\n",
             map.answers,
             map.a,
             map.b,
             map.c,
             pair(before),
-            pair(after)
+            pair(after),
+            pair(after_all)
         )
     }
 
@@ -96,6 +131,7 @@ mod tests {
     use super::*;
     use crate::accuracy::label::{Label, Root, Verdict};
     use crate::accuracy::matching::Wanted;
+    use crate::accuracy::run::CalmFinding;
     use crate::accuracy::score::Score;
 
     fn run(service: usize, raw: f64, right: f64) -> CaseRun {
@@ -119,9 +155,21 @@ mod tests {
             }),
             covered_s: 0.0,
             calm_s: 0.0,
-            calm_findings: 0,
+            calm: Vec::new(),
             cpu_s: None,
         }
+    }
+
+    #[test]
+    fn what_is_found_where_nothing_is_wrong_lowers_what_is_stated() {
+        let right: Vec<CaseRun> = (0..40).map(|i| run(i % 5, 0.6, 1.0)).collect();
+        let mut disturbed = right.clone();
+        let found = |_| CalmFinding { entity: "s1".into(), confidence: 0.6 };
+        disturbed[0].calm = (0..40).map(found).collect();
+        let (without, with) = (fit(&right), fit(&disturbed));
+        assert_eq!((with.others, with.map.answers), (40, 80));
+        assert!(with.map.stated(0.6) < 0.6 && 0.8 < without.map.stated(0.6), "{with:?} {without:?}");
+        assert!(with.after.ece > without.after.ece, "{:?} {:?}", with.after, without.after);
     }
 
     #[test]

@@ -116,6 +116,12 @@ impl Label {
         self.window.is_none_or(|(from, to)| from <= at && at <= to)
     }
 
+    /// The answer to the same case so many seconds later.
+    pub fn shift(&mut self, seconds: f64) {
+        self.window = self.window.map(|(from, to)| (from + seconds, to + seconds));
+        self.start = self.start.map(|start| start + seconds);
+    }
+
     /// True when nothing is to be blamed.
     pub fn is_negative(&self) -> bool {
         self.verdict == Verdict::Negative

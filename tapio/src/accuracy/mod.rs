@@ -3,7 +3,7 @@
 //! ```text
 //! labels + recordings        cases.rs, label.rs
 //!     │  what is in it       survey.rs: names, minutes covered
-//!     │  changed             edit.rs, rename.rs: without a signal, with other names
+//!     │  changed             edit.rs, perturb.rs, rename.rs: without a signal, lost, slower, with other names
 //! the pipeline               run.rs: the very replay of `tapio replay`, one case per thread
 //!     │  finding revisions   revision.rs
 //! scored                     matching.rs, score.rs
@@ -19,6 +19,7 @@ pub mod fit;
 pub mod label;
 pub mod markdown;
 mod matching;
+pub mod perturb;
 mod rename;
 pub mod report;
 mod revision;

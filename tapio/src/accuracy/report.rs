@@ -190,7 +190,7 @@ fn or_nothing(text: &str) -> &str {
 impl Calm {
     fn of(runs: &[CaseRun]) -> Self {
         let hours = runs.iter().map(|run| run.calm_s).sum::<f64>() / 3600.0;
-        let findings: usize = runs.iter().map(|run| run.calm_findings).sum();
+        let findings: usize = runs.iter().map(CaseRun::calm_findings).sum();
         Self { hours, findings, per_hour: (hours > 0.0).then(|| findings as f64 / hours) }
     }
 }

@@ -75,6 +75,11 @@ impl Revision {
             .collect()
     }
 
+    /// Name of what it blames; empty when nothing is.
+    pub fn names(&self) -> &str {
+        self.root_cause.as_ref().map_or("", |cause| cause.entity.name.as_str())
+    }
+
     /// Unix time at which it was made, in seconds, as exact as a microsecond.
     pub fn at(&self) -> f64 {
         (self.emitted_at.0 / 1000) as f64 / 1e6

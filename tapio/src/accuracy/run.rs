@@ -1,5 +1,6 @@
 //! Runs the cases: one case at a time per thread, each through a replay of its own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::cases::Case;
 use super::edit::{Edit, Edited};
 use super::label::Label;
+use super::perturb::Perturbation;
 use super::revision::Revision;
 use super::score::{CONFIDENT_ABOVE, Outcome, score};
 use super::survey::Survey;
@@ -23,6 +25,8 @@ pub struct Plan {
     pub settings: ReplaySettings,
     /// Lines of these signals are left out.
     pub without: Vec<String>,
+    /// What remains is perturbed.
+    pub perturb: Option<Perturbation>,
     /// Names are replaced by random words of this seed.
     pub rename: Option<u64>,
     /// Cases at a time.
@@ -46,10 +50,26 @@ pub struct CaseRun {
     pub covered_s: f64,
     /// … outside of every labelled fault of its system.
     pub calm_s: f64,
-    /// Confident findings first made outside of every labelled fault of its system.
-    pub calm_findings: usize,
+    /// Findings first made outside of every labelled fault of its system.
+    pub calm: Vec<CalmFinding>,
     /// Processor time of the replay, seconds; `None` when nothing was replayed.
     pub cpu_s: Option<f64>,
+}
+
+/// A finding that names a cause where no fault is labelled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CalmFinding {
+    /// What it blames.
+    pub entity: String,
+    /// Highest confidence that it stated.
+    pub confidence: f64,
+}
+
+impl CaseRun {
+    /// Confident findings first made outside of every labelled fault of its system.
+    pub fn calm_findings(&self) -> usize {
+        self.calm.iter().filter(|finding| finding.confidence > CONFIDENT_ABOVE).count()
+    }
 }
 
 /// Runs all cases, in their order.
@@ -93,7 +113,9 @@ fn run_case(case: &Case, windows: &[(f64, f64)], plan: &Plan) -> anyhow::Result<
     if let Some(renaming) = &renaming {
         label.roots.iter_mut().for_each(|root| root.entity = renaming.wanted(&root.entity));
     }
-    let edit = Edit { without: plan.without.clone(), renaming };
+    let shift_s = plan.perturb.map_or(0.0, Perturbation::shift_s);
+    label.shift(shift_s);
+    let edit = Edit { without: plan.without.clone(), perturbation: plan.perturb, renaming };
     let (text, cpu_s) = findings(case, &edit, plan)?;
     if let Some(directory) = &plan.write_findings {
         let file = directory.join(format!("{}.jsonl", label.case));
@@ -106,18 +128,31 @@ fn run_case(case: &Case, windows: &[(f64, f64)], plan: &Plan) -> anyhow::Result<
         outcome: score(&label, &revisions),
         covered_s: survey.covered_seconds(),
         calm_s: if has_window { survey.seconds_outside(windows) } else { 0.0 },
-        calm_findings: if has_window { calm_findings(&revisions, windows) } else { 0 },
+        calm: if has_window { calm_findings(&revisions, windows, shift_s) } else { Vec::new() },
         cpu_s,
         label,
     })
 }
 
-/// Findings that were first told with confidence outside of all spans.
-fn calm_findings(revisions: &[Revision], windows: &[(f64, f64)]) -> usize {
-    let mut told = std::collections::BTreeSet::new();
-    let confident = revisions.iter().filter(|r| r.is_active() && r.confidence > CONFIDENT_ABOVE);
-    let first = confident.filter(|r| told.insert(&r.id));
-    first.filter(|r| windows.iter().all(|(from, to)| r.at() < *from || *to < r.at())).count()
+/// Findings that name a cause and were first told with confidence outside of all spans, each of them so much later; or that
+/// were never told with confidence, and first told there.
+fn calm_findings(revisions: &[Revision], windows: &[(f64, f64)], shift_s: f64) -> Vec<CalmFinding> {
+    let is_calm = |r: &Revision| {
+        let at = r.at() - shift_s;
+        windows.iter().all(|(from, to)| at < *from || *to < at)
+    };
+    let mut told: BTreeMap<&str, Vec<&Revision>> = BTreeMap::new();
+    for revision in revisions.iter().filter(|r| r.is_active()) {
+        told.entry(&revision.id).or_default().push(revision);
+    }
+    let calm = told.into_values().filter_map(|told| {
+        let first = told.iter().find(|r| r.confidence > CONFIDENT_ABOVE).or(told.first())?;
+        let highest =
+            told.iter().filter(|r| is_calm(r)).max_by(|a, b| a.confidence.total_cmp(&b.confidence))?;
+        let entity = highest.names().to_owned();
+        is_calm(first).then_some(CalmFinding { entity, confidence: highest.confidence })
+    });
+    calm.collect()
 }
 
 /// The lines that `tapio replay --output jsonl` would print, and the processor time that took.

@@ -33,6 +33,8 @@ pub struct Score {
     pub seconds: Option<f64>,
     /// Other confident findings that stand at the end.
     pub false_findings: usize,
+    /// Entity and confidence of all other findings that stand at the end, confident or not.
+    pub others: Vec<(String, f64)>,
     /// What was named.
     pub named: Option<Cause>,
 }
@@ -69,6 +71,7 @@ pub fn score(label: &Label, revisions: &[Revision]) -> Outcome {
     let Some(answer) = pool.first() else { return Outcome::Asked(Score::default()) };
     let marks: Vec<Marks> =
         label.roots.iter().map(|root| best_marks(&pool, root, label.roots.len() > 1)).collect();
+    let others: Vec<&Revision> = open.iter().copied().filter(|r| !names_any(r, label)).collect();
     let least = |of: &dyn Fn(&Marks) -> f64| marks.iter().map(of).fold(1.0, f64::min);
     Outcome::Asked(Score {
         answered: true,
@@ -78,10 +81,8 @@ pub fn score(label: &Label, revisions: &[Revision]) -> Outcome {
         category: least(&|m| m.category),
         both: std::array::from_fn(|i| least(&|m| m.both[i])),
         seconds: seconds_to_right(label, &counted),
-        false_findings: open
-            .iter()
-            .filter(|r| r.confidence > CONFIDENT_ABOVE && !names_any(r, label))
-            .count(),
+        false_findings: others.iter().filter(|r| r.confidence > CONFIDENT_ABOVE).count(),
+        others: others.iter().map(|r| (r.names().to_owned(), r.confidence)).collect(),
         named: answer.root_cause.clone(),
     })
 }

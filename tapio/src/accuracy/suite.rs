@@ -1,8 +1,10 @@
-//! The whole comparison: the product, the simple methods, and the product with less or with other names.
+//! The whole comparison: the product, the simple methods, and the product with less, with other names, with perturbed input.
 
+use clap::ValueEnum;
 use tapio_correlator::baseline::Method;
 
 use super::cases::Case;
+use super::perturb::Perturbation;
 use super::report::Report;
 use super::run::{Plan, run};
 
@@ -26,7 +28,7 @@ pub fn compare(cases: &[Case], plan: &Plan, said: impl Fn(&str)) -> anyhow::Resu
         plan.settings.correlator.method = method;
         plan
     };
-    let plans = [
+    let mut plans = vec![
         ("causal inference", Plan { twice: true, ..plan.clone() }),
         (
             "… with every name replaced",
@@ -39,6 +41,10 @@ pub fn compare(cases: &[Case], plan: &Plan, said: impl Fn(&str)) -> anyhow::Resu
         ("loudest entity", method(Method::Loudest)),
         ("largest robust change (BARO)", method(Method::RankSum)),
     ];
+    let perturbed =
+        |how: Perturbation| (how.says(), Plan { perturb: Some(how), write_findings: None, ..plan.clone() });
+    // After the same with other names.
+    plans.splice(2..2, Perturbation::value_variants().iter().copied().map(perturbed));
     let mut parts = Vec::new();
     for (name, plan) in plans {
         said(name);

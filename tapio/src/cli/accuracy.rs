@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{Output, path_or_empty};
+use crate::accuracy::perturb::Perturbation;
 
 /// Arguments of `accuracy`.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +25,9 @@ pub struct AccuracyArgs {
     /// Replace every name of a service, workload, pod, namespace and node by random words of this seed.
     #[arg(long, value_name = "SEED")]
     pub rename: Option<u64>,
+    /// Change the recordings: the figures should hold, or fall gently.
+    #[arg(long, value_enum)]
+    pub perturb: Option<Perturbation>,
     /// Cases at a time.
     #[arg(long, default_value_t = 1)]
     pub jobs: usize,
@@ -34,10 +38,10 @@ pub struct AccuracyArgs {
     #[arg(long, value_name = "DIR")]
     pub findings: Option<PathBuf>,
     /// Score the findings in this directory (`CASE.jsonl`) and replay nothing.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["findings", "twice", "without", "rename"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["findings", "twice", "without", "rename", "perturb"])]
     pub score: Option<PathBuf>,
     /// Compare with the simple methods, with less input and with other names, and write the figures into this page.
-    #[arg(long, value_name = "PAGE", conflicts_with_all = ["score", "without", "rename", "method", "fit"])]
+    #[arg(long, value_name = "PAGE", conflicts_with_all = ["score", "without", "rename", "perturb", "method", "fit"])]
     pub write: Option<PathBuf>,
     /// Fit the calibration to raw confidences and write it to this file, which is built into the program.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["score", "without", "method"])]

@@ -22,6 +22,7 @@ pub fn run(args: &AccuracyArgs) -> anyhow::Result<i32> {
     let plan = Plan {
         settings: ReplaySettings { cluster: "replay".to_owned(), correlator },
         without: args.without.iter().map(|signal| signal.name().to_owned()).collect(),
+        perturb: args.perturb,
         rename: args.rename,
         jobs: args.jobs,
         twice: args.twice,
