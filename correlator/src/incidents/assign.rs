@@ -1,13 +1,13 @@
 //! Which incident a component is the continuation of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tapio_schemas::{Finding, FindingId, SignalId, UnixNanos};
 
-use super::candidates::View;
 use super::components::Component;
 use super::incident::{Incident, finding_id};
 use super::signals::is_change;
+use super::view::View;
 
 /// Incidents after the components of a tick have been given to them.
 pub struct Assigned {
@@ -42,25 +42,38 @@ pub fn assign(
     last_revision: &dyn Fn(FindingId) -> u32,
 ) -> Assigned {
     incidents.sort_by_key(|i| (i.opened_at, i.id));
-    let known: BTreeSet<SignalId> = view.signals.iter().map(|s| s.id).collect();
+    let known: HashSet<SignalId> = view.signals.iter().map(|s| s.id).collect();
+    let mut part_of: HashMap<SignalId, usize> = HashMap::new();
+    for (number, part) in parts.iter().enumerate() {
+        for at in &part.members {
+            part_of.entry(view.signals[*at].id).or_insert(number);
+        }
+    }
+    // An incident goes where its first signal goes; when that one is forgotten, where any of its signals goes.
+    let continues_in = |i: &Incident| match part_of.get(&i.first) {
+        None if !known.contains(&i.first) => i.members.iter().filter_map(|id| part_of.get(id)).min().copied(),
+        found => found.copied(),
+    };
+    let mut continued: BTreeMap<usize, Vec<Incident>> = BTreeMap::new();
+    let mut gone = Vec::new();
+    for incident in incidents {
+        match continues_in(&incident) {
+            Some(number) => continued.entry(number).or_default().push(incident),
+            None => gone.push(incident),
+        }
+    }
     let mut kept: Vec<Incident> = Vec::with_capacity(parts.len());
     let mut absorbed = Vec::new();
     for (number, part) in parts.iter().enumerate() {
-        let ids: BTreeSet<SignalId> = part.members.iter().map(|at| view.signals[*at].id).collect();
-        // An incident goes where its first signal goes; when that one is forgotten, where any of its signals goes.
-        let continues = |i: &Incident| {
-            ids.contains(&i.first) || (!known.contains(&i.first) && !i.members.is_disjoint(&ids))
-        };
-        let (mut mine, rest): (Vec<_>, Vec<_>) = incidents.into_iter().partition(continues);
-        incidents = rest;
-        let mut incident = if mine.is_empty() { open(part, view, last_revision) } else { mine.remove(0) };
+        let mut mine = continued.remove(&number).unwrap_or_default().into_iter();
+        let mut incident = mine.next().unwrap_or_else(|| open(part, view, last_revision));
         incident.onset =
             part.members.iter().map(|at| view.signals[*at].onset).min().unwrap_or(incident.onset);
-        incident.members = ids;
+        incident.members = part.members.iter().map(|at| view.signals[*at].id).collect();
         kept.push(incident);
-        absorbed.extend(mine.into_iter().map(|other| (other, number)));
+        absorbed.extend(mine.map(|other| (other, number)));
     }
-    Assigned { kept, absorbed, gone: incidents }
+    Assigned { kept, absorbed, gone }
 }
 
 fn open(part: &Component, view: &View<'_>, last_revision: &dyn Fn(FindingId) -> u32) -> Incident {

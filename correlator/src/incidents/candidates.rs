@@ -1,123 +1,18 @@
 //! Which causes could be behind the signals: every pattern on every seat from which one of its symptoms can be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use tapio_schemas::entity::kinds;
-use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
+use tapio_schemas::{Entity, UnixNanos};
 
-use super::graph::Graph;
-use super::signals::{is_change, is_of_object, is_state};
-use crate::model::{Facts, Model, Pattern, Relation, Share, SignedDuration, SymptomSpec, sits_on};
-
-use crate::services::ServiceState;
+use super::around::Around;
+use super::signals::is_change;
+use super::view::{View, share};
+use crate::model::{Facts, Model, Pattern, Relation, SignedDuration, SymptomSpec, sits_on};
 
 /// Most seats on which one signal makes a pattern a candidate.
 const SEATS_PER_SIGNAL_MAX: usize = 32;
-/// Time in which what says how something is fades to a third once it has ended, ns.
-const FADES_NS: f64 = 30e9;
-/// Share of its strength below which it has faded.
-const FADED: f64 = 0.2;
 /// Factor on the odds of a cause whose vital symptoms barely show; without any it is none.
 const LIFELESS: f64 = 0.15;
-
-/// The signals of one tick with their place in the graph.
-pub struct View<'a> {
-    /// By onset and id.
-    pub signals: Vec<&'a Signal>,
-    /// What answers for each.
-    pub homes: Vec<Entity>,
-    /// What answers for the other end of each.
-    pub peers: Vec<Option<Entity>>,
-    /// Where each kind is.
-    by_kind: BTreeMap<SignalKind, Vec<usize>>,
-    /// The graph.
-    pub graph: &'a Graph,
-    /// Event time of the tick.
-    pub now: UnixNanos,
-    /// Machines from which kernel events have come.
-    pub kernel_nodes: &'a BTreeSet<Entity>,
-    /// What is known of homes beside their signals.
-    states: BTreeMap<Entity, Vec<&'a ServiceState>>,
-}
-
-impl<'a> View<'a> {
-    /// Places the signals.
-    pub fn new(
-        signals: Vec<&'a Signal>,
-        graph: &'a Graph,
-        kernel_nodes: &'a BTreeSet<Entity>,
-        now: UnixNanos,
-    ) -> Self {
-        let homes: Vec<Entity> = signals
-            .iter()
-            .map(|s| if is_of_object(s.kind) { s.entity.owner() } else { graph.home(&s.entity.owner()) })
-            .collect();
-        let peers = signals.iter().map(|s| s.peer.as_ref().map(|p| graph.home(&located(p, s)))).collect();
-        let mut by_kind: BTreeMap<SignalKind, Vec<usize>> = BTreeMap::new();
-        for (at, signal) in signals.iter().enumerate() {
-            by_kind.entry(signal.kind).or_default().push(at);
-        }
-        Self { signals, homes, peers, by_kind, graph, now, kernel_nodes, states: BTreeMap::new() }
-    }
-
-    /// With the states of services.
-    pub fn with_states(mut self, states: impl Iterator<Item = &'a ServiceState>) -> Self {
-        for state in states {
-            self.states.entry(self.graph.home(&state.service)).or_default().push(state);
-        }
-        self
-    }
-
-    /// Share of a home's edges with recent calls on which they take as long as usual; 0 when there are none.
-    pub fn calls_normal(&self, home: &Entity) -> f64 {
-        let states = self.states.get(home).into_iter().flatten();
-        let (all, slow) = states.fold((0u32, 0u32), |sum, s| (sum.0 + s.edges, sum.1 + s.edges_slow));
-        if all == 0 { 0.0 } else { f64::from(all - slow.min(all)) / f64::from(all) }
-    }
-
-    /// Seconds from `since` to the last time that the processor of a home was measured and found normal.
-    fn cpu_normal_s(&self, home: &Entity, since: UnixNanos) -> f64 {
-        let states = self.states.get(home).into_iter().flatten();
-        let last = states.filter_map(|s| s.cpu_normal_at).max();
-        last.map_or(0.0, |at| at.since(since) as f64 / 1e9)
-    }
-
-    /// When something of these was last seen.
-    pub fn latest<'i>(&self, signals: impl Iterator<Item = &'i usize>) -> UnixNanos {
-        signals.map(|at| self.signals[*at].last_seen).max().unwrap_or_default()
-    }
-
-    /// Strength of a signal among others of which the newest word is `latest`: what says how it is now fades once it has
-    /// ended, what says that something happened does not.
-    pub fn strength(&self, at: usize, latest: UnixNanos) -> f64 {
-        let signal = self.signals[at];
-        let strength = signal.strength.get();
-        if signal.ended && is_state(signal.kind) {
-            return strength * (-(latest.since(signal.last_seen) as f64) / FADES_NS).exp();
-        }
-        strength
-    }
-
-    /// True for what said how something was and is as good as forgotten.
-    fn has_faded(&self, at: usize, latest: UnixNanos) -> bool {
-        self.strength(at, latest) < FADED * self.signals[at].strength.get()
-    }
-
-    fn of_kind(&self, kind: SignalKind) -> &[usize] {
-        self.by_kind.get(&kind).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// A loopback address means another thing on each machine.
-fn located(peer: &Entity, signal: &Signal) -> Entity {
-    let loopback = peer.kind == kinds::EXTERNAL
-        && (peer.name.starts_with("127.")
-            || peer.name.starts_with("[::1]")
-            || peer.name.starts_with("localhost"));
-    let node = if loopback { &signal.entity.node } else { &peer.node };
-    Entity { node: node.clone(), ..peer.clone() }
-}
 
 /// A cause on a seat, with what it would explain.
 #[derive(Debug)]
@@ -136,81 +31,6 @@ pub struct Candidate<'m> {
     pub changes: Vec<usize>,
     /// Odds before the signals are weighed: prior, changes, refuters, absences.
     pub odds: f64,
-}
-
-/// Places as seen from one seat, computed once per candidate.
-struct Around<'v, 'a> {
-    view: &'v View<'a>,
-    seat: &'v Entity,
-    /// Of a thing that is mounted, or that limits others: those. Who calls that suffers from the seat.
-    mounters: BTreeSet<Entity>,
-    mounted: BTreeSet<Entity>,
-    callers: Arc<BTreeSet<Entity>>,
-    callees: Arc<BTreeSet<Entity>>,
-    upstream: BTreeSet<Entity>,
-    machines: BTreeSet<Entity>,
-}
-
-impl<'v, 'a> Around<'v, 'a> {
-    fn new(view: &'v View<'a>, seat: &'v Entity) -> Self {
-        let graph = view.graph;
-        let mounters = graph.mounters(seat);
-        let mut callers = graph.callers(seat);
-        let mut upstream = graph.reach(seat, true);
-        for mounter in &mounters {
-            Arc::make_mut(&mut callers).extend(graph.callers(mounter).iter().cloned());
-            upstream.extend(graph.reach(mounter, true));
-        }
-        Self {
-            view,
-            seat,
-            mounters,
-            mounted: graph.mounted(seat),
-            callers,
-            callees: graph.callees(seat),
-            upstream,
-            machines: graph.machines(seat),
-        }
-    }
-
-    fn holds(&self, relation: Relation, at: usize) -> bool {
-        let (home, peer) = (&self.view.homes[at], self.view.peers[at].as_ref());
-        let is_seat = |entity: &Entity| entity == self.seat || self.mounters.contains(entity);
-        match relation {
-            Relation::Itself => home == self.seat,
-            Relation::Caller => {
-                !is_seat(home)
-                    && match peer {
-                        Some(peer) => is_seat(peer),
-                        None => self.callers.contains(home),
-                    }
-            }
-            Relation::Upstream => {
-                !is_seat(home) && !peer.is_some_and(is_seat) && self.upstream.contains(home)
-            }
-            Relation::Callee => self.callees.contains(home),
-            Relation::Node => self.machines.contains(home),
-            Relation::Mounter => self.mounters.contains(home),
-            Relation::Mounted => self.mounted.contains(home),
-            Relation::Hosted => home != self.seat && self.view.graph.machines(home).contains(self.seat),
-        }
-    }
-
-    fn facts(&self, anchor: UnixNanos) -> Facts {
-        let machines = &self.machines;
-        let kernel = self.view.kernel_nodes;
-        let forecast_passed = self.view.of_kind(SignalKind::MemoryGrowth).iter().any(|at| {
-            let latest = self.view.signals[*at].forecast.as_ref().map(|f| f.latest);
-            self.view.homes[*at] == *self.seat && latest.is_some_and(|latest| latest < self.view.now)
-        });
-        Facts {
-            elapsed_s: self.view.now.since(anchor) as f64 / 1e9,
-            has_callers: !self.callers.is_empty(),
-            cpu_normal_s: self.view.cpu_normal_s(self.seat, anchor),
-            kernel_seen: machines.iter().any(|m| kernel.contains(m)),
-            forecast_passed,
-        }
-    }
 }
 
 /// All candidates for the signals of a tick.
@@ -241,7 +61,7 @@ fn seats_of(pattern: &Pattern, view: &View<'_>) -> BTreeSet<Entity> {
                 (Relation::Itself, _) => BTreeSet::from([home.clone()]),
                 (Relation::Caller, Some(peer)) => BTreeSet::from([peer.clone()]),
                 (Relation::Caller, None) => view.graph.callees(home).as_ref().clone(),
-                (Relation::Hosted, _) => view.graph.machines(home),
+                (Relation::Hosted, _) => view.graph.machines(home).as_ref().clone(),
                 // What only shows further away does not make a cause a candidate: something nearer must.
                 (
                     Relation::Upstream
@@ -335,11 +155,10 @@ fn candidate<'m>(
 fn matches_of(pattern: &Pattern, around: &Around<'_, '_>) -> Vec<(usize, usize)> {
     let mut matches = Vec::new();
     for (number, symptom) in pattern.symptoms.iter().enumerate() {
-        for &at in around.view.of_kind(symptom.signal) {
+        for at in around.seen(symptom.signal, symptom.on) {
             let signal = around.view.signals[at];
             let facts = Facts::default();
-            let fits = || symptom.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, &facts));
-            if around.holds(symptom.on, at) && fits() {
+            if symptom.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, &facts)) {
                 matches.push((number, at));
             }
         }
@@ -403,13 +222,12 @@ fn refuters(
 ) -> Vec<(usize, usize)> {
     let mut refuted = Vec::new();
     for (number, refuter) in pattern.refuted_by.iter().enumerate() {
-        let first = around.view.of_kind(refuter.signal).iter().find(|at| {
-            let signal = around.view.signals[**at];
-            around.holds(refuter.on, **at)
-                && within(signal.onset, anchor, refuter.lag)
+        let first = around.seen(refuter.signal, refuter.on).into_iter().find(|at| {
+            let signal = around.view.signals[*at];
+            within(signal.onset, anchor, refuter.lag)
                 && refuter.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, facts))
         });
-        refuted.extend(first.map(|at| (number, *at)));
+        refuted.extend(first.map(|at| (number, at)));
     }
     refuted
 }
@@ -419,11 +237,8 @@ fn changes(pattern: &Pattern, around: &Around<'_, '_>, anchor: UnixNanos) -> Vec
     for change in &pattern.changes {
         let window = i64::try_from(change.within.get().as_nanos()).unwrap_or(i64::MAX);
         let lag = Some((SignedDuration(-window), SignedDuration(0)));
-        let last =
-            around.view.of_kind(change.signal).iter().rev().find(|at| {
-                around.holds(change.on, **at) && within(around.view.signals[**at].onset, anchor, lag)
-            });
-        changes.extend(last);
+        let seen = around.seen(change.signal, change.on);
+        changes.extend(seen.into_iter().rfind(|at| within(around.view.signals[*at].onset, anchor, lag)));
     }
     changes.into_iter().collect()
 }
@@ -451,13 +266,6 @@ fn odds(
         odds *= tempered.factor.powf(share(tempered.share, around.view, around.seat));
     }
     odds
-}
-
-/// Value of a share on a seat, 0..=1.
-pub fn share(of: Share, view: &View<'_>, seat: &Entity) -> f64 {
-    match of {
-        Share::CallsNormal => view.calls_normal(seat),
-    }
 }
 
 /// A cause that shows on its seat in one of several ways is the less probable the fainter the clearest of them is.

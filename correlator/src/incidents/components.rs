@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tapio_schemas::{Entity, GroupId, Signal, SignalKind, TraceId, UnixNanos};
 
-use super::candidates::{Candidate, View};
+use super::candidates::Candidate;
 use super::inference::{Verdict, infer};
 use super::signals::is_change;
+use super::view::View;
 use crate::model::SymptomSpec;
 
 /// Signals that belong together, with the verdict on them.
@@ -75,10 +76,11 @@ pub fn components(view: &View<'_>, candidates: &[Candidate<'_>], candidates_max:
         );
     }
     join_by_key(&mut union, view, 0..view.signals.len());
+    let judge = Judge::new(view, candidates, candidates_max);
     let deviations = (0..view.signals.len()).filter(|at| !is_change(view.signals[*at].kind));
     let mut parts = Vec::new();
     for members in union.sets(deviations) {
-        let verdict = judge(view, candidates, &members, candidates_max);
+        let verdict = judge.verdict(&members);
         if verdict.best_set.is_empty() || members.len() == 1 {
             parts.push(Component { members, verdict });
             continue;
@@ -89,7 +91,7 @@ pub fn components(view: &View<'_>, candidates: &[Candidate<'_>], candidates_max:
             continue;
         }
         for members in split {
-            let verdict = judge(view, candidates, &members, candidates_max);
+            let verdict = judge.verdict(&members);
             parts.push(Component { members, verdict });
         }
     }
@@ -99,32 +101,47 @@ pub fn components(view: &View<'_>, candidates: &[Candidate<'_>], candidates_max:
     parts
 }
 
-fn judge(
-    view: &View<'_>,
-    all: &[Candidate<'_>],
-    members: &BTreeSet<usize>,
+/// Candidates by the signals that they explain.
+struct Judge<'a, 'm> {
+    view: &'a View<'a>,
+    all: &'a [Candidate<'m>],
+    explainers: Vec<Vec<usize>>,
     candidates_max: usize,
-) -> Verdict {
-    let fitting: Vec<usize> = (0..all.len())
-        .filter(|c| {
-            let candidate = &all[*c];
-            let symptoms = &candidate.pattern.symptoms;
-            // The same sign may be there as another, more telling symptom.
-            let lacks = |wanted: &SymptomSpec| {
-                !candidate.explains.iter().any(|(at, (_, s))| {
-                    let told = &symptoms[*s];
-                    (told.signal, told.on) == (wanted.signal, wanted.on) && is_in(view, members, *at)
-                })
-            };
-            let mut required = symptoms.iter().filter(|s| s.required);
-            candidate.explains.keys().any(|at| members.contains(at)) && !required.any(lacks)
-        })
-        .collect();
-    let mut weighed = members.clone();
-    for c in &fitting {
-        weighed.extend(all[*c].explains.keys().filter(|at| is_change(view.signals[**at].kind)));
+}
+
+impl<'a, 'm> Judge<'a, 'm> {
+    fn new(view: &'a View<'a>, all: &'a [Candidate<'m>], candidates_max: usize) -> Self {
+        let mut explainers = vec![Vec::new(); view.signals.len()];
+        for (c, candidate) in all.iter().enumerate() {
+            candidate.explains.keys().for_each(|at| explainers[*at].push(c));
+        }
+        Self { view, all, explainers, candidates_max }
     }
-    infer(view, all, &fitting, &weighed, candidates_max)
+
+    fn verdict(&self, members: &BTreeSet<usize>) -> Verdict {
+        let explaining: BTreeSet<usize> =
+            members.iter().flat_map(|at| &self.explainers[*at]).copied().collect();
+        let fitting: Vec<usize> =
+            explaining.into_iter().filter(|c| self.fits(&self.all[*c], members)).collect();
+        let mut weighed = members.clone();
+        for c in &fitting {
+            weighed.extend(self.all[*c].explains.keys().filter(|at| is_change(self.view.signals[**at].kind)));
+        }
+        infer(self.view, self.all, &fitting, &weighed, self.candidates_max)
+    }
+
+    /// True when what a cause requires is among the members.
+    fn fits(&self, candidate: &Candidate<'_>, members: &BTreeSet<usize>) -> bool {
+        let symptoms = &candidate.pattern.symptoms;
+        // The same sign may be there as another, more telling symptom.
+        let lacks = |wanted: &SymptomSpec| {
+            !candidate.explains.iter().any(|(at, (_, s))| {
+                let told = &symptoms[*s];
+                (told.signal, told.on) == (wanted.signal, wanted.on) && is_in(self.view, members, *at)
+            })
+        };
+        !symptoms.iter().filter(|s| s.required).any(lacks)
+    }
 }
 
 fn is_in(view: &View<'_>, members: &BTreeSet<usize>, at: usize) -> bool {

@@ -7,7 +7,7 @@ use tapio_schemas::finding::{
 };
 use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
 
-use super::candidates::{Candidate, View, share};
+use super::candidates::Candidate;
 use super::components::{Component, is_passing};
 use super::config::{IncidentConfig, nanos};
 use super::impact::{Tallies, impact, severity};
@@ -15,6 +15,7 @@ use super::incident::Incident;
 use super::says;
 use super::signals::{is_change, is_failure};
 use super::story::{Teller, refutation, tempering, unproven_story, unproven_title};
+use super::view::{View, share};
 use crate::calibration::Calibration;
 use crate::model::clock_time;
 

@@ -16,6 +16,9 @@ const CLIMB_STEPS_MAX: usize = 8;
 /// Most calls between a cause and what suffers from it.
 pub const UPSTREAM_HOPS_MAX: usize = 3;
 
+/// Entities whose home is remembered.
+const HOMES_FOUND_MAX: usize = 65_536;
+
 /// Homes around a home, against (true) or along the direction of calls.
 type Neighbours = HashMap<(Entity, bool), Arc<BTreeSet<Entity>>>;
 
@@ -35,8 +38,26 @@ pub struct Graph {
     edges: usize,
     edges_max: usize,
     refused: u64,
-    /// Neighbours already found; emptied whenever an edge or a name is new or forgotten.
-    found: RefCell<Neighbours>,
+    /// What was looked up already; emptied whenever an edge or a name is new or forgotten.
+    found: RefCell<Found>,
+}
+
+/// Answers that hold as long as no edge and no name changes.
+#[derive(Debug, Default)]
+struct Found {
+    neighbours: Neighbours,
+    reach: Neighbours,
+    homes: HashMap<Entity, Entity>,
+    machines: HashMap<Entity, Arc<BTreeSet<Entity>>>,
+}
+
+impl Found {
+    fn clear(&mut self) {
+        self.neighbours.clear();
+        self.reach.clear();
+        self.homes.clear();
+        self.machines.clear();
+    }
 }
 
 impl Graph {
@@ -132,6 +153,19 @@ impl Graph {
 
     /// What answers for an entity: its top owner, under the one name that the cluster knows it by.
     pub fn home(&self, entity: &Entity) -> Entity {
+        if let Some(known) = self.found.borrow().homes.get(entity) {
+            return known.clone();
+        }
+        let home = self.find_home(entity);
+        let homes = &mut self.found.borrow_mut().homes;
+        if homes.len() >= HOMES_FOUND_MAX {
+            homes.clear();
+        }
+        homes.insert(entity.clone(), home.clone());
+        home
+    }
+
+    fn find_home(&self, entity: &Entity) -> Entity {
         let mut here = entity.clone();
         for _ in 0..CLIMB_STEPS_MAX {
             match self.step_up(&here) {
@@ -193,11 +227,11 @@ impl Graph {
 
     fn neighbours(&self, home: &Entity, backwards: bool) -> Arc<BTreeSet<Entity>> {
         let key = (home.clone(), backwards);
-        if let Some(known) = self.found.borrow().get(&key) {
+        if let Some(known) = self.found.borrow().neighbours.get(&key) {
             return Arc::clone(known);
         }
         let found = Arc::new(self.find_neighbours(home, backwards));
-        self.found.borrow_mut().insert(key, Arc::clone(&found));
+        self.found.borrow_mut().neighbours.insert(key, Arc::clone(&found));
         found
     }
 
@@ -227,7 +261,17 @@ impl Graph {
     }
 
     /// Homes reached over at most [`UPSTREAM_HOPS_MAX`] calls, against or along their direction.
-    pub fn reach(&self, home: &Entity, backwards: bool) -> BTreeSet<Entity> {
+    pub fn reach(&self, home: &Entity, backwards: bool) -> Arc<BTreeSet<Entity>> {
+        let key = (home.clone(), backwards);
+        if let Some(known) = self.found.borrow().reach.get(&key) {
+            return Arc::clone(known);
+        }
+        let found = Arc::new(self.find_reach(home, backwards));
+        self.found.borrow_mut().reach.insert(key, Arc::clone(&found));
+        found
+    }
+
+    fn find_reach(&self, home: &Entity, backwards: bool) -> BTreeSet<Entity> {
         let mut found = BTreeSet::new();
         let mut frontier = BTreeSet::from([home.clone()]);
         for _ in 0..UPSTREAM_HOPS_MAX {
@@ -243,7 +287,16 @@ impl Graph {
     }
 
     /// Machines that anything inside of `home` runs on.
-    pub fn machines(&self, home: &Entity) -> BTreeSet<Entity> {
+    pub fn machines(&self, home: &Entity) -> Arc<BTreeSet<Entity>> {
+        if let Some(known) = self.found.borrow().machines.get(home) {
+            return Arc::clone(known);
+        }
+        let found = Arc::new(self.find_machines(home));
+        self.found.borrow_mut().machines.insert(home.clone(), Arc::clone(&found));
+        found
+    }
+
+    fn find_machines(&self, home: &Entity) -> BTreeSet<Entity> {
         let mut machines: BTreeSet<Entity> =
             self.names_of(home).iter().flat_map(|n| self.targets(n, EdgeKind::RunsOn)).cloned().collect();
         if !home.node.is_empty() {
@@ -339,9 +392,9 @@ mod tests {
         graph.apply(&fact(EdgeKind::Calls, service("web"), service("api")));
         let db = Entity::namespaced("StatefulSet", "shop", "db");
         assert_eq!(*graph.callers(&db), BTreeSet::from([service("api")]));
-        assert_eq!(graph.reach(&db, true), BTreeSet::from([service("api"), service("web")]));
+        assert_eq!(*graph.reach(&db, true), BTreeSet::from([service("api"), service("web")]));
         assert_eq!(*graph.callees(&service("api")), BTreeSet::from([db.clone()]));
-        assert_eq!(graph.machines(&db), BTreeSet::from([Entity::new(kinds::NODE, "", "n1", "")]));
+        assert_eq!(*graph.machines(&db), BTreeSet::from([Entity::new(kinds::NODE, "", "n1", "")]));
     }
 
     #[test]

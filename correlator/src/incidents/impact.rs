@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use tapio_schemas::finding::Impact;
 use tapio_schemas::{Entity, Score, Severity, SignalKind, Tally, UnixNanos};
 
-use super::candidates::View;
 use super::graph::Graph;
 use super::says;
 use super::signals::is_failure;
+use super::view::View;
 use crate::model::ImpactSpec;
 
 /// Most callers that are named.

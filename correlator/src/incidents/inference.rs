@@ -7,8 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use super::candidates::{Candidate, View};
+use super::candidates::Candidate;
 use super::signals::{is_change, is_state, leak_probability};
+use super::view::View;
 
 /// Most causes of one incident that are weighed together.
 pub const CAUSES_MAX: usize = 3;

@@ -4,6 +4,7 @@
 //! every shard has said all it will say up to there, over the signals whose `last_seen` is not later, in the order of
 //! (time, id). So findings, ids, revisions and `emitted_at` do not depend on the order in which sections arrive.
 
+mod around;
 mod assign;
 mod candidates;
 mod components;
@@ -24,6 +25,7 @@ mod signals;
 mod story;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -33,7 +35,7 @@ use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Entity, Finding, FindingId, Gap, Signal, SignalKind, UnixNanos};
 
-use candidates::{View, candidates};
+use candidates::candidates;
 use components::components;
 pub use config::IncidentConfig;
 use config::nanos;
@@ -43,6 +45,7 @@ use impact::Tallies;
 use incident::Incident;
 pub(crate) use signals::is_change;
 use signals::{Known, Pending, Said, TICK_NS, Watermarks, tick_from};
+use view::View;
 
 use crate::calibration::Calibration;
 use crate::model::Model;

@@ -5,7 +5,7 @@ use tapio_schemas::finding::Prediction;
 use tapio_schemas::signal::Forecast;
 use tapio_schemas::{Entity, Signal, SignalKind, UnixNanos};
 
-use super::candidates::View;
+use super::view::View;
 
 /// A forecast that moves by less than this share of its interval is the same forecast.
 const MOVED_SHARE: f64 = 0.2;

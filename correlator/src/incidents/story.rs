@@ -3,9 +3,10 @@
 use tapio_schemas::finding::{Action, Prediction, Status};
 use tapio_schemas::{Entity, Signal, UnixNanos};
 
-use super::candidates::{Candidate, View};
+use super::candidates::Candidate;
 use super::says;
 use super::signals::is_change;
+use super::view::View;
 use crate::model::{Pattern, Template, TemplateValue, clock_time};
 
 /// What templates can speak of.
