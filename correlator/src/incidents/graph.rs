@@ -31,8 +31,8 @@ struct Edge {
 /// Typed edges in both directions. Edges that are gone stay as tombstones until [`Graph::prune`] forgets them.
 #[derive(Debug, Default)]
 pub struct Graph {
-    out: HashMap<Entity, BTreeMap<(EdgeKind, Entity), Edge>>,
-    into: HashMap<Entity, BTreeSet<(EdgeKind, Entity)>>,
+    out: HashMap<Entity, BTreeMap<EdgeKind, BTreeMap<Entity, Edge>>>,
+    into: HashMap<Entity, BTreeMap<EdgeKind, BTreeSet<Entity>>>,
     /// Workloads and services by name, for names that telemetry and Kubernetes share.
     by_name: HashMap<SmolStr, BTreeSet<Entity>>,
     edges: usize,
@@ -79,7 +79,7 @@ impl Graph {
     /// Takes a fact.
     pub fn apply(&mut self, fact: &Fact) {
         if fact.gone {
-            let edge = self.out.get_mut(&fact.from).and_then(|o| o.get_mut(&(fact.edge, fact.to.clone())));
+            let edge = self.edge(fact.edge, &fact.from, &fact.to);
             if let Some(edge) = edge.filter(|e| e.last <= fact.at) {
                 edge.gone = Some(fact.at);
             }
@@ -117,8 +117,7 @@ impl Graph {
     fn connect(&mut self, kind: EdgeKind, from: &Entity, to: &Entity, at: UnixNanos) {
         self.name(from);
         self.name(to);
-        let key = (kind, to.clone());
-        if let Some(edge) = self.out.get_mut(from).and_then(|o| o.get_mut(&key)) {
+        if let Some(edge) = self.edge(kind, from, to) {
             edge.last = edge.last.max(at);
             edge.gone = edge.gone.filter(|gone| *gone > at);
             return;
@@ -128,9 +127,14 @@ impl Graph {
             return;
         }
         self.found.get_mut().clear();
-        self.out.entry(from.clone()).or_default().insert(key, Edge { last: at, gone: None });
-        self.into.entry(to.clone()).or_default().insert((kind, from.clone()));
+        let edges = self.out.entry(from.clone()).or_default().entry(kind).or_default();
+        edges.insert(to.clone(), Edge { last: at, gone: None });
+        self.into.entry(to.clone()).or_default().entry(kind).or_default().insert(from.clone());
         self.edges += 1;
+    }
+
+    fn edge(&mut self, kind: EdgeKind, from: &Entity, to: &Entity) -> Option<&mut Edge> {
+        self.out.get_mut(from)?.get_mut(&kind)?.get_mut(to)
     }
 
     fn name(&mut self, entity: &Entity) {
@@ -144,11 +148,11 @@ impl Graph {
     }
 
     fn targets(&self, from: &Entity, kind: EdgeKind) -> impl Iterator<Item = &Entity> {
-        self.out.get(from).into_iter().flatten().filter(move |((k, _), _)| *k == kind).map(|((_, to), _)| to)
+        self.out.get(from).and_then(|kinds| kinds.get(&kind)).into_iter().flatten().map(|(to, _)| to)
     }
 
     fn sources(&self, to: &Entity, kind: EdgeKind) -> impl Iterator<Item = &Entity> {
-        self.into.get(to).into_iter().flatten().filter(move |(k, _)| *k == kind).map(|(_, from)| from)
+        self.into.get(to).and_then(|kinds| kinds.get(&kind)).into_iter().flatten()
     }
 
     /// What answers for an entity: its top owner, under the one name that the cluster knows it by.
@@ -320,22 +324,28 @@ impl Graph {
     pub fn prune(&mut self, gone_before: UnixNanos, silent_before: UnixNanos) {
         let into = &mut self.into;
         let mut removed = 0;
-        self.out.retain(|from, edges| {
-            edges.retain(|(kind, to), edge| {
+        self.out.retain(|from, kinds| {
+            kinds.retain(|kind, edges| {
                 // What a pod mounts is told once, when the pod is made, and holds until it is gone.
                 let told_once = matches!(kind, EdgeKind::Mounts | EdgeKind::Limits);
-                let silent = !told_once && edge.last < silent_before;
-                let keep = edge.gone.is_none_or(|gone| gone >= gone_before) && !silent;
-                if !keep {
-                    removed += 1;
-                    if let Some(sources) = into.get_mut(to) {
-                        sources.remove(&(*kind, from.clone()));
+                edges.retain(|to, edge| {
+                    let silent = !told_once && edge.last < silent_before;
+                    let keep = edge.gone.is_none_or(|gone| gone >= gone_before) && !silent;
+                    if !keep {
+                        removed += 1;
+                        if let Some(sources) = into.get_mut(to).and_then(|kinds| kinds.get_mut(kind)) {
+                            sources.remove(from);
+                        }
                     }
-                }
-                keep
+                    keep
+                });
+                !edges.is_empty()
             });
-            !edges.is_empty()
+            !kinds.is_empty()
         });
+        for kinds in into.values_mut() {
+            kinds.retain(|_, sources| !sources.is_empty());
+        }
         into.retain(|_, sources| !sources.is_empty());
         self.edges -= removed;
         if removed > 0 {
