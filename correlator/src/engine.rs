@@ -50,21 +50,22 @@ pub struct StageTwoCounters {
     /// Deviations closed because too many were united.
     pub united_evicted: u64,
     /// In the service model.
-    pub services: [(&'static str, u64); 4],
+    pub services: [(&'static str, u64); 5],
     /// In the incidents.
     pub incidents: IncidentCounters,
 }
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 18] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 19] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
-        let [refused, unlearnt, evicted, flows] = self.services;
+        let [refused, unlearnt, evicted, flows, doubtful] = self.services;
         [
             refused,
             unlearnt,
             evicted,
             flows,
+            doubtful,
             ("overtook", order.overtook),
             ("abandoned", order.abandoned),
             ("repeated_message", order.repeated),

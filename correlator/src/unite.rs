@@ -200,7 +200,7 @@ impl Uniter {
     }
 
     /// What the service model refused or forgot so far, by reason.
-    pub fn losses(&self) -> [(&'static str, u64); 4] {
+    pub fn losses(&self) -> [(&'static str, u64); 5] {
         self.services.losses()
     }
 

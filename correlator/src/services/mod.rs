@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, VecDeque};
 use smol_str::SmolStr;
 use tapio_schemas::service::Measure;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{Entity, Signal, UnixNanos};
+use tapio_schemas::{Entity, Gap, Signal, UnixNanos};
 
 pub use state::ServiceState;
 
@@ -51,6 +51,8 @@ const SILENT_NS: u64 = 3600 * SECOND_NS;
 const OWN_LEVELS_MAX: usize = 8192;
 /// Edges and operations whose gap has a reference.
 const GAP_LEVELS_MAX: usize = 16_384;
+/// A loss that lasts longer casts doubt on the end of its time only: what is before has been judged.
+const DOUBT_MAX_NS: u64 = 600 * SECOND_NS;
 /// Windows that wait to be learnt; the oldest are dropped and counted.
 const HELD_MAX: usize = 64;
 /// Windows that wait until all shards have passed them; tallies of further ones are refused and counted.
@@ -74,6 +76,8 @@ pub struct Services {
     states: state::States,
     refused: u64,
     dropped: u64,
+    /// Windows whose requests were not judged, because events of their time were lost.
+    doubtful: u64,
 }
 
 impl Services {
@@ -94,6 +98,7 @@ impl Services {
             states: state::States::default(),
             refused: 0,
             dropped: 0,
+            doubtful: 0,
         }
     }
 
@@ -109,9 +114,25 @@ impl Services {
             let start = tally.window_start;
             self.add(start, end, |window| window.add_gaps(tally));
         }
+        for gap in &section.gaps {
+            self.doubt(gap);
+        }
         for meter in std::mem::take(&mut section.meters) {
             let end = ceil(meter.at.plus(1));
             self.add(end.minus(STEP_NS), end, |window| window.add_meter(meter));
+        }
+    }
+
+    /// Events were lost: every window that their requests may be part of knows.
+    fn doubt(&mut self, gap: &Gap) {
+        let last = ceil(gap.to).plus(STEP_NS);
+        let mut end = ceil(gap.from).max(last.minus(DOUBT_MAX_NS));
+        while end <= last {
+            self.add(end.minus(STEP_NS), end, |window| {
+                window.lost = window.lost.saturating_add(gap.lost);
+                true
+            });
+            end = end.plus(STEP_NS);
         }
     }
 
@@ -143,6 +164,11 @@ impl Services {
             self.newest = self.newest.max(*entry.key());
             let mut window = entry.remove();
             self.refused += window.trim();
+            if window.is_doubtful() {
+                window.requests.clear();
+                window.gaps.clear();
+                self.doubtful += 1;
+            }
             self.observe(&window);
             self.held.push_back(window);
         }
@@ -211,13 +237,14 @@ impl Services {
     }
 
     /// What was refused or forgotten, by reason.
-    pub fn losses(&self) -> [(&'static str, u64); 4] {
+    pub fn losses(&self) -> [(&'static str, u64); 5] {
         let evicted = self.own.evicted + self.gaps.evicted + self.ways.evicted + self.meters.evicted;
         [
             ("service_refused", self.refused + self.book.refused),
             ("service_unlearnt", self.dropped),
             ("service_evicted", evicted),
             ("service_flows_refused", self.flows.refused),
+            ("service_doubtful", self.doubtful),
         ]
     }
 }

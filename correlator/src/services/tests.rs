@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use tapio_schemas::service::{CallGapTally, OperationTally, ServiceMeter, Shape, Step, StepKind};
-use tapio_schemas::{EventId, SignalKind};
+use tapio_schemas::{EventId, ProducerId, SignalKind};
 
 use super::*;
 
@@ -169,6 +169,37 @@ fn the_deepest_odd_service_is_told_and_its_callers_are_not() {
     let odd: Vec<_> = all.iter().filter(|s| s.kind == SignalKind::TraceShape).collect();
     assert!(!odd.is_empty());
     assert!(odd.iter().all(|s| s.entity.owner() == service("api")), "{odd:?}");
+}
+
+#[test]
+fn requests_of_a_time_in_which_many_events_were_lost_are_not_judged() {
+    let heard = |lost: u64| {
+        let mut services = Services::new("c");
+        let mut all = recording(|s, section| {
+            section.operations.push(requests(s, "api", 4.0, &USUAL[..1], 400));
+        });
+        for (s, section) in all.iter_mut().filter(|(s, _)| *s >= 120) {
+            section.gaps.push(Gap {
+                producer: ProducerId(1),
+                source: "kernel".into(),
+                node: "n1".into(),
+                lost,
+                from: at(*s),
+                to: at(*s + 1),
+                reason: "ring_full".into(),
+            });
+        }
+        let mut out = Vec::new();
+        for (s, mut section) in all {
+            services.apply(&mut section);
+            while let Some(step) = services.next_step().filter(|step| *step <= at(s + 5)) {
+                services.run(step, &mut out);
+            }
+        }
+        last_of(&out, SignalKind::TraceShape).is_some()
+    };
+    assert!(heard(1), "one event lost among hundreds of requests hides nothing");
+    assert!(!heard(100));
 }
 
 #[test]

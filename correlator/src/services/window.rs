@@ -16,6 +16,9 @@ const WAYS_KEPT_MAX: usize = 16_384;
 /// Ways that an operation keeps in any case.
 const WAYS_KEPT_MIN: usize = 4;
 
+/// Of so many requests at most one event may be lost, or the window is doubtful.
+const LOST_SHARE: u64 = 100;
+
 /// Durations of one window with the event that shows the longest.
 #[derive(Debug, Default, Clone)]
 pub struct Durations {
@@ -68,6 +71,8 @@ pub struct Window {
     pub gaps: BTreeMap<((Entity, Entity), SmolStr), Durations>,
     /// By service and meter: when, value and event of the newest.
     pub meters: BTreeMap<(Entity, MeterKey), (UnixNanos, f64, EventId)>,
+    /// Events of its time that were lost.
+    pub lost: u64,
 }
 
 impl Window {
@@ -98,6 +103,13 @@ impl Window {
             }
         }
         fits
+    }
+
+    /// True when so much of its time was lost that its requests say nothing: a step that was not seen is no step that was
+    /// not done.
+    pub fn is_doubtful(&self) -> bool {
+        let seen = self.requests.values().flat_map(|requests| requests.own.buckets.values());
+        self.lost > seen.map(|count| u64::from(*count)).sum::<u64>() / LOST_SHARE
     }
 
     /// All shards have passed it: leaves out ways until the window is small enough to be kept. Returns how many.

@@ -17,6 +17,8 @@ use super::texts::{TextId, Texts};
 const OPERATIONS_MAX: usize = 4096;
 /// Shapes kept per operation and window; requests of further ones are `unshaped`.
 const SHAPES_MAX: usize = 64;
+/// Shapes kept per shard and window over all operations; beyond, requests of further ones are `unshaped` too.
+const SHAPES_OF_WINDOW_MAX: usize = 4096;
 /// Steps in one tally: a message holds at least one. What has more is told in several.
 const STEPS_PER_TALLY_MAX: usize = 512;
 
@@ -32,6 +34,7 @@ pub struct RequestTallies {
 struct Window {
     operations: HashMap<(u128, TextId), Operation>,
     gaps: HashMap<(u128, u128, TextId), Gap>,
+    shapes: usize,
 }
 
 struct Operation {
@@ -118,7 +121,7 @@ impl RequestTallies {
     /// Counts a request; the identity of its shape.
     pub fn request(&mut self, request: &Request<'_>, counters: &mut Counters) -> u64 {
         let shape = request.shape();
-        let operations = &mut self.window(request.at).operations;
+        let Window { operations, shapes, .. } = self.window(request.at);
         let key = (request.of.tenant_id, request.operation);
         if operations.len() >= OPERATIONS_MAX && !operations.contains_key(&key) {
             counters.evicted.operations += 1;
@@ -137,17 +140,20 @@ impl RequestTallies {
         slower(&mut operation.slowest, request.duration_ns, request.id);
         match operation.shapes.iter().position(|known| known.id == shape) {
             Some(at) => operation.shapes[at].count += 1,
-            None if operation.shapes.len() >= SHAPES_MAX => {
+            None if operation.shapes.len() >= SHAPES_MAX || *shapes >= SHAPES_OF_WINDOW_MAX => {
                 operation.unshaped += 1;
                 counters.evicted.shapes += 1;
             }
-            None => operation.shapes.push(Counted {
-                id: shape,
-                count: 1,
-                steps: request.steps.to_vec(),
-                inner: request.inner.to_vec(),
-                evidence: request.id,
-            }),
+            None => {
+                *shapes += 1;
+                operation.shapes.push(Counted {
+                    id: shape,
+                    count: 1,
+                    steps: request.steps.to_vec(),
+                    inner: request.inner.to_vec(),
+                    evidence: request.id,
+                });
+            }
         }
         shape
     }
@@ -175,11 +181,12 @@ impl RequestTallies {
         self.windows.keys().next().map(|start| UnixNanos(start + self.window_ns))
     }
 
-    /// Windows that touch the time after `from`, up to `until`, are not told.
+    /// Windows that touch the time after `from`, up to `until`, are not told. Of several losses in time that is not told yet,
+    /// everything between them is doubted too.
     pub fn doubt(&mut self, from: UnixNanos, until: UnixNanos) {
-        let touches = self.doubted.1 >= from && self.doubted.0 <= until;
+        let open = self.windows.keys().next().is_some_and(|start| self.doubted.1.0 >= *start);
         self.doubted =
-            if touches { (self.doubted.0.min(from), self.doubted.1.max(until)) } else { (from, until) };
+            if open { (self.doubted.0.min(from), self.doubted.1.max(until)) } else { (from, until) };
     }
 
     /// Tells the windows that have ended.

@@ -121,12 +121,15 @@ fn sustained(run: &[Point], limit: f64, rule: &GrowthRule) -> Option<Growth> {
     let (first, last) = (run.first()?, run.last()?);
     let seconds: Vec<(f64, f64)> = run.iter().map(|p| (p.at.since(first.at) as f64 / 1e9, p.value)).collect();
     let span_s = last.at.since(first.at) as f64 / 1e9;
+    // The cheap question first: most series do not climb.
+    if !quarters_rise(&seconds) {
+        return None;
+    }
     let whole = trend(&seconds)?;
     let rise = whole.slope * span_s;
     if whole.slope_low <= 0.0
         || rise < rule.rise_min * limit
         || whole.slope * 3600.0 < rule.per_hour_min * limit
-        || !quarters_rise(&seconds)
     {
         return None;
     }

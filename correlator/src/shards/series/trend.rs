@@ -54,15 +54,14 @@ pub fn trend(points: &[(f64, f64)]) -> Option<Trend> {
     if slopes.is_empty() {
         return None;
     }
-    slopes.sort_unstable_by(f64::total_cmp);
-    let slope = sorted_median(&slopes);
     let (low, high) = interval_ranks(n, slopes.len());
+    let (slope_low, slope, slope_high) = around_median(&mut slopes, low, high);
     let last = points[n - 1].0;
     let mut levels: Vec<f64> = points.iter().map(|(t, v)| v + slope * (last - t)).collect();
     let now = median(&mut levels);
     let mut residuals: Vec<f64> = points.iter().map(|(t, v)| (v + slope * (last - t) - now).abs()).collect();
     let noise = 1.4826 * median(&mut residuals);
-    Some(Trend { slope, slope_low: slopes[low], slope_high: slopes[high], now, noise })
+    Some(Trend { slope, slope_low, slope_high, now, noise })
 }
 
 /// Ranks of the interval's ends among the sorted slopes.
@@ -103,18 +102,33 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// Median; sorts. Zero of nothing.
+/// Median; moves the values about. Zero of nothing.
 pub fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    sorted_median(values)
+    if values.is_empty() {
+        return 0.0;
+    }
+    let middle = values.len() / 2;
+    let is_odd = values.len() % 2 == 1;
+    let (below, at, _) = values.select_nth_unstable_by(middle, f64::total_cmp);
+    // The value before the middle is the greatest of those below.
+    below
+        .iter()
+        .copied()
+        .max_by(f64::total_cmp)
+        .filter(|_| !is_odd)
+        .map_or(*at, |before| f64::midpoint(before, *at))
 }
 
-fn sorted_median(sorted: &[f64]) -> f64 {
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
+/// The value of rank `low`, the median, and the value of rank `high`, where the ranks are on either side of the middle.
+/// Only these are put into their places: a trend is asked for with every sample.
+fn around_median(values: &mut [f64], low: usize, high: usize) -> (f64, f64, f64) {
+    let middle = median(values);
+    let half = values.len() / 2;
+    let ranked = |values: &mut [f64], rank: usize| *values.select_nth_unstable_by(rank, f64::total_cmp).1;
+    let (below, above) = values.split_at_mut(half);
+    let at_low = if low < half { ranked(below, low) } else { ranked(above, low - half) };
+    let at_high = if high < half { ranked(below, high) } else { ranked(above, high - half) };
+    (at_low, middle, at_high)
 }
 
 #[cfg(test)]
