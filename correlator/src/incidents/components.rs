@@ -26,7 +26,7 @@ const CERTAIN: f64 = 0.5;
 
 /// True for what heals by itself as long as it is neither repeated nor lasts: one end, a failed probe, a moment of
 /// unreadiness, a mount that is tried again.
-fn passes(signal: &Signal) -> bool {
+pub fn passes(signal: &Signal) -> bool {
     use SignalKind as K;
     let heals = matches!(
         signal.kind,

@@ -8,7 +8,7 @@ use tapio_schemas::finding::{
 use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
 
 use super::candidates::Candidate;
-use super::components::{Component, is_passing};
+use super::components::{Component, is_passing, passes};
 use super::config::{IncidentConfig, nanos};
 use super::impact::{Tallies, impact, severity};
 use super::incident::Incident;
@@ -66,14 +66,15 @@ impl Material<'_> {
         })
     }
 
-    /// True when every deviation has ended, by its own word or by silence.
+    /// True when every deviation has ended, by its own word or by silence. What heals by itself and was seen only faintly,
+    /// one failed probe beside the rest, holds nothing open.
     pub fn is_over(&self, component: &Component) -> bool {
         let stale = nanos(self.config.stale);
         component
             .members
             .iter()
             .map(|at| self.view.signals[*at])
-            .all(|s| is_change(s.kind) || s.ended || self.view.now.since(s.last_seen) > stale)
+            .all(|s| is_change(s.kind) || s.ended || passes(s) || self.view.now.since(s.last_seen) > stale)
     }
 
     /// True when it is worth a first finding.
