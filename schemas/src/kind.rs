@@ -55,6 +55,8 @@ vocabulary! {
         K8sSpecChanged = 88 => "k8s.object.spec_changed",
         /// Nobody does what an object waits for.
         K8sStuck = 89 => "k8s.object.stuck",
+        /// What an object waited for is there, or it waits no longer.
+        K8sUnstuck = 90 => "k8s.object.unstuck",
 
         SystemdUnitFailed = 100 => "systemd.unit_failed",
         SystemdUnitStarted = 101 => "systemd.unit_started",

@@ -56,6 +56,10 @@ vocabulary! {
         LogNewTemplate = 101 => "log.new_template",
         MetricShift = 102 => "metric.shift",
         MetricBurst = 103 => "metric.burst",
+        /// A log line, of a program or of the kernel, whose words say by themselves what is wrong.
+        LogFault = 104 => "log.fault",
+        /// A metric of known meaning is beyond what is sound.
+        MetricBeyond = 105 => "metric.beyond",
 
         UnitFailed = 120 => "systemd.unit_failed",
 
@@ -84,6 +88,8 @@ vocabulary! {
         NoEndpoints = 175 => "k8s.no_endpoints",
         Stuck = 176 => "k8s.stuck",
         ConditionBad = 177 => "k8s.condition",
+        /// A machine was started anew.
+        NodeRestarted = 178 => "k8s.node_restarted",
 
         TapioLoss = 180 => "tapio.loss",
         TapioSpooling = 181 => "tapio.spooling",

@@ -3,6 +3,7 @@
 
 mod clusters {
     pub mod calm;
+    pub mod outer;
     pub mod places;
     pub mod programs;
     pub mod workloads;
@@ -42,7 +43,7 @@ mod clusters {
 mod common;
 
 use clusters::world::World;
-use clusters::{Expected, Scene, calm, places, programs};
+use clusters::{Expected, Scene, calm, outer, places, programs};
 use common::{run, stderr, stdout};
 use serde_json::Value;
 
@@ -125,4 +126,9 @@ fn places_that_fail_are_told_by_their_cause() {
 #[test]
 fn calm_is_left_alone_and_several_causes_are_told_apart() {
     check(calm::SCENES);
+}
+
+#[test]
+fn machines_routes_and_measures_are_told_by_their_cause() {
+    check(outer::SCENES);
 }

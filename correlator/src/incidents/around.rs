@@ -89,7 +89,7 @@ impl<'v, 'a> Around<'v, 'a> {
             Relation::Caller => {
                 !self.is_seat(home)
                     && match peer {
-                        Some(peer) => self.is_seat(peer),
+                        Some(peer) => self.is_seat(peer) || self.view.named[at].as_ref() == Some(self.seat),
                         None => self.callers().contains(home),
                     }
             }

@@ -315,6 +315,9 @@ fn kubernetes(kind: SignalKind) -> Option<&'static str> {
         SignalKind::NoEndpoints => "no ready pod is behind it",
         SignalKind::Stuck => "nobody does what it waits for",
         SignalKind::ConditionBad => "Kubernetes says that it does not do what it should",
+        SignalKind::NodeRestarted => "the machine was started anew",
+        SignalKind::LogFault => "the log says what is wrong",
+        SignalKind::MetricBeyond => "a measure is beyond what is sound",
         SignalKind::K8sWarning => "Kubernetes warned",
         _ => return None,
     })

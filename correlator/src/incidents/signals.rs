@@ -276,6 +276,8 @@ pub fn is_failure(kind: SignalKind) -> bool {
             | K::SandboxFailed
             | K::PodNotReady
             | K::Stuck
+            | K::NodeRestarted
+            | K::LogFault
             | K::DiskFull
             | K::CertificateExpired
             | K::ApiFails

@@ -265,7 +265,7 @@ pub fn sits_on(classes: &[SmolStr], entity: &Entity) -> bool {
 }
 
 /// Kinds that own no pods: what Tapio itself names, and the objects of Kubernetes that stand beside workloads.
-const NO_WORKLOADS: [&str; 29] = [
+const NO_WORKLOADS: [&str; 36] = [
     kinds::CLUSTER,
     kinds::NODE,
     kinds::NAMESPACE,
@@ -295,6 +295,13 @@ const NO_WORKLOADS: [&str; 29] = [
     "PriorityClass",
     "ValidatingWebhookConfiguration",
     "MutatingWebhookConfiguration",
+    "IngressClass",
+    "Gateway",
+    "GatewayClass",
+    "HTTPRoute",
+    "AuthorizationPolicy",
+    "PeerAuthentication",
+    "APIService",
 ];
 
 /// True for kinds that own pods; a kind nobody knows may (a custom resource with an operator).

@@ -50,10 +50,13 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         K::CpuThrottled | K::CpuPressure | K::CpuSaturated | K::CpuRaised => {
             ("cpu_contention", "cpu-starvation", Category::Performance)
         }
-        K::IoPressure | K::DiskNearFull | K::DiskGrowth | K::DiskFull | K::PidsNearLimit => {
-            ("resource_exhaustion", "resource-exhaustion", Category::Resource)
-        }
-        K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogNewTemplate => {
+        K::IoPressure
+        | K::DiskNearFull
+        | K::DiskGrowth
+        | K::DiskFull
+        | K::PidsNearLimit
+        | K::MetricBeyond => ("resource_exhaustion", "resource-exhaustion", Category::Resource),
+        K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogNewTemplate | K::LogFault => {
             ("service_failure", "request-failure", Category::Reliability)
         }
         K::CertificateExpiring | K::CertificateExpired => {
@@ -86,7 +89,7 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         | K::TapioDiskRefuses
         | K::TapioDeferring
         | K::TapioMemory => ("tapio_itself", "observability-loss", Category::System),
-        K::NodeNotReady | K::NodePressure | K::Evicted => {
+        K::NodeNotReady | K::NodePressure | K::NodeRestarted | K::Evicted => {
             ("node_failure", "node-condition", Category::System)
         }
     };
@@ -106,6 +109,8 @@ pub fn idle_factor(kind: SignalKind) -> u64 {
         K::CrashLoop | K::ImagePullFailed | K::ConfigMissing | K::Unschedulable | K::MountFailed => 20,
         K::CreateFailed | K::SandboxFailed | K::ProbeFailed | K::PodNotReady => 20,
         K::NodeNotReady | K::NodePressure | K::UnitFailed => 20,
+        // Scraped once a minute at worst; the kernel says it again as long as it lasts.
+        K::MetricBeyond | K::LogFault | K::NodeRestarted => 6,
         // Told once, and over when that is told.
         K::NoEndpoints | K::Stuck | K::ConditionBad => 60,
         K::ContainerOomKilled | K::ContainerCrashed | K::Evicted => 4,

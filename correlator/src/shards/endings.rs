@@ -45,7 +45,7 @@ pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
     let (pod, at) = (&event.entity, event.timestamp);
     match event.kind {
         // Whatever the other end of it was.
-        EventKind::K8sEndpoints | EventKind::K8sObjectDeleted => {
+        EventKind::K8sEndpoints | EventKind::K8sUnstuck | EventKind::K8sObjectDeleted => {
             episodes.end_all(step, &event.entity, SignalKind::NoEndpoints, at);
             episodes.end_all(step, &event.entity, SignalKind::Stuck, at);
         }

@@ -76,6 +76,7 @@ const SANDBOX: Faults = &[
 
 const NODE: Faults = &[
     (&["PLEG is not healthy"], "pleg"),
+    (&["node is shutting down"], "shutdown"),
     (&["cni plugin not initialized", "NetworkPluginNotReady", "network is not ready"], "network"),
     (&["container runtime", "runtime is down", "containerd.sock"], "runtime"),
     (&["stopped posting node status"], "silent"),
@@ -85,11 +86,55 @@ const EVICTED: Faults = &[
     (&["resource: memory"], "memory"),
     (&["ephemeral-storage", "ephemeral local storage", "inodes", "emptyDir"], "disk"),
     (&["resource: pids"], "pids"),
+    (&["node shutdown", "Node is shutting", "NodeShutdown"], "shutdown"),
     (&["reempt"], "preempted"),
     (&["taint"], "taint"),
 ];
 
+/// Words of a program or of the kernel that leave nothing open.
+const LOG: Faults = &[
+    (&["too many open files", "Too many open files"], "open_files"),
+    (&["nf_conntrack: table full", "nf_conntrack: nf_conntrack: table full"], "conntrack"),
+    (&["neighbor table overflow", "neighbour table overflow"], "neighbours"),
+    (&["cannot assign requested address", "Cannot assign requested address", "EADDRNOTAVAIL"], "ports"),
+    (&["blocked for more than"], "hung_task"),
+    (
+        &[
+            "fork: Resource temporarily unavailable",
+            "fork: retry: Resource temporarily unavailable",
+            "pthread_create failed",
+            "unable to create new native thread",
+            "can't start new thread",
+            "fork rejected by pids controller",
+        ],
+        "processes",
+    ),
+    (&["No space left on device", "no space left on device"], "no_space"),
+    (&["certificate is not yet valid", "token used before issued", "Token used before issued"], "clock"),
+];
+
+const FORBIDDEN: Faults = &[(&["is forbidden: User \""], "rbac")];
+
+/// What a log line says is wrong; `None` when its words leave it open.
+pub fn of_log(body: &str) -> Option<&'static str> {
+    first_of(LOG, body).or_else(|| first_of(FORBIDDEN, body))
+}
+
+fn first_of(faults: Faults, text: &str) -> Option<&'static str> {
+    faults.iter().find(|(words, _)| words.iter().any(|word| text.contains(word))).map(|(_, fault)| *fault)
+}
+
+/// `… is forbidden: User "system:serviceaccount:shop:api" cannot list resource …` → ServiceAccount api of shop.
+pub fn account_named(message: &str) -> Option<Entity> {
+    let user = quoted_after(message, "is forbidden: User")?;
+    let (namespace, name) = user.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    Some(Entity::namespaced("ServiceAccount", namespace, name))
+}
+
 const PROBE: Faults = &[
+    (&["is forbidden: User \""], "rbac"),
+    (&["RBAC: access denied"], "mesh_denied"),
+    (&["not yet valid", "used before issued"], "clock"),
     (&["no such host"], "name_unknown"),
     (&[":53: ", "server misbehaving", "name resolution"], "dns"),
     (&["x509:", "certificate"], "certificate"),
@@ -105,7 +150,9 @@ const PROBE: Faults = &[
 pub fn fault(kind: SignalKind, reason: &str, message: &str) -> Option<&'static str> {
     let faults = match kind {
         SignalKind::ImagePullFailed => IMAGE,
+        SignalKind::ContainerCrashed if message.contains("is forbidden: User \"") => FORBIDDEN,
         SignalKind::CreateFailed | SignalKind::ContainerCrashed => CREATE,
+        SignalKind::K8sWarning => FORBIDDEN,
         SignalKind::MountFailed => MOUNT,
         SignalKind::ConfigMissing => CONFIG,
         SignalKind::SandboxFailed => SANDBOX,
@@ -158,6 +205,16 @@ pub fn service_named(message: &str) -> Option<Entity> {
     let (name, namespace) = host.split_once('.')?;
     let sound = !name.is_empty() && !namespace.is_empty() && !namespace.contains('.');
     sound.then(|| Entity::namespaced(kinds::SERVICE, namespace, name))
+}
+
+/// The Service behind a name that was looked up in vain: `lookup pilot on 10.0.0.10:53: no such host`. One word is a Service
+/// of the same namespace, two are name and namespace.
+pub fn service_looked_up(namespace: &str, message: &str) -> Option<Entity> {
+    let (_, rest) = message.split_once("lookup ")?;
+    let host = rest.split([' ', ':', ',']).next()?.trim_end_matches('.');
+    let (name, namespace) = host.split_once('.').unwrap_or((host, namespace));
+    let sound = !name.is_empty() && !namespace.is_empty() && !namespace.contains('.');
+    (sound && message.contains("no such host")).then(|| Entity::namespaced(kinds::SERVICE, namespace, name))
 }
 
 /// The object that a message says is not there: `configmap "x" not found` → ConfigMap x of that namespace.

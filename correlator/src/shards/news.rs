@@ -31,8 +31,9 @@ pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -
 /// What an event tells whatever came before it and may come after it: it is certain, and one is enough.
 pub fn at_once(event: &UnifiedEvent) -> Option<Observation> {
     let seen = match (&event.payload, event.kind) {
-        // Of these, one is never enough.
-        (Payload::Log(_) | Payload::Application(_), _) => None,
+        // Of these, one is rarely enough.
+        (Payload::Log(data), _) if faults::of_log(&data.body).is_none() => None,
+        (Payload::Application(_), _) => None,
         (_, EventKind::NetRetransmit | EventKind::NetDrop) => None,
         (Payload::Kernel(data), EventKind::ProcessExit) => crash(event, data).map(|seen| keyed(event, seen)),
         _ => by_itself(event),
@@ -79,6 +80,7 @@ fn by_itself(event: &UnifiedEvent) -> Option<Observation> {
                 .with("message", cut(&data.message).as_str())
                 .with("operation", data.operation.as_str()),
         ),
+        Payload::Log(data) if faults::of_log(&data.body).is_some() => Some(log_fault(event, &data.body)),
         Payload::Log(data) => Some(
             weak(at(event, SignalKind::LogErrors), 0.3)
                 .with("error_type", data.error_type.as_str())
@@ -100,6 +102,15 @@ fn at(event: &UnifiedEvent, kind: SignalKind) -> Observation {
 fn weak(mut seen: Observation, strength: f64) -> Observation {
     seen.strength = strength;
     seen
+}
+
+/// A line whose words say what is wrong: one is enough.
+fn log_fault(event: &UnifiedEvent, body: &str) -> Observation {
+    let fault = faults::of_log(body).unwrap_or_default();
+    let mut seen = weak(at(event, SignalKind::LogFault), 0.8);
+    seen.topic = hash_parts(&[fault]) as u64;
+    seen.peer = if fault == "rbac" { faults::account_named(body) } else { None };
+    seen.with("fault", fault).with("message", cut(body).as_str())
 }
 
 fn keyed(event: &UnifiedEvent, mut seen: Observation) -> Observation {
@@ -224,6 +235,8 @@ fn kubernetes(event: &UnifiedEvent, data: &KubernetesData) -> Option<Observation
         EventKind::K8sContainerWaiting => waiting(reason)?,
         EventKind::K8sPodNotReady => SignalKind::PodNotReady,
         EventKind::K8sPodUnschedulable => SignalKind::Unschedulable,
+        // Somebody asked for it, as for any deletion, and nothing was in the way.
+        EventKind::K8sPodEvicted if reason == "EvictionByEvictionAPI" => return None,
         EventKind::K8sPodEvicted => SignalKind::Evicted,
         EventKind::K8sImageChanged => {
             return Some(k8s_facts(
@@ -288,6 +301,7 @@ pub fn condition(data: &KubernetesData) -> Option<SignalKind> {
             | ("Deployment", "Progressing=False")
             | ("Job", "Failed=True")
             | ("APIService", "Available=False")
+            | ("Gateway" | "HTTPRoute", "Accepted=False" | "Programmed=False" | "ResolvedRefs=False")
     );
     stops.then_some(SignalKind::ConditionBad)
 }
@@ -295,6 +309,7 @@ pub fn condition(data: &KubernetesData) -> Option<SignalKind> {
 fn node_condition(data: &KubernetesData) -> Option<SignalKind> {
     match (data.reason.as_str(), data.new_value.as_str()) {
         ("Ready", "True") => None,
+        ("Rebooted", _) => Some(SignalKind::NodeRestarted),
         ("Ready", _) => Some(SignalKind::NodeNotReady),
         (reason, "True") if reason.ends_with("Pressure") => Some(SignalKind::NodePressure),
         (reason, _) if reason.contains("NotReady") => Some(SignalKind::NodeNotReady),
@@ -317,6 +332,7 @@ fn by_reason(data: &KubernetesData) -> Option<SignalKind> {
         "Failed" => SignalKind::CreateFailed,
         "Evicted" | "Preempted" => SignalKind::Evicted,
         "NodeNotReady" => SignalKind::NodeNotReady,
+        "Rebooted" => SignalKind::NodeRestarted,
         "OOMKilling" | "SystemOOM" => SignalKind::OomKill,
         _ if data.event_type == "Warning" => SignalKind::K8sWarning,
         _ => return None,
@@ -337,7 +353,9 @@ fn k8s_facts(mut seen: Observation, data: &KubernetesData) -> Observation {
     if seen.kind == SignalKind::K8sWarning {
         // Warnings of different reasons are different deviations, and none of them says much alone.
         seen.topic = hash_parts(&[&data.reason]) as u64;
-        seen.strength = 0.3;
+        // But for one whose words say what is wrong.
+        let says = seen.attributes.iter().any(|a| a.key == "fault");
+        seen.strength = if says { 0.9 } else { 0.3 };
     }
     seen.with("reason", data.reason.as_str())
         .with("message", cut(&data.message).as_str())
@@ -359,11 +377,13 @@ fn other_end(mut seen: Observation, data: &KubernetesData) -> Observation {
         SignalKind::Stuck if data.reason == "NotScheduled" => {
             Some(Entity::new("Component", "", "kube-scheduler", ""))
         }
-        SignalKind::Evicted => faults::entity_of(&data.changed_by),
+        SignalKind::Evicted | SignalKind::Stuck => faults::entity_of(&data.changed_by),
+        SignalKind::K8sWarning | SignalKind::ContainerCrashed => faults::account_named(&data.message),
         SignalKind::ProbeFailed => match faults::fault(seen.kind, &data.reason, &data.message) {
             // The name under which every cluster knows its name service, whatever runs it.
             Some("dns") => Some(Entity::namespaced(kinds::SERVICE, "kube-system", "kube-dns")),
-            _ => faults::service_named(&data.message),
+            _ => faults::service_named(&data.message)
+                .or_else(|| faults::service_looked_up(&namespace, &data.message)),
         },
         _ => None,
     };

@@ -14,7 +14,8 @@ use tapio_schemas::{EntityRef, EventId, SpanId, TraceId, UnifiedEvent, UnixNanos
 
 use super::counters::Counters;
 use super::entities::Known;
-use super::series::Meter;
+use super::faults;
+use super::series::{Meter, row_of};
 use super::texts::{TextId, Texts};
 
 /// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
@@ -82,6 +83,10 @@ pub struct Sample {
     pub value: f64,
     /// Its limit, zero for none.
     pub limit: f64,
+    /// Observations behind it, of a histogram.
+    pub count: u64,
+    /// Which of the bounded measures it is.
+    pub row: u8,
     /// Why or where: of drops the reason, else the interface; of disks the mount point, else the volume.
     pub label: SmolStr,
 }
@@ -186,7 +191,9 @@ pub fn triage<'a>(
             }
             Triage::Keep(Record::Span(record))
         }
-        (ArchivedEventKind::Log, payload) if view.event.severity < ArchivedEventSeverity::Error => {
+        (ArchivedEventKind::Log, payload)
+            if view.event.severity < ArchivedEventSeverity::Error && !is_telling(view, payload) =>
+        {
             match (payload, span_of(view)) {
                 (ArchivedPayload::Log(log), Some((trace, span))) => {
                     let at = view.timestamp();
@@ -214,6 +221,12 @@ pub fn triage<'a>(
         }
         _ => Triage::Keep(Record::Event(Box::new(view.to_owned_with(entity)))),
     }
+}
+
+/// A warning whose words say by themselves what is wrong: the kernel warns where programs would call it an error.
+fn is_telling(view: &EventView<'_>, payload: &ArchivedPayload) -> bool {
+    let ArchivedPayload::Log(log) = payload else { return false };
+    view.event.severity >= ArchivedEventSeverity::Warning && faults::of_log(view.text(&log.body)).is_some()
 }
 
 /// The span that an event belongs to.
@@ -266,7 +279,7 @@ fn sample(
     let label = match meter {
         Meter::NetDrops => first(&DROP_LABELS),
         Meter::CertificateEnd | Meter::CertificateLeft => first(&CERTIFICATE_LABELS),
-        meter if meter.is_of_a_disk() => first(&DISK_LABELS),
+        meter if meter.is_of_a_disk() || meter == Meter::Bounded => first(&DISK_LABELS),
         Meter::ComponentFailing | Meter::QueueDepth | Meter::DnsBroken => first(&["which"]),
         _ => SmolStr::default(),
     };
@@ -279,6 +292,8 @@ fn sample(
         meter,
         value,
         limit: metric.limit.to_native(),
+        count: metric.count.to_native(),
+        row: if meter == Meter::Bounded { row_of(view.text(&metric.name)) } else { u8::MAX },
         label,
     })
 }

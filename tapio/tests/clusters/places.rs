@@ -346,7 +346,7 @@ fn selector(w: &mut World) {
 }
 
 /// What a client's readiness probe says of whom it needs.
-fn client_fails(w: &mut World, message: &str, from: u64, to: u64) {
+pub fn client_fails(w: &mut World, message: &str, from: u64, to: u64) {
     let clients = [of("Pod", "quay", "crane-5d4c8f7b9-h2x4p"), of("Pod", "quay", "crane-5d4c8f7b9-k9w7c")];
     let text = format!("Readiness probe failed: HTTP probe failed with statuscode: 503: {message}");
     let mut second = from;

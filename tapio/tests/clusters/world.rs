@@ -147,6 +147,36 @@ impl World {
         }
     }
 
+    /// A value of a metric, as an exporter of that machine or service tells it.
+    pub fn gauge(&mut self, resource: &Value, name: &str, value: f64, attributes: &Value) {
+        let point = json!({"timeUnixNano": self.now(), "asDouble": value, "attributes": pairs(attributes)});
+        self.metric(resource, &json!({"name": name, "gauge": {"dataPoints": [point]}}));
+    }
+
+    /// Observations of a histogram so far, and their sum.
+    pub fn histogram(&mut self, resource: &Value, name: &str, count: u64, sum: f64) {
+        let point = json!({"timeUnixNano": self.now(), "startTimeUnixNano": (START_S * 1_000_000_000).to_string(),
+            "count": count.to_string(), "sum": sum});
+        self.metric(resource, &json!({"name": name, "unit": "s", "histogram": {"aggregationTemporality": 2, "dataPoints": [point]}}));
+    }
+
+    fn metric(&mut self, resource: &Value, metric: &Value) {
+        let request = json!({"resourceMetrics": [{"resource": {"attributes": pairs(resource)}, "scopeMetrics": [{"metrics": [metric]}]}]});
+        self.tell("metrics", request);
+    }
+
+    /// A log line; severity by its number (13 warns, 17 is an error).
+    pub fn log(&mut self, resource: &Value, severity: u8, body: &str) {
+        let record =
+            json!({"timeUnixNano": self.now(), "severityNumber": severity, "body": {"stringValue": body}});
+        let request = json!({"resourceLogs": [{"resource": {"attributes": pairs(resource)}, "scopeLogs": [{"logRecords": [record]}]}]});
+        self.tell("logs", request);
+    }
+
+    fn now(&self) -> String {
+        (START_S * 1_000_000_000 + self.at_ms * 1_000_000).to_string()
+    }
+
     /// A machine that is well.
     pub fn node(&mut self, name: &str) -> Key {
         let since = self.time(864_000);
@@ -194,4 +224,10 @@ fn merge(into: &mut Value, patch: Value) {
             merge(&mut into[&key], value);
         }
     }
+}
+
+/// Attributes as OTLP has them.
+fn pairs(attributes: &Value) -> Vec<Value> {
+    let members = attributes.as_object().into_iter().flatten();
+    members.map(|(key, value)| json!({"key": key, "value": {"stringValue": value}})).collect()
 }

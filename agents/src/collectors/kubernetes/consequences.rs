@@ -14,8 +14,9 @@ use tapio_schemas::signal::EdgeKind;
 
 use super::convert::{Consequence, Context, EventSummary, WatchType, consequence};
 use super::json::selects;
-use super::summary::{Detail, Summary};
+use super::summary::{Detail, LIMITS, Summary};
 use super::tracker::Key;
+use super::waits::Waits;
 
 /// A pod that the scheduler has not looked at for this long, ns; a busy one looks within seconds.
 const UNSCHEDULED_NS: u64 = 60_000_000_000;
@@ -48,13 +49,14 @@ struct Served {
 pub struct Consequences {
     due: BTreeSet<(UnixNanos, Key)>,
     served: HashMap<ServiceName, Served>,
+    waits: Waits,
 }
 
 impl Consequences {
     /// Adds to an object what follows from others: the pods that a NetworkPolicy is for.
     pub fn complete(&self, new: &mut Summary, objects: &Objects) {
-        let Detail::Rules(rules) = &new.detail else { return };
-        if new.kind != "NetworkPolicy" {
+        let Some(rules) = new.rules() else { return };
+        if !LIMITS.contains(&new.kind.as_str()) {
             return;
         }
         let limited = objects.values().filter(|o| o.namespace == new.namespace).filter(|o| {
@@ -78,6 +80,7 @@ impl Consequences {
         previous: Option<&Summary>,
     ) {
         self.count(watch_type, new);
+        self.waits.note(observed_at, watch_type, new, previous);
         if watch_type == WatchType::Deleted || self.due.len() >= DUE_MAX {
             return;
         }
@@ -103,6 +106,12 @@ impl Consequences {
                 events.extend(consequence(context, object, kind, EventSeverity::Error, stuck));
             }
         }
+        let served = &self.served;
+        let has_pods = |namespace: &SmolStr, name: &SmolStr| {
+            let served = served.get(&(namespace.clone(), name.clone()))?;
+            Some(served.slices.values().any(|ready| *ready > 0))
+        };
+        events.extend(self.waits.look(context, objects, has_pods));
         events
     }
 
@@ -192,7 +201,7 @@ fn emptied(context: &Context<'_>, service: &Summary, served: &[SmolStr], objects
     } else {
         ("NoPods", "the pods that were behind it are gone or not ready".to_owned())
     };
-    Consequence { reason, message, other }
+    Consequence { reason, message, other, ..Consequence::default() }
 }
 
 fn relation(edge: EdgeKind, kind: &'static str, name: SmolStr) -> Relation {
@@ -215,12 +224,12 @@ fn stuck(object: &Summary) -> Option<Consequence> {
             [] => "its deletion was asked for and is not done".to_owned(),
             names => format!("it waits for its finalizers {}", names.join(", ")),
         };
-        return Some(Consequence { reason: "Terminating", message, other: None });
+        return Some(Consequence { reason: "Terminating", message, ..Consequence::default() });
     }
     is_unnoticed(object).then(|| Consequence {
         reason: "NotScheduled",
         message: "the scheduler has not looked at it".to_owned(),
-        other: None,
+        ..Consequence::default()
     })
 }
 

@@ -6,6 +6,7 @@ pub mod config;
 mod consequences;
 pub mod convert;
 mod follower;
+mod hosts;
 pub mod index;
 mod json;
 mod lease;
@@ -22,6 +23,7 @@ pub mod snapshot;
 pub mod standing;
 pub mod summary;
 pub mod tracker;
+mod waits;
 mod watch;
 pub mod watched;
 

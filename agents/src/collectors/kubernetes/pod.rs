@@ -4,6 +4,7 @@ use serde_json::Value;
 use smol_str::SmolStr;
 use tapio_schemas::ids::UnixNanos;
 
+use super::hosts;
 use super::json::{Pairs, int, list, pairs, text, time};
 
 /// Containers kept of a pod.
@@ -28,6 +29,8 @@ pub struct PodState {
     pub is_gated: bool,
     /// Containers, init containers first.
     pub containers: Vec<ContainerState>,
+    /// Hosts inside the cluster that init containers ask for, as far as their commands say: container and host.
+    pub asked: Vec<(SmolStr, SmolStr)>,
 }
 
 /// A container of a pod.
@@ -35,6 +38,8 @@ pub struct PodState {
 pub struct ContainerState {
     /// Name.
     pub name: SmolStr,
+    /// It runs before the others, to its end.
+    pub is_init: bool,
     /// Id without the runtime's prefix; empty before it is created.
     pub id: SmolStr,
     /// Restarts.
@@ -67,8 +72,10 @@ pub struct Ended {
 impl PodState {
     /// The state of a pod as the API sends it.
     pub fn of(pod: &Value) -> Self {
-        let lists = ["/status/initContainerStatuses", "/status/containerStatuses"];
-        let statuses = lists.into_iter().flat_map(|pointer| list(pod, pointer));
+        let lists = [("/status/initContainerStatuses", true), ("/status/containerStatuses", false)];
+        let statuses = lists.into_iter().flat_map(|(pointer, is_init)| {
+            list(pod, pointer).iter().map(move |status| ContainerState { is_init, ..container(status) })
+        });
         Self {
             node: text(pod, "/spec/nodeName"),
             phase: text(pod, "/status/phase"),
@@ -77,7 +84,8 @@ impl PodState {
             config_hash: text(pod, "/metadata/annotations/kubernetes.io~1config.hash"),
             labels: pairs(pod, "/metadata/labels"),
             is_gated: !list(pod, "/spec/schedulingGates").is_empty(),
-            containers: statuses.take(CONTAINERS_MAX).map(container).collect(),
+            containers: statuses.take(CONTAINERS_MAX).collect(),
+            asked: hosts::asked(pod),
         }
     }
 
@@ -91,6 +99,7 @@ fn container(status: &Value) -> ContainerState {
     let waiting = status.pointer("/state/waiting");
     ContainerState {
         name: text(status, "/name"),
+        is_init: false,
         id: without_runtime(text(status, "/containerID")),
         restarts: u32::try_from(int(status, "/restartCount")).unwrap_or(0),
         waiting: waiting.map(|waiting| (text(waiting, "/reason"), text(waiting, "/message"))),

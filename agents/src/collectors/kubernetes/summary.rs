@@ -1,7 +1,7 @@
 //! What is kept of an object to see the next change of it: a hundredth of its JSON.
 
 use serde_json::Value;
-use smol_str::SmolStr;
+use smol_str::{SmolStr, ToSmolStr};
 use tapio_schemas::entity::kinds;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::payload::Relation;
@@ -16,14 +16,23 @@ const CONDITIONS_MAX: usize = 32;
 /// Finalizers kept of an object.
 const FINALIZERS_MAX: usize = 8;
 /// Kinds that say how others are to be treated.
-const RULES: [&str; 6] = [
+const RULES: [&str; 8] = [
     kinds::SERVICE,
     "NetworkPolicy",
+    // Of a service mesh: who may talk to whom, and how.
+    "AuthorizationPolicy",
+    "PeerAuthentication",
     "ResourceQuota",
     "LimitRange",
     "ValidatingWebhookConfiguration",
     "MutatingWebhookConfiguration",
 ];
+/// Kinds of them that limit the pods they select, or all of their namespace.
+pub const LIMITS: [&str; 3] = ["NetworkPolicy", "AuthorizationPolicy", "PeerAuthentication"];
+/// Ports kept of a Service.
+const PORTS_MAX: usize = 64;
+/// Backends and certificates kept of a route.
+const BACKENDS_MAX: usize = 128;
 /// Keys kept of a ConfigMap or Secret.
 const KEYS_MAX: usize = 256;
 
@@ -97,6 +106,12 @@ pub enum Detail {
     Data(Vec<(SmolStr, u64)>),
     /// What says how others are to be treated: a Service, a NetworkPolicy, a quota, ….
     Rules(Rules),
+    /// What leads requests from outside to Services.
+    Route(Box<Route>),
+    /// How many pods may be evicted at once.
+    Budget(Budget),
+    /// A machine.
+    Machine(Machine),
     /// Anything else.
     Other,
 }
@@ -110,6 +125,39 @@ pub struct Rules {
     pub selects_all: bool,
     /// Hash of what it says.
     pub spec: u128,
+    /// Names and numbers of the ports of a Service.
+    pub ports: Vec<SmolStr>,
+}
+
+/// An Ingress.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Route {
+    /// What is told when it is changed.
+    pub rules: Rules,
+    /// Name of its class; empty for the default one.
+    pub class: SmolStr,
+    /// Services that it sends to, and their ports by name or number.
+    pub backends: Vec<(SmolStr, SmolStr)>,
+    /// Secrets with its certificates.
+    pub secrets: Vec<SmolStr>,
+}
+
+/// A PodDisruptionBudget.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Budget {
+    /// Labels of the pods that it is for.
+    pub selector: Pairs,
+    /// Pods that may be evicted now.
+    pub allowed: i64,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Machine {
+    /// Another one after each start.
+    pub boot: SmolStr,
+    /// It takes no more pods.
+    pub is_cordoned: bool,
 }
 
 /// Something with a pod template.
@@ -166,6 +214,15 @@ impl Summary {
         self.conditions.iter().find(|condition| condition.kind == kind)
     }
 
+    /// What it says of others, when it does.
+    pub fn rules(&self) -> Option<&Rules> {
+        match &self.detail {
+            Detail::Rules(rules) => Some(rules),
+            Detail::Route(route) => Some(&route.rules),
+            _ => None,
+        }
+    }
+
     /// The pod's state, when it is a pod.
     pub fn pod(&self) -> Option<&PodState> {
         if let Detail::Pod(pod) = &self.detail { Some(pod) } else { None }
@@ -187,20 +244,74 @@ fn detail(kind: &str, object: &Value) -> Detail {
         kinds::CRON_JOB => Detail::Workload(workload(object, "/spec/jobTemplate/spec/template")),
         "ConfigMap" | "Secret" => Detail::Data(data(object)),
         kind if RULES.contains(&kind) => Detail::Rules(rules(kind, object)),
+        "Ingress" => Detail::Route(Box::new(route(object))),
+        "PodDisruptionBudget" => Detail::Budget(Budget {
+            selector: pairs(object, "/spec/selector/matchLabels"),
+            allowed: int(object, "/status/disruptionsAllowed"),
+        }),
+        kinds::NODE => Detail::Machine(Machine {
+            boot: text(object, "/status/nodeInfo/bootID"),
+            is_cordoned: object.pointer("/spec/unschedulable") == Some(&Value::Bool(true)),
+        }),
         _ => Detail::Other,
     }
 }
 
 fn rules(kind: &str, object: &Value) -> Rules {
-    let pointer = if kind == kinds::SERVICE { "/spec/selector" } else { "/spec/podSelector/matchLabels" };
+    let pointer = match kind {
+        kinds::SERVICE => "/spec/selector",
+        "AuthorizationPolicy" | "PeerAuthentication" => "/spec/selector/matchLabels",
+        _ => "/spec/podSelector/matchLabels",
+    };
     let selector = pairs(object, pointer);
     let spec =
         object.get("spec").or_else(|| object.get("webhooks")).map(Value::to_string).unwrap_or_default();
     let has_expressions = !list(object, "/spec/podSelector/matchExpressions").is_empty();
     Rules {
-        selects_all: kind == "NetworkPolicy" && selector.is_empty() && !has_expressions,
+        selects_all: LIMITS.contains(&kind) && selector.is_empty() && !has_expressions,
         selector,
         spec: Seed::new("rules").text(&spec).hash(),
+        ports: if kind == kinds::SERVICE { ports(object) } else { Vec::new() },
+    }
+}
+
+/// Names and numbers, by either of which a route may ask for a port.
+fn ports(service: &Value) -> Vec<SmolStr> {
+    let ports = list(service, "/spec/ports").iter().take(PORTS_MAX);
+    let both = ports.flat_map(|port| [text(port, "/name"), number_or_text(port, "/port")]);
+    both.filter(|port| !port.is_empty()).collect()
+}
+
+fn number_or_text(value: &Value, pointer: &str) -> SmolStr {
+    match value.pointer(pointer).and_then(Value::as_i64) {
+        Some(number) => number.to_smolstr(),
+        None => text(value, pointer),
+    }
+}
+
+fn route(object: &Value) -> Route {
+    let default = object.pointer("/spec/defaultBackend").into_iter();
+    let paths = list(object, "/spec/rules").iter().flat_map(|rule| list(rule, "/http/paths"));
+    let backends = default.chain(paths.filter_map(|path| path.get("backend")));
+    let mut backends: Vec<(SmolStr, SmolStr)> = backends
+        .filter(|backend| backend.get("service").is_some())
+        .map(|backend| {
+            let port = match text(backend, "/service/port/name") {
+                name if name.is_empty() => number_or_text(backend, "/service/port/number"),
+                name => name,
+            };
+            (text(backend, "/service/name"), port)
+        })
+        .take(BACKENDS_MAX)
+        .collect();
+    backends.sort();
+    backends.dedup();
+    let secrets = list(object, "/spec/tls").iter().map(|tls| text(tls, "/secretName"));
+    Route {
+        rules: rules("Ingress", object),
+        class: text(object, "/spec/ingressClassName"),
+        backends,
+        secrets: secrets.filter(|name| !name.is_empty()).take(BACKENDS_MAX).collect(),
     }
 }
 
@@ -235,8 +346,12 @@ fn data(object: &Value) -> Vec<(SmolStr, u64)> {
 }
 
 fn conditions(object: &Value) -> Vec<Condition> {
+    // A route of the Gateway API has some for each of its gateways.
+    let of_parents =
+        list(object, "/status/parents").iter().flat_map(|parent| list(parent, "/conditions").iter());
     list(object, "/status/conditions")
         .iter()
+        .chain(of_parents)
         .take(CONDITIONS_MAX)
         .map(|condition| Condition {
             kind: text(condition, "/type"),

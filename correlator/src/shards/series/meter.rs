@@ -1,6 +1,6 @@
 //! Which metrics are watched.
 
-use super::{certificate, plane};
+use super::{bounds, certificate, plane};
 
 /// A watched measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +74,13 @@ pub enum Meter {
     ClockOffset = 33,
     /// Duration of the kubelet's looks at its containers, seconds.
     PlegLatency = 34,
+    /// A measure that is sound only within bounds; which one, the sample says.
+    Bounded = 35,
+}
+
+/// Row of a bounded measure, by its name.
+pub fn row_of(name: &str) -> u8 {
+    bounds::find(name).unwrap_or(u8::MAX)
 }
 
 impl Meter {
@@ -133,7 +140,11 @@ impl Meter {
             | "system.network.errors"
             | "system.network.packet.errors"
             | "system.network.stack.dropped" => Self::NetDrops,
-            name => return certificate::meter(name).or_else(|| plane::meter(name)),
+            name => {
+                let is_bounded = || bounds::find(name).is_some_and(|row| bounds::counts(row, &attribute));
+                let known = certificate::meter(name).or_else(|| plane::meter(name));
+                return known.or_else(|| is_bounded().then_some(Self::Bounded));
+            }
         })
     }
 }

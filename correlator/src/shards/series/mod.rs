@@ -1,5 +1,6 @@
 //! Detectors on series of samples, with bounded memory. Samples come in event-time order.
 
+mod bounds;
 mod certificate;
 mod disk;
 mod drops;
@@ -7,14 +8,14 @@ mod growth;
 mod level;
 mod meter;
 mod plane;
+mod told;
 mod trend;
 mod window;
 
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashMapExt};
-use tapio_schemas::signal::Forecast;
-use tapio_schemas::{EntityRef, Score, SignalKind, UnixNanos};
+use tapio_schemas::{EntityRef, SignalKind, UnixNanos};
 
 use super::counters::Counters;
 use super::episode::{EpisodeKey, Observation, episode_key};
@@ -24,17 +25,16 @@ use certificate::certificate;
 use disk::Volumes;
 use drops::{Drops, drops};
 use level::{Level, Stands, Threshold};
+use told::{climb, growth_observation};
 use window::{Point, Window, WindowSize};
 
 pub use growth::{Growth, GrowthRule, find_growth};
-pub use meter::Meter;
+pub use meter::{Meter, row_of};
 pub use trend::{TimeToLimit, Trend, trend};
 pub use window::Point as SeriesPoint;
 
 /// Evaluations in a row that must agree before growth is told.
 const GROWTH_CONFIRM: u32 = 2;
-/// Samples that tell whether a series climbs.
-const CLIMB_POINTS: usize = 4;
 /// Evaluations in a row without growth after which it is over.
 const GROWTH_LEFT: u32 = 3;
 /// Periods a throttling share must rest on.
@@ -60,6 +60,8 @@ struct Series {
     flat: u32,
     is_growing: bool,
     drops: Drops,
+    /// Sum and number of the observations of a histogram so far.
+    observed: (f64, f64),
     /// Since when it climbs, as far as a few samples tell: a trend may begin here.
     climbs_from: Option<UnixNanos>,
 }
@@ -82,12 +84,19 @@ pub struct SeriesStore {
     series: HashMap<u128, Series>,
     shared: HashMap<u128, Shared>,
     volumes: Volumes,
+    pairs: bounds::Pairs,
 }
 
 impl SeriesStore {
     /// No series.
     pub fn new(config: SeriesConfig) -> Self {
-        Self { config, series: HashMap::new(), shared: HashMap::new(), volumes: Volumes::default() }
+        Self {
+            config,
+            series: HashMap::new(),
+            shared: HashMap::new(),
+            volumes: Volumes::default(),
+            pairs: bounds::Pairs::default(),
+        }
     }
 
     /// The kernel told of an out-of-memory kill on this thing; the counter that follows is the same kill.
@@ -122,6 +131,7 @@ impl SeriesStore {
             Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),
             Meter::NetDrops => drops(series, sample, config, out),
             meter if plane::rule(meter).is_some() => plane::take(series, sample, out),
+            Meter::Bounded => bounds::bounded(series, &mut self.pairs, sample, out, counters),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
             meter => plain_level(series, sample, meter, config, out),
         }
@@ -231,44 +241,6 @@ fn memory(
             }
         }
     }
-}
-
-/// Time of the earliest of the last few samples, when they climb.
-fn climb(points: &[Point]) -> Option<UnixNanos> {
-    let (first, last) = (points.get(points.len().saturating_sub(CLIMB_POINTS))?, points.last()?);
-    (last.value > first.value).then_some(first.at)
-}
-
-fn growth_observation(growth: &Growth, sample: &Sample, limit: f64) -> Observation {
-    let after = |seconds: f64| sample.at.plus(seconds_to_nanos(seconds));
-    let mut seen = observation(SignalKind::MemoryGrowth, sample);
-    let interval_s = growth.span_s / (growth.points - 1) as f64;
-    seen.onset = growth.onset;
-    seen.count = 0;
-    seen.evidence = growth.evidence.clone();
-    seen.strength = growth.certainty;
-    seen.baseline = growth.from;
-    seen.unit = "By";
-    // A slow series comes once a minute: it is not over because it pauses.
-    seen.idle_ns = (3 * seconds_to_nanos(interval_s)).max(30_000_000_000);
-    seen.forecast = Some(Forecast {
-        scenario: "oom_kill".into(),
-        probability: Score::clamped(growth.certainty),
-        at: after(growth.to_limit.best_s),
-        earliest: after(growth.to_limit.earliest_s),
-        latest: after(growth.to_limit.latest_s),
-    });
-    seen.with("usage_bytes", sample.value)
-        .with("limit_bytes", limit)
-        .with("usage_share", sample.value / limit)
-        .with("start_bytes", growth.from)
-        .with("slope_bytes_per_s", growth.trend.slope)
-        .with("slope_low_bytes_per_s", growth.trend.slope_low)
-        .with("slope_high_bytes_per_s", growth.trend.slope_high)
-        .with("noise_bytes", growth.trend.noise)
-        .with("samples", growth.points as i64)
-        .with("span_s", growth.span_s)
-        .with("seconds_to_limit", growth.to_limit.best_s)
 }
 
 fn seconds_to_nanos(seconds: f64) -> u64 {

@@ -124,6 +124,8 @@ mod tests {
                     // Only the first of them is bad.
                     value: if series == 0 { *value } else { 0.0 },
                     limit: 0.0,
+                    count: 0,
+                    row: u8::MAX,
                     label: (*label).into(),
                 };
                 store.take(&sample, &mut out, &mut counters);

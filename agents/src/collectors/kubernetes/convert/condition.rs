@@ -9,7 +9,17 @@ use super::{Changes, Fact, WatchType};
 use crate::collectors::kubernetes::summary::{Condition, Summary};
 
 /// Bad when not `True`.
-const GOOD_WHEN_TRUE: [&str; 5] = ["Ready", "Available", "Progressing", "ScalingActive", "AbleToScale"];
+const GOOD_WHEN_TRUE: [&str; 8] = [
+    "Ready",
+    "Available",
+    "Progressing",
+    "ScalingActive",
+    "AbleToScale",
+    // Of gateways and their routes.
+    "Accepted",
+    "Programmed",
+    "ResolvedRefs",
+];
 /// Bad when not `False`; on a node every other condition is, as problem detectors add their own.
 const BAD_WHEN_TRUE: [&str; 4] = ["ReplicaFailure", "Failed", "FailureTarget", "Stalled"];
 

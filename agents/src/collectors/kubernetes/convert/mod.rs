@@ -6,6 +6,7 @@
 
 mod condition;
 mod event;
+mod machine;
 mod pods;
 mod workload;
 
@@ -89,8 +90,9 @@ pub fn object(
     match &new.detail {
         Detail::Pod(pod) => pods::changes(&mut out, pod, previous),
         Detail::Workload(_) | Detail::Data(_) => workload::changes(&mut out, previous),
-        Detail::Rules(rules) => workload::rules(&mut out, rules, watch_type, previous),
-        Detail::Other => {}
+        Detail::Rules(_) | Detail::Route(_) => workload::rules(&mut out, watch_type, previous),
+        Detail::Machine(machine) => machine::changes(&mut out, machine, watch_type, previous),
+        Detail::Budget(_) | Detail::Other => {}
     }
     condition::changes(&mut out, previous, watch_type);
     out.events.sort_by_key(|event| event.timestamp);
@@ -113,6 +115,8 @@ pub struct Consequence {
     pub message: String,
     /// The other object that it is about.
     pub other: Option<Relation>,
+    /// The same where it may be in another namespace or in none: `namespace/Kind/name`.
+    pub about: SmolStr,
 }
 
 /// An event about an object that follows from others, or from time.
@@ -128,6 +132,7 @@ pub fn consequence(
         reason: SmolStr::new_static(of.reason),
         message: SmolStr::new(of.message),
         relations: of.other.into_iter().collect(),
+        changed_by: of.about,
         ..KubernetesData::default()
     };
     out.push(kind, severity, Fact { distinct: SmolStr::new_static(of.reason), data, ..Fact::default() });

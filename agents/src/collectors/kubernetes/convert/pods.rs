@@ -116,7 +116,9 @@ fn scheduling(out: &mut Changes<'_>, previous: Option<&Summary>) {
 
 /// By the kubelet under pressure (the phase's reason), or by somebody through the API (the condition).
 fn evicted(out: &mut Changes<'_>, pod: &PodState, previous: Option<&Summary>) {
-    let by_kubelet = |pod: &PodState| pod.reason == "Evicted";
+    // `Terminated` and the two others: the machine shuts down.
+    let by_kubelet =
+        |pod: &PodState| ["Evicted", "Terminated", "NodeShutdown", "Shutdown"].contains(&pod.reason.as_str());
     let by_api = |pod: &Summary| pod.condition("DisruptionTarget").is_some_and(|c| c.status == "True");
     if by_kubelet(pod) && !previous.and_then(Summary::pod).is_some_and(by_kubelet) {
         let data = KubernetesData {

@@ -11,11 +11,9 @@ use super::{Changes, Fact, WatchType};
 use crate::collectors::kubernetes::summary::{Detail, Rules, Summary, WorkloadState};
 
 /// What says how others are to be treated was made, changed or removed.
-pub(super) fn rules(out: &mut Changes<'_>, now: &Rules, watch_type: WatchType, previous: Option<&Summary>) {
-    let before = previous.and_then(|previous| match &previous.detail {
-        Detail::Rules(before) => Some(before),
-        _ => None,
-    });
+pub(super) fn rules(out: &mut Changes<'_>, watch_type: WatchType, previous: Option<&Summary>) {
+    let Some(now) = out.new.rules() else { return };
+    let before = previous.and_then(Summary::rules);
     let (what, old, new) = match (watch_type, before) {
         (WatchType::Deleted, _) => ("deleted", selector(now), SmolStr::default()),
         (_, None) if out.new.created.is_some() && out.is_news(out.new.created, previous) => {

@@ -62,6 +62,8 @@ fn place(object: &Summary) -> (u8, &SmolStr, &SmolStr, &SmolStr) {
         kinds::REPLICA_SET | kinds::JOB => 2,
         kinds::POD => 4,
         "EndpointSlice" => 5,
+        // What it names must be known before it is looked at.
+        "Ingress" => 6,
         kind if kind == kinds::DEPLOYMENT || kind == kinds::CRON_JOB => 1,
         _ => 3,
     };
