@@ -30,6 +30,46 @@ pub mod kinds {
     pub const TAPIO: &str = "Tapio";
 }
 
+/// Short and plural names of kinds, lower case, as kubectl takes them.
+const KUBECTL_NAMES: [(&str, &[&str]); 26] = [
+    (kinds::POD, &["po", "pods"]),
+    (kinds::DEPLOYMENT, &["deploy", "deployments"]),
+    (kinds::REPLICA_SET, &["rs", "replicasets"]),
+    (kinds::STATEFUL_SET, &["sts", "statefulsets"]),
+    (kinds::DAEMON_SET, &["ds", "daemonsets"]),
+    (kinds::JOB, &["jobs"]),
+    (kinds::CRON_JOB, &["cj", "cronjobs"]),
+    (kinds::SERVICE, &["svc", "services"]),
+    (kinds::NODE, &["no", "nodes"]),
+    (kinds::NAMESPACE, &["ns", "namespaces"]),
+    (kinds::CONTAINER, &["containers"]),
+    ("ConfigMap", &["cm", "configmaps"]),
+    ("Secret", &["secrets"]),
+    ("ServiceAccount", &["sa", "serviceaccounts"]),
+    ("PersistentVolumeClaim", &["pvc", "persistentvolumeclaims"]),
+    ("PersistentVolume", &["pv", "persistentvolumes"]),
+    ("StorageClass", &["sc", "storageclasses"]),
+    ("Ingress", &["ing", "ingresses"]),
+    ("NetworkPolicy", &["netpol", "networkpolicies"]),
+    ("HorizontalPodAutoscaler", &["hpa", "horizontalpodautoscalers"]),
+    ("PodDisruptionBudget", &["pdb", "poddisruptionbudgets"]),
+    ("ResourceQuota", &["quota", "resourcequotas"]),
+    ("LimitRange", &["limits", "limitranges"]),
+    ("ReplicationController", &["rc", "replicationcontrollers"]),
+    ("CustomResourceDefinition", &["crd", "crds", "customresourcedefinitions"]),
+    ("Endpoints", &["ep"]),
+];
+
+/// The kind that is meant by `deploy`, `Deployments` or `deployment.apps`; what is not in the table stays as it is.
+fn kind_of(written: &str) -> &str {
+    let lower = written.to_ascii_lowercase();
+    // kubectl prints the API group behind a dot; no kind has one in its name.
+    let bare = lower.split('.').next().unwrap_or_default();
+    let is_meant =
+        |(kind, names): &&(&str, &[&str])| kind.eq_ignore_ascii_case(bare) || names.contains(&bare);
+    KUBECTL_NAMES.iter().find(is_meant).map_or(written, |(kind, _)| kind)
+}
+
 /// Everything known about the thing an event is about. Empty text means "not known" or "none".
 ///
 /// One value is shared by all events of a container, so that a batch carries it once. The process id
@@ -248,7 +288,8 @@ impl Entity {
         Self::new(kind, namespace, name, "")
     }
 
-    /// Reads `kind/name`, `namespace/kind/name` or a bare `name` (kind empty), as the command line takes it.
+    /// Reads `kind/name`, `namespace/kind/name` or a bare `name` (kind empty), as the command line takes it. Kinds may
+    /// be written as for kubectl: `deploy/api`, `pods/api-0`, `deployment.apps/api`.
     ///
     /// A cgroup path (`/a/b`) is a bare name.
     pub fn parse_query(text: &str) -> Self {
@@ -256,8 +297,8 @@ impl Entity {
             return Self::new("", "", text, "");
         }
         match text.splitn(3, '/').collect::<Vec<_>>()[..] {
-            [kind, name] => Self::new(kind, "", name, ""),
-            [namespace, kind, name] => Self::new(kind, namespace, name, ""),
+            [kind, name] => Self::new(kind_of(kind), "", name, ""),
+            [namespace, kind, name] => Self::new(kind_of(kind), namespace, name, ""),
             _ => Self::new("", "", text, ""),
         }
     }
@@ -333,5 +374,21 @@ mod tests {
         let cgroup = Entity::new(kinds::CGROUP, "", "/tapio-demo", "n1");
         assert!(Entity::parse_query("/tapio-demo").matches(&cgroup));
         assert!(Entity::parse_query("tapio-demo").matches(&cgroup));
+    }
+
+    #[test]
+    fn kinds_may_be_written_as_for_kubectl() {
+        let read = |text| Entity::parse_query(text);
+        for text in ["deploy/api", "Deployments/api", "deployment/api", "deployment.apps/api"] {
+            assert_eq!(read(text), Entity::namespaced(kinds::DEPLOYMENT, "", "api"), "{text}");
+        }
+        assert_eq!(read("shop/po/a"), Entity::namespaced(kinds::POD, "shop", "a"));
+        assert_eq!(read("External/db.example:5432").kind, "External");
+        assert_eq!(read("api"), Entity::namespaced("", "", "api"));
+        let mut names: Vec<&str> = KUBECTL_NAMES.iter().flat_map(|(_, names)| *names).copied().collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all, "a name means one kind");
     }
 }

@@ -1,134 +1,15 @@
 //! What `tapio check` and `tapio why` say, against a real nats-server and a real storage service.
 
 mod common;
+mod told;
 
 use std::path::Path;
-use std::process::Output;
 
 use common::{data_dir, run, stderr, stdout, wait_for};
 use serde_json::{Value, json};
-use tapio_runtime::bus::{Bus, Headers};
-use tapio_runtime::clock::{Clock, SystemClock};
-use tapio_runtime::harness::NatsServer;
-use tapio_runtime::health::Health;
-use tapio_runtime::telemetry::Metrics;
-use tapio_schemas::{Finding, UnixNanos};
-use tapio_storage::{StorageConfig, StorageHandle, StorageParts, StorageService};
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
-
-const SECOND: u64 = 1_000_000_000;
-
-fn now() -> UnixNanos {
-    UnixNanos(SystemClock::new().now_unix_nanos())
-}
-
-/// Storage over its own nats-server; a correlator is what the test says it is.
-struct World {
-    runtime: Runtime,
-    handle: Option<StorageHandle>,
-    bus: Bus,
-    published: u64,
-    metrics: Metrics,
-    dir: TempDir,
-    _nats: NatsServer,
-}
-
-impl World {
-    fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let nats = NatsServer::start().unwrap();
-        let dir = data_dir();
-        let metrics = Metrics::new();
-        let config = StorageConfig {
-            path: dir.path().join("findings"),
-            listen: "127.0.0.1:0".to_owned(),
-            ..StorageConfig::default()
-        };
-        let (bus, handle) = runtime.block_on(async {
-            let bus = Bus::connect(&nats.bus_config(), &metrics).await.unwrap();
-            bus.ensure_streams().await.unwrap();
-            let clock = SystemClock::shared();
-            let health = Health::new(clock.clone());
-            let parts = StorageParts { bus: bus.clone(), clock, health, metrics: metrics.clone() };
-            (bus, StorageService::start(config, parts).await.unwrap())
-        });
-        Self { runtime, handle: Some(handle), bus, published: 0, metrics, dir, _nats: nats }
-    }
-
-    /// Runs a client command against it.
-    fn ask(&self, args: &[&str]) -> Output {
-        let addr = self.handle.as_ref().expect("it runs").grpc_addr().to_string();
-        run(&[args, &["--server", &addr]].concat())
-    }
-
-    fn check(&self, args: &[&str]) -> (Option<i32>, Value) {
-        let output = self.ask(&[&["check", "--output", "json"], args].concat());
-        let answer = serde_json::from_slice(&output.stdout);
-        (output.status.code(), answer.unwrap_or_else(|error| panic!("{error}: {}", stderr(&output))))
-    }
-
-    /// An agent says something.
-    fn tell_event(&self) {
-        let subject = tapio_schemas::names::events_subject("prod", 0);
-        let publish = self.bus.publish(&subject, None, Headers::new(), "an event".into());
-        self.runtime.block_on(publish).unwrap();
-    }
-
-    /// As stage two tells it once a second.
-    fn tell_watermark(&self, watermark: UnixNanos, gaps: &[&str]) {
-        let told = json!({"watermark": watermark, "gaps": gaps, "at": now()}).to_string();
-        self.runtime.block_on(async {
-            let kv = self.bus.kv().await.unwrap();
-            kv.put("correlator.prod.freshness", told.into()).await.unwrap();
-        });
-    }
-
-    /// Publishes as the correlator does, and waits until storage has taken it.
-    fn publish(&mut self, finding: &Finding) {
-        let payload = serde_json::to_vec(finding).unwrap();
-        let (subject, id) = (finding.subject(), finding.message_id());
-        let publish = self.bus.publish(&subject, Some(&id), Headers::new(), payload.into());
-        self.runtime.block_on(publish).unwrap();
-        self.published += 1;
-        wait_for("the finding in the store", || {
-            let text = self.metrics.encode();
-            let value = |name: &str| -> u64 {
-                let lines = text.lines().filter(|line| line.starts_with(name));
-                lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
-            };
-            let taken = value("tapio_storage_findings_stored_total")
-                + value("tapio_storage_findings_not_stored_total");
-            (taken == self.published).then_some(())
-        });
-    }
-
-    /// Ends storage, which lets go of the store.
-    fn stop(&mut self) {
-        let handle = self.handle.take().expect("it runs");
-        let report = self.runtime.block_on(handle.drain()).unwrap();
-        assert!(report.abandoned.is_empty());
-    }
-}
-
-fn finding(number: u64, status: &str, confidence: f64) -> Finding {
-    let at = now().minus(5 * SECOND).plus(number);
-    let root = json!({"entity": {"kind": "Deployment", "namespace": "shop", "name": "api"},
-                      "cause": "memory.leak", "evidence": []});
-    serde_json::from_value(json!({
-        "schema": "tapio.finding/v1", "id": format!("fnd-{number:032x}"), "revision": 1, "status": status,
-        "cluster": "prod", "severity": "error", "title": format!("trouble {number}"), "story": "it fails",
-        "opened_at": at, "first_bad_at": at, "updated_at": at, "emitted_at": at, "confidence": confidence,
-        "root_cause": if confidence > 0.7 { root } else { Value::Null }, "hypotheses": [],
-        "chain": [{"at": at, "entity": {"kind": "Deployment", "namespace": "shop", "name": "api"},
-                   "signal": "memory.growth", "says": "it grows", "evidence": []}],
-        "impact": {"business_impact": 0, "customer_facing": false, "slo_impact": false, "cascade_risk": 0,
-                   "requests_affected": 0, "callers": []},
-        "actions": [], "semantic_group": {"id": format!("grp-{:032x}", 0), "type": "", "intent": ""},
-        "freshness": {"watermark": at, "gaps": []},
-    }))
-    .unwrap()
-}
+use tapio_runtime::bus::Headers;
+use tapio_schemas::Finding;
+use told::{SECOND, World, finding, now};
 
 #[test]
 fn without_a_correlator_or_with_an_old_watermark_it_cannot_tell() {
@@ -212,6 +93,12 @@ fn what_goes_on_is_told_proven_or_not() {
         findings.iter().map(|finding| finding["title"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(titles(&answer), ["trouble 2", "trouble 1"]);
+    // Kinds as kubectl takes them mean the same: nothing broken is called healthy for how it is written.
+    for written in ["deploy/api", "shop/deployments/api", "deployment.apps/api"] {
+        let (code, answer) = world.check(&["-n", "shop", written]);
+        assert_eq!((code, titles(&answer).len()), (Some(2), 2), "{written}: {answer}");
+        assert_eq!(world.ask(&["why", written]).status.code(), Some(2), "{written}");
+    }
     let (code, answer) = world.check(&["deployment/other"]);
     assert_eq!((code, &answer["verdict"]), (Some(0), &"healthy".into()), "{answer}");
 

@@ -28,7 +28,7 @@ impl About {
             bail!("an instance keeps no labels: leave out -l, or ask the cluster with --context");
         }
         Ok(Self {
-            entity: args.entity.as_deref().filter(|text| !text.is_empty()).map(query),
+            entity: args.entity.as_deref().filter(|text| !text.is_empty()).map(Entity::parse_query),
             namespace: args.scope.namespace.clone(),
             selector,
         })
@@ -65,47 +65,9 @@ impl About {
     }
 }
 
-/// Short and plural names of kinds, as kubectl takes them.
-const KINDS: [(&str, &[&str]); 13] = [
-    ("Pod", &["po", "pods"]),
-    ("Deployment", &["deploy", "deployments"]),
-    ("ReplicaSet", &["rs", "replicasets"]),
-    ("StatefulSet", &["sts", "statefulsets"]),
-    ("DaemonSet", &["ds", "daemonsets"]),
-    ("Job", &["jobs"]),
-    ("CronJob", &["cj", "cronjobs"]),
-    ("Service", &["svc", "services"]),
-    ("Node", &["no", "nodes"]),
-    ("Namespace", &["ns", "namespaces"]),
-    ("ConfigMap", &["cm", "configmaps"]),
-    ("PersistentVolumeClaim", &["pvc", "persistentvolumeclaims"]),
-    ("PersistentVolume", &["pv", "persistentvolumes"]),
-];
-
-fn query(text: &str) -> Entity {
-    let mut entity = Entity::parse_query(text);
-    let written = entity.kind.to_ascii_lowercase();
-    if let Some((kind, _)) = KINDS.iter().find(|(_, names)| names.contains(&written.as_str())) {
-        entity.kind = (*kind).into();
-    }
-    entity
-}
-
 /// The cause, or what is thought to be it, and everything that the story tells of.
 fn mentions(finding: &Finding) -> impl Iterator<Item = &Entity> {
     let root = finding.root_cause.as_ref().map(|root| &root.entity);
     let likely = finding.hypotheses.first().map(|hypothesis| &hypothesis.entity);
     root.or(likely).into_iter().chain(finding.chain.iter().map(|link| &link.entity))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_may_be_written_as_for_kubectl() {
-        assert_eq!(query("deploy/api"), Entity::namespaced("Deployment", "", "api"));
-        assert_eq!(query("shop/pods/a"), Entity::namespaced("Pod", "shop", "a"));
-        assert_eq!(query("api"), Entity::namespaced("", "", "api"));
-    }
 }
