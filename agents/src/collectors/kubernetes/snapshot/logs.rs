@@ -11,6 +11,7 @@ use tapio_schemas::ids::UnixNanos;
 
 use super::Snapshot;
 use super::api::Cluster;
+use crate::collectors::kubernetes::owners::{KindName, Owners};
 use crate::collectors::kubernetes::summary::Detail;
 use crate::convert::cut;
 use crate::convert::secrets::masked;
@@ -41,6 +42,8 @@ pub struct Failing {
     pub container: SmolStr,
     /// Whether it runs again: the lines of the life before count.
     pub previous: bool,
+    /// Who owns its pod: the next owner, and the top one, which may be the same.
+    pub owners: Vec<KindName>,
 }
 
 /// What a container said last.
@@ -56,6 +59,8 @@ impl Snapshot {
     /// Containers that ended with an error and are waited for, stay ended, or ended so lately; of those of one owner the one that was
     /// restarted most often, at most [`CONTAINERS_MAX`].
     pub fn failing(&self) -> Vec<Failing> {
+        let mut between = Owners::default();
+        self.objects.iter().for_each(|object| between.learn(&object.summary));
         let mut all = Vec::new();
         for object in &self.objects {
             let Detail::Pod(pod) = &object.summary.detail else { continue };
@@ -77,6 +82,7 @@ impl Snapshot {
                     pod: summary.name.clone(),
                     container: container.name.clone(),
                     previous: runs,
+                    owners: owners(&between, summary.owner.as_ref(), &summary.namespace),
                 };
                 all.push((std::cmp::Reverse(container.restarts), of, owner));
             }
@@ -88,6 +94,14 @@ impl Snapshot {
         });
         all.into_iter().take(CONTAINERS_MAX).map(|(_, of, _)| of).collect()
     }
+}
+
+/// The next owner and the top one.
+fn owners(between: &Owners, next: Option<&KindName>, namespace: &SmolStr) -> Vec<KindName> {
+    let Some(next) = next else { return Vec::new() };
+    let mut all = vec![next.clone(), between.top(namespace, next)];
+    all.dedup();
+    all
 }
 
 impl Cluster {
@@ -184,6 +198,20 @@ mod tests {
         }
         let names: Vec<_> = snapshot.failing().into_iter().map(|of| (of.pod, of.previous)).collect();
         assert_eq!(names, [("a-2".into(), false), ("e-1".into(), true), ("b-1".into(), false)]);
+    }
+
+    #[test]
+    fn owners_are_those_that_the_objects_name() {
+        let mut snapshot = Snapshot::new(None);
+        let failed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+        let set = json!({"kind": "ReplicaSet", "apiVersion": "apps/v1", "metadata": {"name": "api-5f6585d649",
+            "namespace": "shop", "uid": "rs",
+            "ownerReferences": [{"kind": "Deployment", "name": "api", "controller": true}]}});
+        snapshot.take(&set).unwrap();
+        snapshot.take(&pod("api-5f6585d649-x2x2x", "api-5f6585d649", 1, failed, Value::Null)).unwrap();
+        let failing = snapshot.failing();
+        let owners: Vec<_> = failing[0].owners.iter().map(|(kind, name)| format!("{kind}/{name}")).collect();
+        assert_eq!(owners, ["ReplicaSet/api-5f6585d649", "Deployment/api"]);
     }
 
     #[test]
