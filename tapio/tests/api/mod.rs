@@ -148,7 +148,11 @@ async fn answer(
     }
     let query = uri.query().unwrap_or_default();
     assert!(query.contains("fieldManager=tapio-fix"), "{query}");
-    let is_dry = query.contains("dryRun=All");
+    // The options of a deletion that come in its body are all that counts.
+    let is_dry = match (&method, said.is_object()) {
+        (&Method::DELETE, true) => said["dryRun"] == json!(["All"]),
+        _ => query.contains("dryRun=All"),
+    };
     let changed = match method {
         Method::PATCH => {
             assert_eq!(headers["content-type"], "application/json-patch+json");
@@ -189,7 +193,9 @@ fn deleted(store: &mut Store, path: &str, options: &Value, is_dry: bool) -> (Sta
     if object["metadata"]["uid"] != options["preconditions"]["uid"] {
         return status(StatusCode::CONFLICT, "it is another one by now");
     }
-    if !is_dry {
+    if is_dry {
+        store.tried += 1;
+    } else {
         store.objects.remove(path);
         store.made.push((Method::DELETE, path.to_owned()));
     }

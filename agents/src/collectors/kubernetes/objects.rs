@@ -204,7 +204,11 @@ impl Objects {
     /// [`ObjectError`]; 409 when it is another one by now.
     pub async fn delete(&self, place: &Place, uid: &str, run: Run) -> Result<Value, ObjectError> {
         let path = format!("{}?{}", place.path(), parameters(run));
-        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}});
+        let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}});
+        // The server reads the options of a deletion from the body when there is one, and then not from the query.
+        if run == Run::Dry {
+            options["dryRun"] = json!(["All"]);
+        }
         let body = Some(("application/json", &options));
         self.ask(format!("delete {place}"), Method::DELETE, path, body).await
     }
