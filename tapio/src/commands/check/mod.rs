@@ -8,7 +8,9 @@ mod judged;
 mod logs;
 mod screen;
 
+use anyhow::Context;
 use tapio_schemas::finding::Status;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{CheckArgs, Output};
 use crate::client::locate;
@@ -29,22 +31,49 @@ enum Source {
 pub async fn run(args: CheckArgs) -> anyhow::Result<i32> {
     let about = About::of(&args)?;
     let source = choose(&args).await?;
-    let mut said = String::new();
+    if args.watch {
+        return watch(&args, &about, &source).await;
+    }
+    let answer = ask(&args, &about, &source).await?;
+    print!("{}", text(&answer, &args)?);
+    Ok(exit_code(&answer))
+}
+
+/// Asks again and again, prints what changes, until interrupted. Whoever does not answer once may answer the next time;
+/// who has never answered is not waited for.
+async fn watch(args: &CheckArgs, about: &About, source: &Source) -> anyhow::Result<i32> {
+    // One for all rounds: an interrupt that comes while nobody listens would be lost.
+    let mut interrupts = signal(SignalKind::interrupt()).context("interrupts cannot be taken")?;
+    let (mut said, mut silent, mut code) = (String::new(), None, CANNOT_TELL);
     loop {
-        let answer = ask(&args, &about, &source).await?;
-        let text = text(&answer, &args)?;
-        // Ages and times of an answer that says the same are no news.
-        let gist = screen::gist(&answer);
-        if gist != said {
-            print!("{text}");
-            said = gist;
-        }
-        if !args.watch {
-            return Ok(exit_code(&answer));
+        let asked = tokio::select! {
+            asked = ask(args, about, source) => asked,
+            _ = interrupts.recv() => return Ok(code),
+        };
+        match asked {
+            Ok(answer) => {
+                // Ages and times of an answer that says the same are no news.
+                let gist = screen::gist(&answer);
+                if gist != said {
+                    print!("{}", text(&answer, args)?);
+                    said = gist;
+                } else if silent.is_some() {
+                    eprintln!("it answers again: nothing has changed");
+                }
+                (silent, code) = (None, exit_code(&answer));
+            }
+            Err(error) if said.is_empty() => return Err(error),
+            Err(error) => {
+                let text = format!("{error:#}");
+                if silent.as_ref() != Some(&text) {
+                    eprintln!("cannot look, trying again every {}: {text}", args.every);
+                }
+                (silent, code) = (Some(text), CANNOT_TELL);
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(args.every.get()) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(exit_code(&answer)),
+            _ = interrupts.recv() => return Ok(code),
         }
     }
 }
@@ -65,6 +94,17 @@ impl Looker {
         let about = About::of(&args)?;
         let source = choose(&args).await?;
         Ok(Self { args, about, source })
+    }
+
+    /// Address of the instance that is asked; nothing when lists are.
+    ///
+    /// # Errors
+    /// When it cannot be read where the instance is.
+    pub fn instance(&self) -> anyhow::Result<Option<String>> {
+        match self.source {
+            Source::Instance => Ok(Some(locate(&self.args.client)?.0)),
+            Source::Cluster(_) | Source::Dump => Ok(None),
+        }
     }
 
     /// What is wrong now.
