@@ -8,7 +8,8 @@ use crate::cli;
 /// Name under which kubectl finds it.
 const PLUGIN: &str = "kubectl-tapio";
 
-/// The command line as it is meant: a plugin that is given no command checks the cluster of the context.
+/// The command line as it is meant: a plugin that is given no command checks the cluster of the context, and `fix`
+/// changes what is wrong there.
 pub fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.collect();
     let is_plugin =
@@ -17,7 +18,7 @@ pub fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
         return arguments;
     }
     let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or_default();
-    if first == "check" {
+    if ["check", "fix"].contains(&first) {
         arguments.insert(2, "--of-context".into());
     } else if !is_of_program(first) {
         arguments.splice(1..1, ["check".into(), "--of-context".into()]);
@@ -49,6 +50,8 @@ mod tests {
             "kubectl-tapio check --of-context deploy/api -o json"
         );
         assert_eq!(meant("kubectl-tapio check -A"), "kubectl-tapio check --of-context -A");
+        // What is changed is of the context too: so must the verdict be.
+        assert_eq!(meant("kubectl-tapio fix api --yes"), "kubectl-tapio fix --of-context api --yes");
         for line in ["kubectl-tapio --help", "kubectl-tapio why api", "tapio check", "tapio"] {
             assert_eq!(meant(line), line);
         }

@@ -3,10 +3,11 @@
 mod api;
 mod common;
 mod scene;
+mod told;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use api::{Api, Store, path};
 use common::{stdout, tapio};
@@ -48,8 +49,21 @@ impl World {
 
     fn fix_with(&self, args: &[&str], said: &str) -> Output {
         let data = self.dir.path().to_str().unwrap();
-        let mut command = tapio(&["fix", "shop/deployment/api", "--kubeconfig", &self.kubeconfig]);
+        let mut command = tapio(&["fix", "shop/deploy/api", "--kubeconfig", &self.kubeconfig]);
         command.args(["--data-dir", data, "--settle", "2s"]).args(args);
+        Self::said_to(command, said)
+    }
+
+    /// What an instance has found, changed in the cluster of the kubeconfig.
+    fn fix_of(&self, instance: &told::World, args: &[&str]) -> (Option<i32>, String) {
+        let mut command = tapio(&["fix", "shop/deploy/api", "--server", instance.address()]);
+        command.env("KUBECONFIG", &self.kubeconfig).arg("--audit-dir").arg(self.dir.path());
+        command.args(["--settle", "1s", "--watch-for", "2s"]).args(args);
+        let output = Self::said_to(command, "");
+        (output.status.code(), stdout(&output) + &common::stderr(&output))
+    }
+
+    fn said_to(mut command: Command, said: &str) -> Output {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // It may have ended without a question.
@@ -231,4 +245,85 @@ fn what_the_server_would_refuse_is_not_sent() {
         "{text}"
     );
     assert_eq!(world.made(), 0);
+}
+
+/// An instance that has found the scene's cause in its cluster `prod`, with this to be done.
+fn instance(command: &str) -> told::World {
+    let mut instance = told::World::start();
+    let mut finding = told::finding(1, "active", 0.9);
+    finding.actions = vec![
+        serde_json::from_value(json!({"title": "do it", "risk": "low", "command": command,
+        "undo": "kubectl -n shop rollout undo deployment/api"}))
+        .unwrap(),
+    ];
+    instance.publish(&finding);
+    instance
+}
+
+#[test]
+fn what_an_instance_found_is_changed_where_somebody_says_that_it_is() {
+    let world = World::start(idle);
+    let instance = instance("kubectl -n shop set resources deployment/api --limits=memory=NEW_LIMIT");
+    let (code, text) = world.fix_of(&instance, &["--dry-run"]);
+    assert_eq!(code, Some(0), "{text}");
+    let both = format!(
+        "found in cluster prod by the instance at {}, changed in the cluster at ",
+        instance.address()
+    );
+    assert!(text.contains(&both) && text.contains("(context t)"), "{text}");
+
+    let (code, text) = world.fix_of(&instance, &["--yes"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("add --cluster prod when it is") && text.contains("nothing is changed"), "{text}");
+    let (code, text) = world.fix_of(&instance, &["--yes", "--cluster", "stage"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("nothing is known to be wrong with shop/deploy/api in cluster stage"), "{text}");
+    assert_eq!((world.made(), world.memory()), (0, json!("256Mi")));
+
+    let (code, text) = world.fix_of(&instance, &["--yes", "--cluster", "prod"]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("still there after 2s"), "{text}");
+    assert_eq!((world.made(), world.memory()), (1, json!("512Mi")));
+    assert_eq!(world.words(), ["asked", "applied", "still_there"]);
+}
+
+#[test]
+fn the_dry_run_of_a_deletion_deletes_nothing() {
+    let world = World::start(idle);
+    let instance = instance("kubectl -n shop delete pod api-5f6585d649-x2x2x");
+    let (code, text) = world.fix_of(&instance, &["--dry-run"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("shop/Pod/api-5f6585d649-x2x2x goes"), "{text}");
+    let (is_there, tried) = world.api.with(|store| (store.objects.contains_key(POD), store.tried));
+    assert_eq!((is_there, tried, world.made()), (true, 1, 0));
+    let (_, text) = world.fix_of(&instance, &["--yes", "--cluster", "prod"]);
+    assert!(!world.api.with(|store| store.objects.contains_key(POD)), "{text}");
+    assert_eq!(world.made(), 1);
+}
+
+#[test]
+fn what_cannot_be_written_down_after_the_change_stops_neither_the_watch_nor_the_way_back() {
+    const FILE_BYTES_MAX: usize = 16 << 10;
+    let world = World::start(idle);
+    // There is room for one line, not for two.
+    let filler = vec![b'\n'; FILE_BYTES_MAX - 700];
+    std::fs::write(world.dir.path().join("actions.jsonl"), filler).unwrap();
+    // A write beyond the limit is an error, and no signal.
+    let mut command = common::clean("bash".as_ref());
+    command.args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "bash", env!("CARGO_BIN_EXE_tapio")]);
+    command.args(["fix", "shop/deployment/api", "--kubeconfig", &world.kubeconfig, "--audit-dir"]);
+    command.arg(world.dir.path()).args(["--yes", "--settle", "1s", "--watch-for", "2s"]);
+    let output = World::said_to(command, "");
+    let text = stdout(&output) + &common::stderr(&output);
+    assert_eq!((output.status.code(), world.made()), (Some(2), 1), "{text}");
+    assert!(text.contains("still there after 2s") && text.contains("to undo it: kubectl -n shop"), "{text}");
+    assert!(text.contains("not every step of this is written down: cannot write"), "{text}");
+}
+
+#[test]
+fn without_a_place_for_the_steps_nothing_is_changed() {
+    let world = World::start(idle);
+    let (code, text) = world.fix(&["--yes", "--audit-dir", &world.kubeconfig]);
+    assert_eq!((code, world.made()), (Some(1), 0), "{text}");
+    assert!(text.contains("nothing is changed; name another --audit-dir"), "{text}");
 }

@@ -264,6 +264,15 @@ pub(super) async fn find(config: &KubernetesConfig) -> Result<Config, Unavailabl
     Ok(found)
 }
 
+/// The context that is meant when none is named; nothing of a pod's service account.
+pub(super) fn current_context(config: &KubernetesConfig) -> Option<String> {
+    let read = match &config.kubeconfig {
+        Some(file) => Kubeconfig::read_from(file),
+        None => Kubeconfig::read(),
+    };
+    read.ok()?.current_context.filter(|context| !context.is_empty())
+}
+
 /// The user's kubeconfig, else the pod's service account.
 async fn infer(options: &KubeConfigOptions) -> Result<Config, Unavailable> {
     match Config::from_kubeconfig(options).await {

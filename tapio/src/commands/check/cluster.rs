@@ -15,7 +15,6 @@ use crate::verdict::Answer;
 /// A cluster that can be listed.
 pub struct Lists {
     cluster: Cluster,
-    context: Option<String>,
 }
 
 /// True when there is simply no cluster.
@@ -28,7 +27,7 @@ impl Lists {
     pub async fn find(scope: &ScopeArgs) -> anyhow::Result<Self> {
         let clock = SystemClock::shared();
         let cluster = Cluster::find(scope.kubeconfig.as_deref(), scope.context.as_deref(), clock).await?;
-        Ok(Self { cluster, context: scope.context.clone() })
+        Ok(Self { cluster })
     }
 
     /// Its single objects.
@@ -38,7 +37,7 @@ impl Lists {
 
     /// Which it is.
     pub fn describe(&self) -> String {
-        let context = self.context.as_ref().map(|context| format!(" (context {context})"));
+        let context = self.cluster.context().map(|context| format!(" (context {context})"));
         format!("at {}{}", self.cluster.address(), context.unwrap_or_default())
     }
 

@@ -1,4 +1,4 @@
-//! What was done, a line a step, in `actions.jsonl` of the data directory. The line is there before the change is made:
+//! What was done, a line a step, in `actions.jsonl` of the data directory or of `--audit-dir`. The line is there before the change is made:
 //! where it cannot be written, nothing is changed.
 
 use std::fs::{self, File, OpenOptions};
@@ -75,24 +75,26 @@ pub struct Audit {
     file: File,
     path: PathBuf,
     action: Action,
+    /// Why a step after the change is not there, the first of them.
+    unwritten: Option<anyhow::Error>,
 }
 
 impl Audit {
-    /// Opens the file of a data directory, for one action. It is readable by its owner alone.
+    /// Opens the file of a directory, for one action. It is readable by its owner alone.
     ///
     /// # Errors
     /// When the directory or file cannot be written.
     pub fn open(directory: &Path, action: Action) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
         let cannot =
-            || format!("cannot write {}: nothing is changed; name another --data-dir", path.display());
+            || format!("cannot write {}: nothing is changed; name another --audit-dir", path.display());
         fs::create_dir_all(directory).with_context(cannot)?;
         if fs::metadata(&path).is_ok_and(|about| about.len() > BYTES_MAX) {
             fs::rename(&path, directory.join("actions.old.jsonl")).with_context(cannot)?;
         }
         let file =
             OpenOptions::new().append(true).create(true).mode(0o600).open(&path).with_context(cannot)?;
-        Ok(Self { file, path, action })
+        Ok(Self { file, path, action, unwritten: None })
     }
 
     /// Writes a step, through to the disk.
@@ -112,6 +114,19 @@ impl Audit {
         written
             .and_then(|()| self.file.sync_data())
             .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Writes a step of what is already done. That it cannot be written undoes nothing: [`Self::unwritten`] has the
+    /// reason.
+    pub fn follow(&mut self, at: UnixNanos, step: Step, version_after: &str, note: &str) {
+        if let Err(error) = self.write(at, step, version_after, note) {
+            self.unwritten.get_or_insert(error);
+        }
+    }
+
+    /// Why not all that was done is in the file.
+    pub fn unwritten(&self) -> Option<&anyhow::Error> {
+        self.unwritten.as_ref()
     }
 
     /// Where it is.

@@ -162,7 +162,8 @@ fn known(what: &What, flag: &str) -> bool {
 }
 
 /// `a=b,c=d`.
-fn pairs(text: &str) -> Option<BTreeMap<String, String>> {
+/// `a=1,b=2`; nothing when a part is no pair.
+pub fn pairs(text: &str) -> Option<BTreeMap<String, String>> {
     let pair = |part: &str| {
         let (key, value) = part.split_once('=')?;
         (!key.is_empty()).then(|| (key.trim().to_owned(), value.trim().to_owned()))

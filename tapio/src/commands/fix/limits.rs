@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::change::NEW_LIMIT;
+use super::change::{NEW_LIMIT, pairs};
 
 /// A limit that is to be chosen is this many times the one that stands: enough to see whether it was the limit.
 const FACTOR: f64 = 2.0;
@@ -15,8 +15,32 @@ const FACTOR: f64 = 2.0;
 pub struct Wishes {
     /// Which container.
     pub container: Option<String>,
-    /// The value for what is to be chosen.
+    /// The value for what is to be chosen: a quantity, or `resource=quantity` for some of several limits.
     pub limit: Option<String>,
+}
+
+impl Wishes {
+    /// The wished quantities by resource, of `limits`: a bare quantity is for the one that is to be chosen, or for the
+    /// only one.
+    fn quantities(&self, limits: &BTreeMap<String, String>) -> anyhow::Result<BTreeMap<String, String>> {
+        let Some(text) = &self.limit else { return Ok(BTreeMap::new()) };
+        let named = text.contains('=');
+        let wished = if named {
+            pairs(text).with_context(|| format!("`{text}` is no list of resource=quantity"))?
+        } else {
+            let open: Vec<&String> =
+                limits.iter().filter(|(_, wanted)| *wanted == NEW_LIMIT).map(|(key, _)| key).collect();
+            let all: Vec<&String> = limits.keys().collect();
+            let (([key], _) | (_, [key])) = (&open[..], &all[..]) else {
+                bail!("the action sets {}: say which with --limit {}={text}", keys(limits), all[0]);
+            };
+            BTreeMap::from([((*key).clone(), text.clone())])
+        };
+        if let Some(other) = wished.keys().find(|key| !limits.contains_key(*key)) {
+            bail!("the action sets no limit of {other}, only of {}", keys(limits));
+        }
+        Ok(wished)
+    }
 }
 
 /// Sets limits in the template of a workload. The container is the one that is named; else the only one that has such a
@@ -27,6 +51,7 @@ pub fn set(
     limits: &BTreeMap<String, String>,
     wishes: &Wishes,
 ) -> anyhow::Result<()> {
+    let wished = wishes.quantities(limits)?;
     let containers = workload.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
     let containers = containers.context("the object has no pod template with containers")?;
     let names: Vec<String> = containers
@@ -46,7 +71,7 @@ pub fn set(
     let container = container.with_context(|| format!("there is no container {name}"))?;
     for (key, wanted) in limits {
         let standing = container["resources"]["limits"][key].as_str().map(str::to_owned);
-        let value = match (wanted == NEW_LIMIT, &wishes.limit, standing) {
+        let value = match (wanted == NEW_LIMIT, wished.get(key), standing) {
             (false, None, _) => wanted.clone(),
             (_, Some(limit), _) => limit.clone(),
             (true, None, Some(standing)) => multiplied(&standing)
@@ -114,6 +139,27 @@ mod tests {
         {
             assert_eq!(multiplied(quantity).as_deref(), expected);
         }
+    }
+
+    #[test]
+    fn a_wished_limit_is_for_one_resource_and_leaves_the_others_alone() {
+        let set = |limits: [(&str, &str); 2], wished: &str| -> Result<Value, String> {
+            let limits = limits.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            let mut object = workload(&[("app", Some("256Mi"))]);
+            object["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] = json!("1");
+            let wishes = Wishes { limit: Some(wished.to_owned()), container: Some("app".to_owned()) };
+            super::set(&mut object, &[], &limits, &wishes).map_err(|error| error.to_string())?;
+            Ok(object["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"].take())
+        };
+        let (chosen, both) = (("memory", NEW_LIMIT), [("memory", "512Mi"), ("cpu", "2")]);
+        assert_eq!(set([chosen, ("cpu", "2")], "1Gi"), Ok(json!({"memory": "1Gi", "cpu": "2"})));
+        assert_eq!(set(both, "cpu=500m"), Ok(json!({"memory": "512Mi", "cpu": "500m"})));
+        assert_eq!(set(both, "cpu=3,memory=1Gi"), Ok(json!({"memory": "1Gi", "cpu": "3"})));
+        let error = set(both, "1Gi").unwrap_err();
+        assert_eq!(error, "the action sets cpu and memory: say which with --limit cpu=1Gi");
+        assert!(set([chosen, ("cpu", NEW_LIMIT)], "1Gi").is_err(), "both are to be chosen");
+        let error = set(both, "disk=1Gi").unwrap_err();
+        assert_eq!(error, "the action sets no limit of disk, only of cpu and memory");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod audit;
 mod change;
 mod limits;
+mod origin;
 mod patch;
 mod plan;
 mod symptom;
@@ -24,6 +25,7 @@ use tapio_schemas::{Entity, Finding, UnixNanos};
 use self::audit::{Audit, Step};
 use self::change::Change;
 use self::limits::Wishes;
+use self::origin::Origin;
 use self::plan::{Plan, Undo};
 use self::symptom::{Seen, Symptom};
 use super::check::{Lists, Looker};
@@ -43,7 +45,7 @@ struct Fix<'a> {
     args: &'a FixArgs,
     looker: Looker,
     objects: Objects,
-    address: String,
+    origin: Origin,
     finding: Finding,
     action: Action,
     plan: Plan,
@@ -53,11 +55,17 @@ struct Fix<'a> {
 /// Finds what is wrong, shows what would be done, does it, watches; returns the exit code.
 pub async fn run(args: FixArgs) -> anyhow::Result<i32> {
     let looker = Looker::choose(args.check()).await?;
-    let answer = looker.look().await?;
+    let instance = looker.instance()?;
+    let mut answer = looker.look().await?;
+    // Lists are of the cluster that is changed, whatever it is called.
+    let named = args.cluster.as_deref().filter(|_| instance.is_some());
+    named.into_iter().for_each(|cluster| origin::only(&mut answer, cluster));
     let Some(finding) = wanted(&answer, &args.target).cloned() else {
-        println!("nothing is known to be wrong with {}: nothing to fix", args.target);
+        let place = named.map(|cluster| format!(" in cluster {cluster}")).unwrap_or_default();
+        println!("nothing is known to be wrong with {}{place}: nothing to fix", args.target);
         return Ok(FAILED);
     };
+    origin::only(&mut answer, &finding.cluster);
     println!("{} ({})\n", finding.title, finding.id);
     if finding.root_cause.is_none() {
         println!(
@@ -73,8 +81,8 @@ pub async fn run(args: FixArgs) -> anyhow::Result<i32> {
     let wishes = Wishes { container: args.container.clone(), limit: args.limit.clone() };
     let plan = Plan::of(&objects, &change, &wishes, &seconds(now())).await?;
     let open = plan::is_open(&change.what) && args.limit.is_none();
-    let address = lists.describe();
-    let fix = Fix { args: &args, looker, objects, address, finding, action, plan, answer };
+    let origin = Origin { instance, cluster: finding.cluster.to_string(), target: lists.describe() };
+    let fix = Fix { args: &args, looker, objects, origin, finding, action, plan, answer };
     if !fix.shown(open).await? {
         return Ok(FAILED);
     }
@@ -94,7 +102,10 @@ impl Fix<'_> {
     async fn shown(&self, open: bool) -> anyhow::Result<bool> {
         let (plan, action) = (&self.plan, &self.action);
         println!("Do          {} (risk {})", action.title, action.risk);
-        println!("            {} {} {}", plan.verb(), plan.place, self.address);
+        println!("            {} {} {}", plan.verb(), plan.place, self.origin.target);
+        if let Some(both) = self.origin.told() {
+            println!("            {both}");
+        }
         println!("            like: {}", action.command);
         if open {
             println!("            the new limit is twice the one that stands; --limit gives another");
@@ -124,6 +135,12 @@ impl Fix<'_> {
     }
 
     fn is_agreed(&self) -> anyhow::Result<bool> {
+        if self.args.yes
+            && let Some(doubt) = self.origin.doubt(self.args.cluster.as_deref())
+        {
+            println!("{doubt}");
+            return Ok(false);
+        }
         let is_high = self.action.risk == "high";
         if self.args.yes && (!is_high || self.args.high_risk) {
             return Ok(true);
@@ -137,20 +154,21 @@ impl Fix<'_> {
 
     /// Makes the change, then watches.
     async fn make(&self) -> anyhow::Result<i32> {
-        let directory =
-            self.args.client.data_dir().map_or_else(default_data_dir, std::path::Path::to_path_buf);
+        let directory = self.args.audit_dir.as_deref().or(self.args.client.data_dir());
+        let directory = directory.map_or_else(default_data_dir, std::path::Path::to_path_buf);
         let mut audit = Audit::open(&directory, self.audited())?;
         audit.write(now(), Step::Asked, "", "")?;
         let after = match self.plan.send(&self.objects, Run::Real).await {
             Ok(after) => after,
             Err(error) => {
-                audit.write(now(), Step::Failed, "", &error.to_string())?;
                 let hint = if error.is_conflict() { "; it was changed meanwhile: look again" } else { "" };
                 println!("not done: {error}{hint}");
+                audit.write(now(), Step::Failed, "", &error.to_string())?;
                 return Ok(FAILED);
             }
         };
-        audit.write(now(), Step::Applied, plan::version(&after), "")?;
+        // From here on something is changed: what cannot be written down any more is told at the end, and stops nothing.
+        audit.follow(now(), Step::Applied, plan::version(&after), "");
         let undo = self.plan.undo(&after);
         println!("done: {} is at version {}", self.plan.place, plan::version(&after));
         let seen = self.watch().await?;
@@ -159,21 +177,19 @@ impl Fix<'_> {
             Seen::Worse(title) => (Step::Worse, format!("worse: {title}")),
             _ => (Step::StillThere, format!("still there after {}", self.args.watch_for)),
         };
-        audit.write(now(), step, "", if step == Step::Worse { &said } else { "" })?;
+        audit.follow(now(), step, "", if step == Step::Worse { &said } else { "" });
         println!("{said}");
-        let code = match step {
-            Step::Gone => 0,
-            Step::Worse => {
-                self.go_back(&undo, &mut audit).await?;
-                FINDINGS
-            }
-            _ => {
-                self.tell_undo(&undo);
-                FINDINGS
-            }
-        };
+        match step {
+            Step::Gone if audit.unwritten().is_none() => {}
+            Step::Worse => self.go_back(&undo, &mut audit).await?,
+            _ => self.tell_undo(&undo),
+        }
+        if let Some(error) = audit.unwritten() {
+            eprintln!("not every step of this is written down: {error:#}");
+            return Ok(FINDINGS);
+        }
         println!("each step is in {}", audit.path().display());
-        Ok(code)
+        Ok(if step == Step::Gone { 0 } else { FINDINGS })
     }
 
     /// Asks for the verdicts again and again.
@@ -187,7 +203,10 @@ impl Fix<'_> {
         loop {
             tokio::time::sleep(interval).await;
             let seen = match self.looker.look().await {
-                Ok(answer) => self.settled(symptom.look(&answer)).await,
+                Ok(mut answer) => {
+                    origin::only(&mut answer, &self.finding.cluster);
+                    self.settled(symptom.look(&answer)).await
+                }
                 Err(error) => {
                     eprintln!("cannot look: {error:#}");
                     Seen::Waiting
@@ -226,11 +245,11 @@ impl Fix<'_> {
         }
         match undo.send(&self.objects, &self.plan.place).await {
             Ok(object) => {
-                audit.write(now(), Step::Undone, plan::version(&object), "")?;
+                audit.follow(now(), Step::Undone, plan::version(&object), "");
                 println!("undone: {} is as it was", self.plan.place);
             }
             Err(error) => {
-                audit.write(now(), Step::UndoFailed, "", &format!("{error:#}"))?;
+                audit.follow(now(), Step::UndoFailed, "", &format!("{error:#}"));
                 println!("not undone: {error:#}");
                 self.tell_undo(undo);
             }
@@ -251,7 +270,7 @@ impl Fix<'_> {
             cause: cause.unwrap_or_default(),
             action: self.action.title.clone(),
             command: self.action.command.clone(),
-            server: self.address.clone(),
+            server: self.origin.target.clone(),
             object: self.plan.place.to_string(),
             verb: self.plan.verb().to_owned(),
             version_before: self.plan.before().map(plan::version).unwrap_or_default().to_owned(),

@@ -45,6 +45,7 @@ pub struct Cluster {
     client: Client,
     clock: SharedClock,
     address: String,
+    context: Option<String>,
     namespace: String,
 }
 
@@ -103,13 +104,19 @@ impl Cluster {
         // Waits are bounded here, by what somebody who waits for an answer has of patience.
         found.default_retry = false;
         let (address, namespace) = (found.cluster_url.to_string(), found.default_namespace.clone());
+        let context = config.context.clone().or_else(|| collector::current_context(&config));
         let client = Client::try_from(found).map_err(|error| collector::unusable(&config, error.into()))?;
-        Ok(Self { client, clock, address, namespace })
+        Ok(Self { client, clock, address, context, namespace })
     }
 
     /// Where it is.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The context of the kubeconfig by which it was found; nothing in a pod.
+    pub fn context(&self) -> Option<&str> {
+        self.context.as_deref()
     }
 
     /// Its single objects, for who was asked to change one.
