@@ -8,6 +8,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 use clap::ValueEnum;
 use serde_json::Value;
+use tapio_schemas::UnixNanos;
 
 use super::edit::Envelope;
 
@@ -25,6 +26,9 @@ const SAMPLED: f64 = 0.1;
 const ANCHORS_MAX: usize = 1 << 20;
 /// Members of a request that hold records.
 const RECORDS: [&str; 3] = ["spans", "logRecords", "dataPoints"];
+
+/// Signals that write their times as text (RFC 3339), under any name.
+const TIMES_AS_TEXT: [&str; 3] = ["k8s_object", "k8s_event", "tapio"];
 
 /// How a recording is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -151,6 +155,9 @@ impl<L> Perturbed<L> {
             return Ok(());
         }
         let mut request: Value = serde_json::from_str(envelope.request.get())?;
+        if self.how == Perturbation::Shifted && TIMES_AS_TEXT.contains(&envelope.signal) {
+            shift_text(&mut request);
+        }
         let newest = self.request(&mut request, 0);
         let at = match self.how {
             Perturbation::Shifted => at + SHIFT_NS,
@@ -247,6 +254,21 @@ impl<L> Perturbed<L> {
 fn shift(value: &mut Value) {
     if let Some(time) = nanos(value).filter(|time| *time > 0) {
         *value = Value::String((time + SHIFT_NS).to_string());
+    }
+}
+
+/// Shifts every text that is a time and nothing else.
+fn shift_text(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(shift_text),
+        Value::Object(members) => members.values_mut().for_each(shift_text),
+        // `UnixNanos` would read plain numbers too, which may be anything here.
+        Value::String(text) if text.as_bytes().get(10) == Some(&b'T') => {
+            if let Ok(time) = text.parse::<UnixNanos>() {
+                *value = serde_json::json!(time.plus(SHIFT_NS));
+            }
+        }
+        _ => {}
     }
 }
 
@@ -350,6 +372,27 @@ mod tests {
             (of(&faster[0])[0].clone(), of(&faster[1])[0].clone()),
             (span("ab", 50, 60), span("ab", 40, 80))
         );
+    }
+
+    #[test]
+    fn times_that_kubernetes_writes_as_text_are_shifted_with_the_rest() {
+        let pod = serde_json::json!({"type": "MODIFIED", "object": {"metadata": {"name": "2026-01-01",
+            "resourceVersion": "12345678901", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"conditions": [{"lastTransitionTime": "2026-01-01T02:00:00.123456+02:00"}],
+                       "message": "2026-01-01T00:00:00Z it began"}}});
+        let line = |signal: &str| {
+            serde_json::json!({"at_unix_nano": "1767225600000000000", "signal": signal, "request": pod}).to_string()
+        };
+        let shifted = &perturbed(&line("k8s_object"), Perturbation::Shifted)[0];
+        assert_eq!(shifted["at_unix_nano"], "1768225603700000000");
+        let object = &shifted["request"]["object"];
+        let (metadata, status) = (&object["metadata"], &object["status"]);
+        assert_eq!(metadata["creationTimestamp"], "2026-01-12T13:46:43.700000000Z");
+        assert_eq!(status["conditions"][0]["lastTransitionTime"], "2026-01-12T13:46:43.823456000Z");
+        let kept = [&metadata["name"], &metadata["resourceVersion"], &status["message"]];
+        assert_eq!(kept, ["2026-01-01", "12345678901", "2026-01-01T00:00:00Z it began"]);
+        let same = &perturbed(&line("k8s_object"), Perturbation::Slower)[0];
+        assert_eq!(same["request"], pod, "only all of them together");
     }
 
     #[test]
