@@ -80,8 +80,8 @@ fn fault(expected: Expected, answer: &Value) -> Option<String> {
             found.len() == wanted.len()
                 && wanted.iter().all(|wanted| found.iter().any(|found| fits(wanted, found)))
         }
-        Expected::Recovered => found.is_empty() && recovered > 0,
-        Expected::Healthy => found.is_empty(),
+        Expected::Recovered => answer["verdict"] == "recovered",
+        Expected::Healthy => answer["verdict"] == "healthy",
     };
     let titles: Vec<_> = answer["findings"]
         .as_array()
@@ -90,7 +90,11 @@ fn fault(expected: Expected, answer: &Value) -> Option<String> {
         .map(|f| format!("{} ({})", f["title"], f["confidence"]))
         .collect();
     (!is_right).then(|| {
-        format!("wanted {expected:?}\n    found {found:?}, {recovered} recovered, {}", titles.join("; "))
+        let verdict = &answer["verdict"];
+        format!(
+            "wanted {expected:?}\n    is {verdict}: {found:?}, {recovered} recovered, {}",
+            titles.join("; ")
+        )
     })
 }
 

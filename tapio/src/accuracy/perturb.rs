@@ -381,7 +381,8 @@ mod tests {
             "status": {"conditions": [{"lastTransitionTime": "2026-01-01T02:00:00.123456+02:00"}],
                        "message": "2026-01-01T00:00:00Z it began"}}});
         let line = |signal: &str| {
-            serde_json::json!({"at_unix_nano": "1767225600000000000", "signal": signal, "request": pod}).to_string()
+            serde_json::json!({"at_unix_nano": "1767225600000000000", "signal": signal, "request": pod})
+                .to_string()
         };
         let shifted = &perturbed(&line("k8s_object"), Perturbation::Shifted)[0];
         assert_eq!(shifted["at_unix_nano"], "1768225603700000000");

@@ -4,11 +4,12 @@ use serde_json::json;
 
 use super::programs::quiet;
 use super::world::{World, of};
-use super::{Expected, Scene};
+use super::{Expected, Scene, recovered};
 
 pub const SCENES: &[(&str, Scene, Expected)] = &[
     ("a release that goes well", release, Expected::Healthy),
-    ("more pods, by an autoscaler, on a new machine", scaled_up, Expected::Healthy),
+    // For half a minute no machine has room: it is over at the end, and said.
+    ("more pods, by an autoscaler, on a new machine", scaled_up, recovered()),
     ("one failed probe and one restart", one_restart, Expected::Healthy),
     ("a volume mounted at the second try", second_try, Expected::Healthy),
     ("CronJobs that do their work", cron_jobs, Expected::Healthy),
