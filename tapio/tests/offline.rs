@@ -143,6 +143,62 @@ fn the_same_facts_give_the_same_verdict_in_every_form() {
     assert!(gaps.contains("grant list of configmaps in all namespaces: configmaps is forbidden"), "{gaps}");
 }
 
+/// A machine that nobody has heard of since, and of which nobody says anything again: as watches told it, and as it stands.
+fn silent_machine(scene: &Scene, minutes: u64) -> (String, Vec<Value>) {
+    let machine = |name: &str, status: &str, since: &str| {
+        let mut node = scene.node();
+        node["metadata"]["name"] = json!(name);
+        node["metadata"]["uid"] = json!(name);
+        node["status"]["conditions"] = json!([{"type": "Ready", "status": status, "reason": "NodeStatusUnknown",
+            "message": "Kubelet stopped posting node status.", "lastTransitionTime": since}]);
+        node
+    };
+    let pod = |ready: &str, since: u64| {
+        let mut pod = scene.pod(0);
+        pod["status"]["conditions"][1] = json!({"type": "Ready", "status": ready, "reason": "NodeNotReady", "lastTransitionTime": scene.time(since)});
+        pod
+    };
+    let lease = |second: u64| {
+        let renewed = json!({"spec": {"renewTime": scene.time(second)}});
+        scene.object("Lease", "coordination.k8s.io/v1", "n2", renewed)
+    };
+    let long_ago = "2020-01-01T00:00:00Z";
+    let (down, other, end) =
+        (machine("n1", "Unknown", &scene.time(70)), machine("n2", "True", long_ago), 70 + minutes * 60);
+    let mut lines = vec![
+        (0, "ADDED", machine("n1", "True", long_ago)),
+        (0, "ADDED", other.clone()),
+        (0, "ADDED", scene.deployment("shop/api:1", 1)),
+        (62, "ADDED", pod("True", 62)),
+        (70, "MODIFIED", down.clone()),
+        (75, "MODIFIED", pod("False", 75)),
+    ];
+    lines.extend((80..=end).step_by(10).map(|second| (second, "MODIFIED", lease(second))));
+    let line = |(second, word, object): (u64, &str, Value)| {
+        let request = json!({"type": word, "object": object});
+        json!({"at_unix_nano": scene.at(second).0.to_string(), "signal": "k8s_object", "request": request})
+            .to_string()
+            + "\n"
+    };
+    let standing = vec![down, other, scene.deployment("shop/api:1", 1), pod("False", 75), lease(end)];
+    (lines.into_iter().map(line).collect(), standing)
+}
+
+#[test]
+fn a_state_that_lasts_is_active_in_every_form_although_nobody_mentions_it_again() {
+    let dir = TempDir::new().unwrap();
+    let mut scene = Scene::new(true);
+    scene.begin = scene.begin.minus(3_600_000_000_000);
+    let (recording, standing) = silent_machine(&scene, 40);
+    let (code, recorded, output) = from(&written(&dir, "silent.jsonl", &recording));
+    assert_eq!(code, Some(2), "{} {}", stdout(&output), stderr(&output));
+    let (code, listed, _) = from(&written(&dir, "silent.json", &list(&standing)));
+    assert_eq!(code, Some(2));
+    assert_eq!(gist(&recorded), gist(&listed));
+    let [(status, _, place)] = &gist(&recorded).1[..] else { panic!("{recorded}") };
+    assert_eq!((status, &place["kind"], &place["name"]), (&json!("active"), &json!("Node"), &json!("n1")));
+}
+
 #[test]
 fn the_story_says_what_changed_since_when_and_what_to_do_on_one_screen() {
     let (dir, scene) = (TempDir::new().unwrap(), Scene::new(true));

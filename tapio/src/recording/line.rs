@@ -52,7 +52,7 @@ impl Converter {
     pub fn convert(&mut self, line: RecordedLine) -> anyhow::Result<Vec<UnifiedEvent>> {
         let scope = convert::Scope::unbounded(&self.cluster, line.at);
         let request = line.request.get().as_bytes();
-        let events = match line.signal.as_str() {
+        let mut events = match line.signal.as_str() {
             "traces" => convert::traces(&scope, json::from_slice(request)?).0,
             "metrics" => convert::metrics(&scope, json::from_slice(request)?).0,
             "logs" => convert::logs(&scope, json::from_slice(request)?).0,
@@ -63,6 +63,7 @@ impl Converter {
             "tapio" => vec![self.own(serde_json::from_slice(request)?)],
             other => bail!("signal `{other}` is none of traces, metrics, logs, k8s_object, k8s_event, tapio"),
         };
+        events.extend(self.objects.lasting(line.at));
         Ok(events)
     }
 

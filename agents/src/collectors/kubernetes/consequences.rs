@@ -14,25 +14,24 @@ use tapio_schemas::signal::EdgeKind;
 
 use super::convert::{Consequence, Context, EventSummary, WatchType, consequence};
 use super::json::selects;
+use super::lasting::REPEAT_NS;
+use super::stock::{Key, Stock, key_of};
 use super::summary::{Detail, LIMITS, Summary};
-use super::tracker::Key;
 use super::waits::Waits;
 
 /// A pod that the scheduler has not looked at for this long, ns; a busy one looks within seconds.
 const UNSCHEDULED_NS: u64 = 60_000_000_000;
 /// An object whose deletion should have been done this long ago, ns.
 const TERMINATING_NS: u64 = 60_000_000_000;
-/// Objects that are waited for; further ones are not.
+/// Objects that are waited for; further ones are not, and counted.
 const DUE_MAX: usize = 20_000;
 /// Pods that a NetworkPolicy is told to be for; further ones of it are left out.
 const LIMITED_MAX: usize = 1024;
 /// Services of which it is remembered who served; further ones are not.
 const SERVED_MAX: usize = 20_000;
 
-type Objects = HashMap<Key, Summary>;
-
 /// Namespace and name of a Service.
-type ServiceName = (SmolStr, SmolStr);
+pub(super) type ServiceName = (SmolStr, SmolStr);
 
 #[derive(Debug, Default)]
 struct Served {
@@ -40,21 +39,22 @@ struct Served {
     slices: BTreeMap<SmolStr, usize>,
     /// Pods of the slice that had some last.
     pods: Vec<SmolStr>,
-    /// It was told that none are.
-    is_told: bool,
+    /// What was told when none were any more.
+    told: Option<Consequence>,
 }
 
 /// What is remembered to see consequences.
 #[derive(Debug, Default)]
-pub struct Consequences {
+pub(super) struct Consequences {
     due: BTreeSet<(UnixNanos, Key)>,
+    dropped: u64,
     served: HashMap<ServiceName, Served>,
     waits: Waits,
 }
 
 impl Consequences {
     /// Adds to an object what follows from others: the pods that a NetworkPolicy is for.
-    pub fn complete(&self, new: &mut Summary, objects: &Objects) {
+    pub fn complete(new: &mut Summary, objects: &Stock) {
         let Some(rules) = new.rules() else { return };
         if !LIMITS.contains(&new.kind.as_str()) {
             return;
@@ -78,25 +78,43 @@ impl Consequences {
         watch_type: WatchType,
         new: &Summary,
         previous: Option<&Summary>,
+        objects: &Stock,
     ) {
         self.count(watch_type, new);
-        self.waits.note(observed_at, watch_type, new, previous);
-        if watch_type == WatchType::Deleted || self.due.len() >= DUE_MAX {
+        self.waits.note(observed_at, watch_type, new, previous, objects);
+        if watch_type == WatchType::Deleted {
             return;
         }
-        let key = || (new.kind.clone(), new.namespace.clone(), new.name.clone());
         if is_unnoticed(new) && previous.is_none() {
-            self.due.insert((observed_at.plus(UNSCHEDULED_NS), key()));
+            self.wait(observed_at.plus(UNSCHEDULED_NS), key_of(new));
         }
         if let Some(gone_by) = new.gone_by
             && previous.is_none_or(|previous| previous.gone_by.is_none())
         {
-            self.due.insert((gone_by.max(observed_at).plus(TERMINATING_NS), key()));
+            self.wait(gone_by.max(observed_at).plus(TERMINATING_NS), key_of(new));
+        }
+    }
+
+    /// A list of a kind is complete.
+    pub fn list_ended(&mut self, at: UnixNanos, kind: &str) {
+        self.waits.list_ended(at, kind);
+    }
+
+    /// Objects that were not waited for, because too many were.
+    pub fn dropped(&self) -> u64 {
+        self.dropped + self.waits.dropped()
+    }
+
+    fn wait(&mut self, at: UnixNanos, key: Key) {
+        if self.due.len() < DUE_MAX {
+            self.due.insert((at, key));
+        } else {
+            self.dropped += 1;
         }
     }
 
     /// Events of what should have happened by now and has not.
-    pub fn overdue(&mut self, context: &Context<'_>, objects: &Objects) -> Vec<UnifiedEvent> {
+    pub fn overdue(&mut self, context: &Context<'_>, objects: &Stock) -> Vec<UnifiedEvent> {
         let mut events = Vec::new();
         while self.due.first().is_some_and(|(at, _)| *at <= context.observed_at) {
             let Some((_, key)) = self.due.pop_first() else { break };
@@ -104,6 +122,7 @@ impl Consequences {
             if let Some(stuck) = stuck(object) {
                 let kind = EventKind::K8sStuck;
                 events.extend(consequence(context, object, kind, EventSeverity::Error, stuck));
+                self.wait(context.observed_at.plus(REPEAT_NS), key);
             }
         }
         let served = &self.served;
@@ -130,26 +149,40 @@ impl Consequences {
         &mut self,
         context: &Context<'_>,
         name: &ServiceName,
-        objects: &Objects,
+        objects: &Stock,
     ) -> Vec<UnifiedEvent> {
-        let key = (SmolStr::new_static(kinds::SERVICE), name.0.clone(), name.1.clone());
-        let (Some(service), Some(served)) = (objects.get(&key), self.served.get_mut(name)) else {
+        let service = objects.find(kinds::SERVICE, &name.0, &name.1);
+        let (Some(service), Some(served)) = (service, self.served.get_mut(name)) else {
             return Vec::new();
         };
         let serves = served.slices.values().any(|ready| *ready > 0);
         if serves {
-            let was_told = std::mem::take(&mut served.is_told);
+            let was_told = served.told.take().is_some();
             let back = || {
                 let (kind, severity) = (EventKind::K8sEndpoints, EventSeverity::Info);
                 consequence(context, service, kind, severity, Consequence::default())
             };
             return if was_told { back() } else { Vec::new() };
         }
-        if served.pods.is_empty() || std::mem::replace(&mut served.is_told, true) {
+        if served.pods.is_empty() || served.told.is_some() {
             return Vec::new();
         }
         let emptied = emptied(context, service, &served.pods, objects);
+        served.told = Some(emptied.clone());
         consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, emptied)
+    }
+
+    /// True when it was told that nothing is behind this Service any more, and that still is so.
+    pub fn is_unserved(&self, name: &ServiceName) -> bool {
+        self.served.get(name).is_some_and(|served| served.told.is_some())
+    }
+
+    /// The same again, of a Service with nothing behind it.
+    pub fn unserved(&self, context: &Context<'_>, service: &Summary) -> Vec<UnifiedEvent> {
+        let name = (service.namespace.clone(), service.name.clone());
+        let told = self.served.get(&name).filter(|_| service.kind == kinds::SERVICE);
+        let Some(told) = told.and_then(|served| served.told.clone()) else { return Vec::new() };
+        consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, told)
     }
 
     /// Counts the pods of a slice; forgets a Service that is gone.
@@ -178,11 +211,9 @@ impl Consequences {
 }
 
 /// Why no pod is behind a Service: those that were are there and ready, and it no longer selects them; or they are not.
-fn emptied(context: &Context<'_>, service: &Summary, served: &[SmolStr], objects: &Objects) -> Consequence {
+fn emptied(context: &Context<'_>, service: &Summary, served: &[SmolStr], objects: &Stock) -> Consequence {
     let Detail::Rules(rules) = &service.detail else { return Consequence::default() };
-    let pod = |name: &SmolStr| {
-        objects.get(&(SmolStr::new_static(kinds::POD), service.namespace.clone(), name.clone()))
-    };
+    let pod = |name: &SmolStr| objects.find(kinds::POD, &service.namespace, name);
     let serves = |object: &&Summary| {
         object.deleted_from.is_none() && object.condition("Ready").is_some_and(|c| c.status == "True")
     };
@@ -234,7 +265,7 @@ fn stuck(object: &Summary) -> Option<Consequence> {
 }
 
 /// Who took the place of a preempted pod, as `namespace/Kind/name` of its owner.
-pub fn preemptor(context: &Context<'_>, event: &EventSummary, objects: &Objects) -> Option<SmolStr> {
+pub fn preemptor(context: &Context<'_>, event: &EventSummary, objects: &Stock) -> Option<SmolStr> {
     if event.reason != "Preempted" {
         return None;
     }
@@ -347,7 +378,8 @@ mod tests {
             })
             .collect();
         assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["data Terminating", "new NotScheduled"]);
-        assert!(tracker.overdue(after(600)).is_empty(), "told once");
+        assert!(tracker.overdue(after(299)).is_empty());
+        assert_eq!(tracker.overdue(after(300)).len(), 2, "who does not hear of it again takes it to be over");
     }
 
     #[test]

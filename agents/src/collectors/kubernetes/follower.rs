@@ -35,6 +35,7 @@ pub struct FollowerMetrics {
     objects: Gauge,
     untracked: Gauge,
     refused_pods: Gauge,
+    dropped: Gauge,
     silence: Gauge,
 }
 
@@ -53,6 +54,10 @@ impl FollowerMetrics {
             ),
             refused_pods: metrics
                 .shared("kubernetes_refused_pods", "Updates of pods that the full pod index did not take"),
+            dropped: metrics.shared(
+                "kubernetes_dropped_looks",
+                "Looks at what waits or lasts that are left out, because too much does",
+            ),
             silence: metrics.shared(
                 "kubernetes_watch_silence_seconds",
                 "Time for which the longest silent of the watches that are allowed has not been heard",
@@ -105,6 +110,8 @@ impl Follower {
             return Vec::new();
         }
         let mut events = self.tracker.overdue(at);
+        events.extend(self.tracker.lasting(at));
+        self.metrics.dropped.set(signed(self.tracker.dropped()));
         if !self.retell.is_zero() {
             events.extend(self.tracker.retell(at, now, self.retell));
         }
@@ -127,13 +134,13 @@ impl Follower {
             Change::Deleted(said) => ("deleted", self.change(now, WatchType::Deleted, said)),
             Change::Alive => return Vec::new(),
             Change::Failed(_) | Change::Forbidden(_) | Change::Absent => {
+                self.tracker.list_breaks(&kind);
                 self.metrics.count("failed", "error");
                 self.report(now);
                 return Vec::new();
             }
         };
         self.metrics.count(name, if result.is_ok() { "converted" } else { "malformed" });
-        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.metrics.objects.set(signed(self.tracker.len() as u64));
         self.metrics.untracked.set(signed(self.tracker.untracked()));
         self.metrics.refused_pods.set(signed(self.pods.refused()));
@@ -165,6 +172,10 @@ impl Follower {
             states.set("kubernetes", state);
         }
     }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// The agent as an entity: a machine of the cluster.

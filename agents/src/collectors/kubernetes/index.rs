@@ -96,6 +96,17 @@ impl PodIndex {
         state.expire(now);
     }
 
+    /// Marks the living pods as gone of which `is_there` (namespace, name, uid) says that they are not.
+    pub fn keep(&self, is_there: impl Fn(&SmolStr, &SmolStr, &SmolStr) -> bool) {
+        let mut state = self.lock();
+        let now = state.clock.monotonic();
+        for (uid, entry) in state.pods.iter_mut().filter(|(_, entry)| entry.gone_at.is_none()) {
+            if !is_there(&entry.identity.namespace, &entry.identity.pod, uid) {
+                entry.gone_at = Some(now);
+            }
+        }
+    }
+
     /// Number of pods, living and dead.
     pub fn len(&self) -> usize {
         self.lock().pods.len()

@@ -43,6 +43,11 @@ impl RecordedCluster {
         self.tracker.event(at, news_after, event)
     }
 
+    /// Events of what is wrong since some time and still is at `at`: each state every four minutes, for as long as it lasts.
+    pub fn lasting(&mut self, at: UnixNanos) -> Vec<UnifiedEvent> {
+        self.tracker.lasting(at)
+    }
+
     fn news_after(&mut self, at: UnixNanos) -> UnixNanos {
         *self.news_after.get_or_insert(at.minus(HISTORY_NS))
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use super::tracker::Key;
+use super::stock::Key;
 
 /// Objects told again at once; with a turn each second and five minutes, 60,000 objects have their turn in time, more
 /// of them later.

@@ -2,43 +2,42 @@
 //!
 //! The same code runs behind the live watches and behind a replay of recorded ones.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::Value;
 use smol_str::SmolStr;
+use tapio_schemas::entity::kinds;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::payload::Payload;
 
-use super::consequences::{self, Consequences};
+use super::consequences::{self, Consequences, ServiceName};
 use super::convert::{self, Context, EventSummary, WatchType};
 use super::index::PodIndex;
+use super::lasting::Lasting;
 use super::owners::Owners;
 use super::retell::Retell;
-use super::summary::{NotAnObject, Summary};
+use super::stock::{Key, Stock, key_of};
+use super::summary::{LIMITS, NotAnObject, Summary};
 
 /// Objects whose last state is kept; the changes of further ones are told without a comparison.
 pub const OBJECTS_MAX: usize = 100_000;
 /// Kubernetes events whose last count is kept; then the older half is forgotten.
 pub const EVENTS_MAX: usize = 20_000;
 
-/// Kind, namespace and name.
-pub(super) type Key = (SmolStr, SmolStr, SmolStr);
-
 /// Follows the objects of one cluster.
 pub struct Tracker {
     cluster: SmolStr,
-    objects: HashMap<Key, Summary>,
+    objects: Stock,
     owners: Owners,
     /// uid → count and order of arrival.
     events: HashMap<SmolStr, (u32, u64)>,
     arrivals: u64,
     pods: Option<PodIndex>,
-    /// Kinds that are being listed: what has been seen of them in this list.
-    lists: HashMap<SmolStr, HashSet<Key>>,
     untracked: u64,
     retell: Retell,
+    lasting: Lasting,
     consequences: Consequences,
 }
 
@@ -47,14 +46,14 @@ impl Tracker {
     pub fn new(cluster: &str, pods: Option<PodIndex>) -> Self {
         Self {
             cluster: SmolStr::new(cluster),
-            objects: HashMap::new(),
+            objects: Stock::default(),
             owners: Owners::default(),
             events: HashMap::new(),
             arrivals: 0,
             pods,
-            lists: HashMap::new(),
             untracked: 0,
             retell: Retell::default(),
+            lasting: Lasting::default(),
             consequences: Consequences::default(),
         }
     }
@@ -82,32 +81,71 @@ impl Tracker {
         mut new: Summary,
     ) -> Vec<UnifiedEvent> {
         let mut events = self.overdue(observed_at);
-        self.consequences.complete(&mut new, &self.objects);
-        let key = key(&new);
-        if let Some(seen) = self.lists.get_mut(&new.kind) {
-            seen.insert(key.clone());
+        Consequences::complete(&mut new, &self.objects);
+        let key = key_of(&new);
+        self.objects.note_listed(&key);
+        let mut previous = self.objects.remove(&key);
+        // The same name with another uid is another object: the end of the one before was missed.
+        if let Some(old) = previous.take_if(|previous| previous.uid != new.uid) {
+            events.extend(self.deleted(observed_at.minus(1), &old));
         }
-        // The same name with another uid is another object.
-        let previous = self.objects.remove(&key).filter(|previous| previous.uid == new.uid);
         self.owners.learn(&new);
         let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
         events.extend(convert::object(&context, watch_type, &new, previous.as_ref()));
         self.update_pods(watch_type, &new);
-        self.consequences.note(observed_at, watch_type, &new, previous.as_ref());
+        self.consequences.note(observed_at, watch_type, &new, previous.as_ref(), &self.objects);
         let service = self.consequences.service_of(&new);
         if watch_type == WatchType::Deleted {
             self.owners.forget(&new);
-        } else if self.objects.len() < OBJECTS_MAX {
-            if !new.relations.is_empty() {
-                self.retell.add(&key);
-            }
-            self.objects.insert(key, new);
         } else {
-            self.untracked += 1;
+            self.keep(observed_at, key, new);
         }
         if let Some(service) = service {
-            let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
-            events.extend(self.consequences.endpoints(&context, &service, &self.objects));
+            events.extend(self.endpoints(observed_at, news_after, &service));
+        }
+        events
+    }
+
+    fn keep(&mut self, at: UnixNanos, key: Key, object: Summary) {
+        if self.objects.len() >= OBJECTS_MAX {
+            self.untracked += 1;
+            return;
+        }
+        if has_edges(&object) {
+            self.retell.add(&key);
+        }
+        if convert::lasts(&object) {
+            self.lasting.add(at, &key);
+        }
+        self.objects.insert(key, object);
+    }
+
+    /// Events of the end of an object that nobody told: it is held no more.
+    fn deleted(&mut self, at: UnixNanos, object: &Summary) -> Vec<UnifiedEvent> {
+        let context =
+            Context { cluster: &self.cluster, observed_at: at, owners: &self.owners, news_after: at };
+        let mut events = convert::object(&context, WatchType::Deleted, object, Some(object));
+        self.update_pods(WatchType::Deleted, object);
+        self.owners.forget(object);
+        self.consequences.note(at, WatchType::Deleted, object, Some(object), &self.objects);
+        if let Some(service) = self.consequences.service_of(object) {
+            events.extend(self.endpoints(at, at, &service));
+        }
+        events
+    }
+
+    /// The event when the last pod behind a Service has gone, or one is behind it again.
+    fn endpoints(
+        &mut self,
+        observed_at: UnixNanos,
+        news_after: UnixNanos,
+        service: &ServiceName,
+    ) -> Vec<UnifiedEvent> {
+        let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
+        let events = self.consequences.endpoints(&context, service, &self.objects);
+        if self.consequences.is_unserved(service) {
+            let key = (SmolStr::new_static(kinds::SERVICE), service.0.clone(), service.1.clone());
+            self.lasting.add(observed_at, &key);
         }
         events
     }
@@ -162,30 +200,53 @@ impl Tracker {
         Some(told)
     }
 
+    /// Events of what is wrong since some time and still is at `now`: each state every four minutes, for as long as it lasts.
+    pub fn lasting(&mut self, now: UnixNanos) -> Vec<UnifiedEvent> {
+        let mut events = Vec::new();
+        for key in self.lasting.turn(now) {
+            let Some(object) = self.objects.get(&key) else { continue };
+            let context =
+                Context { cluster: &self.cluster, observed_at: now, owners: &self.owners, news_after: now };
+            let mut told = convert::lasting(&context, object);
+            told.extend(self.consequences.unserved(&context, object));
+            if !told.is_empty() {
+                self.lasting.add(now, &key);
+            }
+            events.extend(told);
+        }
+        events
+    }
+
     /// A full list of a kind begins.
     pub fn list_begins(&mut self, kind: &str) {
-        self.lists.insert(SmolStr::new(kind), HashSet::new());
+        self.objects.list_begins(kind);
+    }
+
+    /// A list of a kind that has begun will not be finished.
+    pub fn list_breaks(&mut self, kind: &str) {
+        self.objects.list_breaks(kind);
     }
 
     /// A full list of a kind is complete: what was not in it is gone, and its deletion was missed.
     pub fn list_ends(&mut self, observed_at: UnixNanos, kind: &str) -> Vec<UnifiedEvent> {
-        let Some(seen) = self.lists.remove(kind) else { return Vec::new() };
-        let mut gone: Vec<Key> =
-            self.objects.keys().filter(|key| key.0 == kind && !seen.contains(*key)).cloned().collect();
-        gone.sort();
+        let Some(seen) = self.objects.list_ends(kind) else { return Vec::new() };
         let mut events = Vec::new();
-        for key in gone {
-            let Some(object) = self.objects.remove(&key) else { continue };
-            let context = Context {
-                cluster: &self.cluster,
-                observed_at,
-                owners: &self.owners,
-                news_after: observed_at,
-            };
-            events.extend(convert::object(&context, WatchType::Deleted, &object, Some(&object)));
-            self.update_pods(WatchType::Deleted, &object);
-            self.owners.forget(&object);
+        for key in self.objects.missing(kind, &seen) {
+            if let Some(object) = self.objects.remove(&key) {
+                events.extend(self.deleted(observed_at, &object));
+            }
         }
+        if let Some(pods) = self.pods.as_ref().filter(|_| kind == kinds::POD) {
+            // Of those that are not followed only the name is known.
+            pods.keep(|namespace, name, uid| {
+                let key = (SmolStr::new_static(kinds::POD), namespace.clone(), name.clone());
+                match self.objects.get(&key) {
+                    Some(pod) => pod.uid == *uid,
+                    None => seen.contains(&key),
+                }
+            });
+        }
+        self.consequences.list_ended(observed_at, kind);
         events
     }
 
@@ -197,14 +258,24 @@ impl Tracker {
         interval: Duration,
     ) -> Vec<UnifiedEvent> {
         let objects = &self.objects;
-        let has_relations = |key: &Key| objects.get(key).is_some_and(|o| !o.relations.is_empty());
-        let due = self.retell.turn(monotonic, interval, has_relations);
-        let context =
-            Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after: observed_at };
-        due.iter()
-            .filter_map(|key| objects.get(key))
-            .flat_map(|object| convert::again(&context, object))
-            .collect()
+        let due = self.retell.turn(monotonic, interval, |key: &Key| objects.get(key).is_some_and(has_edges));
+        let mut events = Vec::new();
+        for key in due {
+            // Pods may have come and gone since the policy that is for them came.
+            if let Some(mut policy) = self.objects.get(&key).filter(|object| is_limit(object)).cloned() {
+                Consequences::complete(&mut policy, &self.objects);
+                self.objects.insert(key.clone(), policy);
+            }
+            let context = Context {
+                cluster: &self.cluster,
+                observed_at,
+                owners: &self.owners,
+                news_after: observed_at,
+            };
+            let object = self.objects.get(&key).filter(|object| !object.relations.is_empty());
+            events.extend(object.into_iter().flat_map(|object| convert::again(&context, object)));
+        }
+        events
     }
 
     /// Number of objects that are followed.
@@ -214,12 +285,17 @@ impl Tracker {
 
     /// True when none are.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.objects.len() == 0
     }
 
     /// Changes of objects beyond [`OBJECTS_MAX`].
     pub fn untracked(&self) -> u64 {
         self.untracked
+    }
+
+    /// What was to be looked at later and is not, because too much was.
+    pub fn dropped(&self) -> u64 {
+        self.consequences.dropped() + self.lasting.dropped()
     }
 
     fn update_pods(&self, watch_type: WatchType, object: &Summary) {
@@ -242,6 +318,11 @@ impl Tracker {
     }
 }
 
-fn key(object: &Summary) -> Key {
-    (object.kind.clone(), object.namespace.clone(), object.name.clone())
+fn is_limit(object: &Summary) -> bool {
+    LIMITS.contains(&object.kind.as_str())
+}
+
+/// Whether an object names others, or may do so later.
+fn has_edges(object: &Summary) -> bool {
+    !object.relations.is_empty() || is_limit(object)
 }

@@ -3,7 +3,7 @@
 //!
 //! A thing is called absent only where others of its kind are known, so that a kind that nobody may list is never missed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use smol_str::{SmolStr, format_smolstr};
 use tapio_schemas::entity::kinds;
@@ -13,32 +13,49 @@ use tapio_schemas::kind::{EventKind, EventSeverity};
 
 use super::convert::{Consequence, Context, WatchType, consequence};
 use super::json::selects;
+use super::lasting::REPEAT_NS;
 use super::pod::PodState;
+use super::stock::{Key, Stock, key_of};
 use super::summary::{Detail, Route, Summary};
-use super::tracker::Key;
 
 /// An init container that runs for this long waits for something, ns.
 const INIT_NS: u64 = 60_000_000_000;
 /// A new route is looked at this long after it came: what it names may come right after it.
 const ROUTE_NS: u64 = 10_000_000_000;
+/// All routes are looked at this long after something that routes name came, went or changed.
+const ROUTES_NS: u64 = 2_000_000_000;
 /// Time in which a machine that takes no more pods should be empty, and after which it is looked at again, ns.
 const DRAIN_NS: u64 = 60_000_000_000;
-/// Objects that are waited for; further ones are not.
+/// Objects that are waited for; further ones are not, and counted.
 const DUE_MAX: usize = 20_000;
 /// Names of pods that one message has.
 const NAMES_MAX: usize = 3;
-
-type Objects = HashMap<Key, Summary>;
+/// Kinds that a route names.
+const NAMED_BY_ROUTES: [&str; 3] = [kinds::SERVICE, "Secret", "IngressClass"];
+/// Kinds that say whether somebody answers for a Service.
+const BEHIND_SERVICES: [&str; 2] = [kinds::SERVICE, "EndpointSlice"];
 
 /// What waits, and what was told of it.
 #[derive(Debug, Default)]
-pub struct Waits {
+pub(super) struct Waits {
     due: BTreeSet<(UnixNanos, Key)>,
-    /// Objects of which it was told, with the object that a budget holds up.
-    told: BTreeMap<Key, SmolStr>,
+    dropped: u64,
+    told: BTreeMap<Key, Told>,
     routes: BTreeSet<Key>,
+    /// When all routes are to be looked at.
+    routes_due: Option<UnixNanos>,
+    budgets: BTreeSet<Key>,
     /// Machines that take no more pods and that some pods have left since.
     emptied: BTreeSet<SmolStr>,
+}
+
+/// What was told of an object that waits.
+#[derive(Debug)]
+struct Told {
+    /// The machine that a budget holds up; else empty.
+    of: SmolStr,
+    /// When last.
+    at: UnixNanos,
 }
 
 /// What is missing.
@@ -51,48 +68,92 @@ struct Missing {
 
 impl Waits {
     /// Remembers when to look at what.
-    pub fn note(&mut self, at: UnixNanos, watch_type: WatchType, new: &Summary, previous: Option<&Summary>) {
-        let key = || (new.kind.clone(), new.namespace.clone(), new.name.clone());
+    pub fn note(
+        &mut self,
+        at: UnixNanos,
+        watch_type: WatchType,
+        new: &Summary,
+        previous: Option<&Summary>,
+        objects: &Stock,
+    ) {
         let is_deleted = watch_type == WatchType::Deleted;
         match &new.detail {
             Detail::Route(_) if is_deleted => {
-                self.routes.remove(&key());
-                self.told.remove(&key());
+                self.routes.remove(&key_of(new));
+                self.told.remove(&key_of(new));
             }
             Detail::Route(_) => {
-                self.routes.insert(key());
-                self.wait(at.plus(ROUTE_NS), key());
+                self.routes.insert(key_of(new));
+                self.wait(at.plus(ROUTE_NS), key_of(new));
+            }
+            Detail::Budget(_) if is_deleted => {
+                self.budgets.remove(&key_of(new));
+                self.told.remove(&key_of(new));
+            }
+            Detail::Budget(_) => {
+                self.budgets.insert(key_of(new));
             }
             Detail::Machine(machine) if machine.is_cordoned && !is_deleted => {
                 let was = previous.is_some_and(|p| matches!(&p.detail, Detail::Machine(m) if m.is_cordoned));
                 if !was {
-                    self.wait(at.plus(DRAIN_NS), key());
+                    self.wait(at.plus(DRAIN_NS), key_of(new));
                 }
             }
             Detail::Machine(_) => {
                 self.emptied.remove(&new.name);
+                self.release(at, &new.name);
             }
             Detail::Pod(pod) => {
                 let is_new = previous.and_then(Summary::pod).and_then(waiting_init).is_none();
                 if let Some(since) = waiting_init(pod).filter(|_| is_new && !is_deleted) {
-                    self.wait(since.max(at).plus(INIT_NS), key());
+                    self.wait(since.plus(INIT_NS).max(at), key_of(new));
                 }
-                if (is_deleted || new.deleted_from.is_some()) && !pod.node.is_empty() {
+                // Of a machine that is gone nobody ever says that it takes pods again.
+                if (is_deleted || new.deleted_from.is_some())
+                    && objects.find(kinds::NODE, &SmolStr::default(), &pod.node).is_some()
+                {
                     self.emptied.insert(pod.node.clone());
                 }
             }
-            _ if [kinds::SERVICE, "Secret", "IngressClass"].contains(&new.kind.as_str()) => {
-                for route in self.routes.clone() {
-                    self.wait(at.plus(ROUTE_NS / 5), route);
-                }
+            _ if NAMED_BY_ROUTES.contains(&new.kind.as_str())
+                && (is_deleted || previous.is_none_or(|previous| ports(previous) != ports(new))) =>
+            {
+                self.look_at_routes(at);
             }
             _ => {}
         }
     }
 
+    /// A list of a kind is complete: only now is known what is not there.
+    pub fn list_ended(&mut self, at: UnixNanos, kind: &str) {
+        if NAMED_BY_ROUTES.contains(&kind) {
+            self.look_at_routes(at);
+        }
+    }
+
+    /// Objects that were not waited for, because too many were.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    fn look_at_routes(&mut self, at: UnixNanos) {
+        if !self.routes.is_empty() {
+            self.routes_due.get_or_insert(at.plus(ROUTES_NS));
+        }
+    }
+
+    /// Budgets that held up a machine are looked at: it is gone, or takes pods again.
+    fn release(&mut self, at: UnixNanos, node: &SmolStr) {
+        let held: Vec<Key> =
+            self.told.iter().filter(|(_, told)| told.of == *node).map(|(key, _)| key.clone()).collect();
+        held.into_iter().for_each(|key| self.wait(at, key));
+    }
+
     fn wait(&mut self, at: UnixNanos, key: Key) {
         if self.due.len() < DUE_MAX {
             self.due.insert((at, key));
+        } else {
+            self.dropped += 1;
         }
     }
 
@@ -101,36 +162,55 @@ impl Waits {
     pub fn look(
         &mut self,
         context: &Context<'_>,
-        objects: &Objects,
+        objects: &Stock,
         has_pods: impl Fn(&SmolStr, &SmolStr) -> Option<bool>,
     ) -> Vec<UnifiedEvent> {
+        let now = context.observed_at;
         let mut events = Vec::new();
-        while self.due.first().is_some_and(|(at, _)| *at <= context.observed_at) {
+        if self.routes_due.is_some_and(|at| at <= now) && !is_listing(objects, &NAMED_BY_ROUTES) {
+            self.routes_due = None;
+            for key in self.routes.clone() {
+                events.extend(self.route(context, &key, objects));
+            }
+        }
+        while self.due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, key)) = self.due.pop_first() else { break };
             let Some(object) = objects.get(&key) else { continue };
             match &object.detail {
-                Detail::Route(route) => {
-                    let missing = unresolved(object, route, objects);
-                    events.extend(self.tell(context, object, SmolStr::default(), missing));
+                // The end of the list is waited for.
+                Detail::Route(_) if is_listing(objects, &NAMED_BY_ROUTES) => {
+                    self.wait(now.plus(ROUTE_NS), key);
+                }
+                Detail::Route(_) => events.extend(self.route(context, &key, objects)),
+                Detail::Pod(_) if is_listing(objects, &BEHIND_SERVICES) => {
+                    self.wait(now.plus(ROUTE_NS), key);
                 }
                 Detail::Pod(pod) => {
-                    let missing = init_waits(object, pod, objects, &has_pods);
-                    events
-                        .extend(missing.map(|missing| stuck(context, object, missing)).into_iter().flatten());
+                    if let Some(missing) = init_waits(object, pod, objects, &has_pods) {
+                        self.wait(now.plus(REPEAT_NS), key);
+                        events.extend(stuck(context, object, missing));
+                    }
                 }
                 Detail::Machine(machine) => {
                     events.extend(self.drain(context, object, objects));
                     if machine.is_cordoned {
-                        self.wait(context.observed_at.plus(DRAIN_NS), key);
+                        self.wait(now.plus(DRAIN_NS), key);
                     }
                 }
+                Detail::Budget(_) => events.extend(self.budget(context, object, objects)),
                 _ => {}
             }
         }
         events
     }
 
-    /// Tells what is missing to an object, once, and that it is not any more.
+    fn route(&mut self, context: &Context<'_>, key: &Key, objects: &Stock) -> Vec<UnifiedEvent> {
+        let Some(object) = objects.get(key) else { return Vec::new() };
+        let Detail::Route(route) = &object.detail else { return Vec::new() };
+        self.tell(context, object, SmolStr::default(), unresolved(object, route, objects))
+    }
+
+    /// Tells what is missing to an object, again as long as it is, and once that it is not any more.
     fn tell(
         &mut self,
         context: &Context<'_>,
@@ -138,12 +218,14 @@ impl Waits {
         of: SmolStr,
         missing: Option<Missing>,
     ) -> Vec<UnifiedEvent> {
-        let key = (object.kind.clone(), object.namespace.clone(), object.name.clone());
+        let (key, at) = (key_of(object), context.observed_at);
         match missing {
-            Some(missing) => match self.told.insert(key, of) {
-                None => stuck(context, object, missing),
-                Some(_) => Vec::new(),
-            },
+            Some(_) if self.told.get(&key).is_some_and(|told| at.since(told.at) < REPEAT_NS) => Vec::new(),
+            Some(missing) => {
+                self.told.insert(key.clone(), Told { of, at });
+                self.wait(at.plus(REPEAT_NS), key);
+                stuck(context, object, missing)
+            }
             None if self.told.remove(&key).is_some() => consequence(
                 context,
                 object,
@@ -156,33 +238,66 @@ impl Waits {
     }
 
     /// Budgets that keep pods on a machine that others have left already.
-    fn drain(&mut self, context: &Context<'_>, node: &Summary, objects: &Objects) -> Vec<UnifiedEvent> {
-        let is_emptied =
-            matches!(&node.detail, Detail::Machine(m) if m.is_cordoned) && self.emptied.contains(&node.name);
-        let mut budgets: Vec<&Summary> =
-            objects.values().filter(|object| matches!(object.detail, Detail::Budget(_))).collect();
-        budgets.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    fn drain(&mut self, context: &Context<'_>, node: &Summary, objects: &Stock) -> Vec<UnifiedEvent> {
+        let is_emptied = self.is_emptied(node);
+        if !is_emptied && !self.told.values().any(|told| told.of == node.name) {
+            return Vec::new();
+        }
+        let left = if is_emptied { left_on(node, objects) } else { Vec::new() };
         let mut events = Vec::new();
-        for budget in budgets {
-            let key = (budget.kind.clone(), budget.namespace.clone(), budget.name.clone());
-            if self.told.get(&key).is_some_and(|of| *of != node.name) {
-                continue;
+        for key in self.budgets.clone() {
+            let Some(budget) = objects.get(&key) else { continue };
+            if self.told.get(&key).is_none_or(|told| told.of == node.name) {
+                events.extend(self.hold_up(context, budget, node, &left));
             }
-            let kept = if is_emptied { kept(budget, node, objects) } else { Vec::new() };
-            let missing = (!kept.is_empty()).then(|| Missing {
-                reason: "DrainBlocked",
-                message: format!(
-                    "{} of {} that takes no more pods may not be evicted: {}",
-                    if kept.len() == 1 { "a pod".to_owned() } else { format!("{} pods", kept.len()) },
-                    node.name,
-                    names(&kept)
-                ),
-                other: format_smolstr!("/{}/{}", kinds::NODE, node.name),
-            });
-            events.extend(self.tell(context, budget, node.name.clone(), missing));
         }
         events
     }
+
+    /// A budget of which it was told that it holds up a machine.
+    fn budget(&mut self, context: &Context<'_>, budget: &Summary, objects: &Stock) -> Vec<UnifiedEvent> {
+        let Some(told) = self.told.get(&key_of(budget)) else { return Vec::new() };
+        match objects.find(kinds::NODE, &SmolStr::default(), &told.of) {
+            Some(node) if self.is_emptied(node) => {
+                self.hold_up(context, budget, node, &left_on(node, objects))
+            }
+            _ => self.tell(context, budget, SmolStr::default(), None),
+        }
+    }
+
+    fn is_emptied(&self, node: &Summary) -> bool {
+        matches!(&node.detail, Detail::Machine(m) if m.is_cordoned) && self.emptied.contains(&node.name)
+    }
+
+    fn hold_up(
+        &mut self,
+        context: &Context<'_>,
+        budget: &Summary,
+        node: &Summary,
+        left: &[&Summary],
+    ) -> Vec<UnifiedEvent> {
+        let kept = kept(budget, left);
+        let missing = (!kept.is_empty()).then(|| Missing {
+            reason: "DrainBlocked",
+            message: format!(
+                "{} of {} that takes no more pods may not be evicted: {}",
+                if kept.len() == 1 { "a pod".to_owned() } else { format!("{} pods", kept.len()) },
+                node.name,
+                names(&kept)
+            ),
+            other: format_smolstr!("/{}/{}", kinds::NODE, node.name),
+        });
+        self.tell(context, budget, node.name.clone(), missing)
+    }
+}
+
+fn is_listing(objects: &Stock, kinds: &[&str]) -> bool {
+    kinds.iter().any(|kind| objects.is_listing(kind))
+}
+
+/// Ports of a Service; empty for anything else.
+fn ports(object: &Summary) -> &[SmolStr] {
+    if let Detail::Rules(rules) = &object.detail { &rules.ports } else { &[] }
 }
 
 fn stuck(context: &Context<'_>, object: &Summary, missing: Missing) -> Vec<UnifiedEvent> {
@@ -199,23 +314,29 @@ fn names(all: &[&SmolStr]) -> String {
     text
 }
 
-/// Pods of a machine that a budget with no disruption left is for.
-fn kept<'a>(budget: &Summary, node: &Summary, objects: &'a Objects) -> Vec<&'a SmolStr> {
+/// Pods that run on a machine and that somebody who empties it evicts.
+fn left_on<'a>(node: &Summary, objects: &'a Stock) -> Vec<&'a Summary> {
+    let is_left = |object: &&Summary| {
+        object.deleted_from.is_none()
+            && object.owner.as_ref().is_none_or(|(kind, _)| kind != kinds::DAEMON_SET)
+            && object.pod().is_some_and(|pod| pod.node == node.name && pod.phase == "Running")
+    };
+    let mut left: Vec<&Summary> = objects.values().filter(is_left).collect();
+    left.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    left
+}
+
+/// Those of them that a budget with no disruption left is for.
+fn kept<'a>(budget: &Summary, left: &[&'a Summary]) -> Vec<&'a SmolStr> {
     let Detail::Budget(rule) = &budget.detail else { return Vec::new() };
     if rule.allowed > 0 {
         return Vec::new();
     }
-    let is_kept = |object: &&Summary| {
+    let is_kept = |object: &&&Summary| {
         object.namespace == budget.namespace
-            && object.deleted_from.is_none()
-            && object.owner.as_ref().is_none_or(|(kind, _)| kind != kinds::DAEMON_SET)
-            && object.pod().is_some_and(|pod| {
-                pod.node == node.name && pod.phase == "Running" && selects(&rule.selector, &pod.labels)
-            })
+            && object.pod().is_some_and(|pod| selects(&rule.selector, &pod.labels))
     };
-    let mut found: Vec<&SmolStr> = objects.values().filter(is_kept).map(|object| &object.name).collect();
-    found.sort();
-    found
+    left.iter().filter(is_kept).map(|object| &object.name).collect()
 }
 
 /// Since when an init container runs that is not done.
@@ -227,11 +348,11 @@ fn waiting_init(pod: &PodState) -> Option<UnixNanos> {
 fn init_waits(
     object: &Summary,
     pod: &PodState,
-    objects: &Objects,
+    objects: &Stock,
     has_pods: &impl Fn(&SmolStr, &SmolStr) -> Option<bool>,
 ) -> Option<Missing> {
     let container = pod.containers.iter().find(|c| c.is_init && c.running_since.is_some())?;
-    if object.deleted_from.is_some() || !is_known(objects, kinds::SERVICE) {
+    if object.deleted_from.is_some() || !objects.knows(kinds::SERVICE) {
         return None;
     }
     let asked = pod.asked.iter().filter(|(name, _)| *name == container.name).map(|(_, host)| host);
@@ -241,8 +362,7 @@ fn init_waits(
                 (name, rest.split('.').next().unwrap_or_default())
             });
         let (name, namespace) = (SmolStr::new(name), SmolStr::new(namespace));
-        let is_there =
-            objects.contains_key(&(SmolStr::new_static(kinds::SERVICE), namespace.clone(), name.clone()));
+        let is_there = objects.find(kinds::SERVICE, &namespace, &name).is_some();
         let what = match (is_there, has_pods(&namespace, &name)) {
             (false, _) => "which does not exist",
             (true, Some(false)) => "which has no ready pod behind it",
@@ -259,29 +379,22 @@ fn init_waits(
     })
 }
 
-fn is_known(objects: &Objects, kind: &str) -> bool {
-    objects.keys().any(|key| key.0 == kind)
-}
-
 /// What a route names and is not there.
-fn unresolved(object: &Summary, route: &Route, objects: &Objects) -> Option<Missing> {
+fn unresolved(object: &Summary, route: &Route, objects: &Stock) -> Option<Missing> {
     let namespace = &object.namespace;
-    let find = |kind: &'static str, namespace: &SmolStr, name: &SmolStr| {
-        objects.get(&(SmolStr::new_static(kind), namespace.clone(), name.clone()))
-    };
     let missing = |reason, what: &str, kind: &str, namespace: &str, name: &SmolStr| {
         let other = format_smolstr!("{namespace}/{kind}/{name}");
         Some(Missing { reason, message: format!("{what} {name}, which is not there"), other })
     };
     let nowhere = SmolStr::default();
     if !route.class.is_empty()
-        && is_known(objects, "IngressClass")
-        && find("IngressClass", &nowhere, &route.class).is_none()
+        && objects.knows("IngressClass")
+        && objects.find("IngressClass", &nowhere, &route.class).is_none()
     {
         return missing("ClassAbsent", "it is of the class", "IngressClass", "", &route.class);
     }
-    for (name, port) in route.backends.iter().filter(|_| is_known(objects, kinds::SERVICE)) {
-        let Some(service) = find(kinds::SERVICE, namespace, name) else {
+    for (name, port) in route.backends.iter().filter(|_| objects.knows(kinds::SERVICE)) {
+        let Some(service) = objects.find(kinds::SERVICE, namespace, name) else {
             return missing("BackendAbsent", "it sends to Service", kinds::SERVICE, namespace, name);
         };
         let Detail::Rules(rules) = &service.detail else { continue };
@@ -299,7 +412,7 @@ fn unresolved(object: &Summary, route: &Route, objects: &Objects) -> Option<Miss
     let absent = route
         .secrets
         .iter()
-        .filter(|_| is_known(objects, "Secret"))
-        .find(|name| find("Secret", namespace, name).is_none())?;
+        .filter(|_| objects.knows("Secret"))
+        .find(|name| objects.find("Secret", namespace, name).is_none())?;
     missing("TlsSecretAbsent", "its certificate is in Secret", "Secret", namespace, absent)
 }

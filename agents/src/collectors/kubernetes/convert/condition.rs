@@ -2,6 +2,7 @@
 
 use smol_str::format_smolstr;
 use tapio_schemas::entity::kinds;
+use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::{EventKind, EventSeverity};
 use tapio_schemas::payload::KubernetesData;
 
@@ -33,11 +34,6 @@ pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_t
         return;
     }
     let on_node = new.kind == kinds::NODE;
-    let (kind, bad_severity) = if on_node {
-        (EventKind::K8sNodeCondition, EventSeverity::Error)
-    } else {
-        (EventKind::K8sObjectChanged, EventSeverity::Warning)
-    };
     for condition in &new.conditions {
         let before = previous.and_then(|previous| previous.condition(&condition.kind));
         let is_bad = is_bad(condition, on_node);
@@ -51,13 +47,38 @@ pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_t
         if !changed {
             continue;
         }
-        let data = if on_node { of_node(condition, before) } else { of_object(condition, before) };
         // What is wrong since long is told as of now: an old time would be dropped as old news.
         let at = condition.since.filter(|_| previous.is_some());
-        let distinct = format_smolstr!("{}={}/{}", condition.kind, condition.status, condition.reason);
-        let severity = if is_bad { bad_severity } else { EventSeverity::Info };
-        out.push(kind, severity, Fact { at, distinct, data, ..Fact::default() });
+        push(out, condition, before, at);
     }
+}
+
+/// True when a condition is bad.
+pub(super) fn lasts(object: &Summary) -> bool {
+    object.conditions.iter().any(|condition| is_bad(condition, object.kind == kinds::NODE))
+}
+
+/// Every condition that is bad, as of now.
+pub(super) fn lasting(out: &mut Changes<'_>) {
+    let new = out.new;
+    let on_node = new.kind == kinds::NODE;
+    for condition in new.conditions.iter().filter(|condition| is_bad(condition, on_node)) {
+        push(out, condition, None, None);
+    }
+}
+
+/// A condition as it is now, at its own time or as of now.
+fn push(out: &mut Changes<'_>, condition: &Condition, before: Option<&Condition>, at: Option<UnixNanos>) {
+    let on_node = out.new.kind == kinds::NODE;
+    let (kind, bad_severity) = if on_node {
+        (EventKind::K8sNodeCondition, EventSeverity::Error)
+    } else {
+        (EventKind::K8sObjectChanged, EventSeverity::Warning)
+    };
+    let severity = if is_bad(condition, on_node) { bad_severity } else { EventSeverity::Info };
+    let data = if on_node { of_node(condition, before) } else { of_object(condition, before) };
+    let distinct = format_smolstr!("{}={}/{}", condition.kind, condition.status, condition.reason);
+    out.push(kind, severity, Fact { at, distinct, data, ..Fact::default() });
 }
 
 fn of_node(condition: &Condition, before: Option<&Condition>) -> KubernetesData {

@@ -24,6 +24,7 @@ use super::summary::{Detail, Summary};
 use crate::convert::Seed;
 
 pub use event::{EventSummary, event};
+pub use pods::lost_readiness;
 
 /// Kinds whose changes are a heartbeat or a copy of what other objects say.
 const IGNORED: [&str; 3] = ["Lease", "Endpoints", "Event"];
@@ -103,6 +104,26 @@ pub fn object(
 pub fn again(context: &Context<'_>, object: &Summary) -> Vec<UnifiedEvent> {
     let mut out = Changes { context, new: object, changed_at: None, events: Vec::new() };
     out.push_with_relations(EventKind::K8sObjectAdded, Fact::default());
+    out.events
+}
+
+/// True when something is wrong with the object that lasts: who does not hear of it again takes it to be over.
+pub fn lasts(object: &Summary) -> bool {
+    match &object.detail {
+        _ if IGNORED.contains(&object.kind.as_str()) => false,
+        Detail::Pod(pod) => pods::lasts(object, pod),
+        _ => condition::lasts(object),
+    }
+}
+
+/// What is wrong with the object and lasts, told as of now.
+pub fn lasting(context: &Context<'_>, object: &Summary) -> Vec<UnifiedEvent> {
+    let mut out = Changes { context, new: object, changed_at: None, events: Vec::new() };
+    match &object.detail {
+        _ if IGNORED.contains(&object.kind.as_str()) => {}
+        Detail::Pod(pod) => pods::lasting(&mut out, pod),
+        _ => condition::lasting(&mut out),
+    }
     out.events
 }
 

@@ -10,6 +10,8 @@ use crate::collectors::kubernetes::summary::{Condition, Summary};
 
 /// Waiting for these is normal.
 const ORDINARY_WAITS: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
+/// A pod that was bound is said to be not ready at once.
+const BOUND_NS: u64 = 2_000_000_000;
 
 pub(super) fn changes(out: &mut Changes<'_>, pod: &PodState, previous: Option<&Summary>) {
     let pod_before = previous.and_then(Summary::pod);
@@ -83,12 +85,60 @@ fn started(container: &ContainerState) -> Fact<'_> {
     }
 }
 
-fn waiting(out: &mut Changes<'_>, container: &ContainerState, before: Option<&ContainerState>) {
-    let Some((reason, message)) = &container.waiting else { return };
-    let same = before.and_then(|before| before.waiting.as_ref()).is_some_and(|(old, _)| old == reason);
-    if same || ORDINARY_WAITS.contains(&reason.as_str()) {
-        return;
+/// True when something is wrong with a pod that its kubelet may not mention again.
+pub(super) fn lasts(object: &Summary, pod: &PodState) -> bool {
+    pod.containers.iter().any(|container| held_up(container).is_some())
+        || unschedulable(object).is_some()
+        || unready(object, pod).is_some()
+}
+
+/// What is wrong with a pod, as of now.
+pub(super) fn lasting(out: &mut Changes<'_>, pod: &PodState) {
+    for container in &pod.containers {
+        push_waiting(out, container);
     }
+    if let Some(condition) = unschedulable(out.new) {
+        let fact = Fact { at: None, ..of_condition(condition) };
+        out.push(EventKind::K8sPodUnschedulable, EventSeverity::Error, fact);
+    }
+    if let Some(condition) = unready(out.new, pod) {
+        let fact = Fact { at: None, ..of_condition(condition) };
+        out.push(EventKind::K8sPodNotReady, EventSeverity::Warning, fact);
+    }
+}
+
+/// The readiness that a pod has lost. One that never was ready is still starting.
+pub fn lost_readiness(pod: &Summary) -> Option<&Condition> {
+    let ready = pod.condition("Ready").filter(|ready| ready.status != "True")?;
+    let bound = pod.condition("PodScheduled").and_then(|bound| bound.since)?;
+    (ready.since?.since(bound) > BOUND_NS).then_some(ready)
+}
+
+fn unready<'a>(object: &'a Summary, pod: &PodState) -> Option<&'a Condition> {
+    lost_readiness(object).filter(|_| is_wanted(object, pod))
+}
+
+fn unschedulable(pod: &Summary) -> Option<&Condition> {
+    pod.condition("PodScheduled").filter(|c| c.status == "False" && c.reason == "Unschedulable")
+}
+
+/// Reason and message of a container that waits for what is not ordinary.
+fn held_up(container: &ContainerState) -> Option<&(SmolStr, SmolStr)> {
+    container.waiting.as_ref().filter(|(reason, _)| !ORDINARY_WAITS.contains(&reason.as_str()))
+}
+
+fn waiting(out: &mut Changes<'_>, container: &ContainerState, before: Option<&ContainerState>) {
+    let same = match (&container.waiting, before.and_then(|before| before.waiting.as_ref())) {
+        (Some((reason, _)), Some((old, _))) => reason == old,
+        _ => false,
+    };
+    if !same {
+        push_waiting(out, container);
+    }
+}
+
+fn push_waiting(out: &mut Changes<'_>, container: &ContainerState) {
+    let Some((reason, message)) = held_up(container) else { return };
     let fact = Fact {
         container: &container.name,
         distinct: format_smolstr!("{reason}/{}", container.restarts),
@@ -104,13 +154,10 @@ fn waiting(out: &mut Changes<'_>, container: &ContainerState, before: Option<&Co
 }
 
 fn scheduling(out: &mut Changes<'_>, previous: Option<&Summary>) {
-    let is_unschedulable = |pod: &Summary| {
-        pod.condition("PodScheduled").filter(|c| c.status == "False" && c.reason == "Unschedulable").cloned()
-    };
-    if let Some(now) = is_unschedulable(out.new)
-        && previous.and_then(is_unschedulable).is_none()
+    if let Some(now) = unschedulable(out.new)
+        && previous.and_then(unschedulable).is_none()
     {
-        out.push(EventKind::K8sPodUnschedulable, EventSeverity::Error, of_condition(&now));
+        out.push(EventKind::K8sPodUnschedulable, EventSeverity::Error, of_condition(now));
     }
 }
 

@@ -6,13 +6,12 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::ids::UnixNanos;
 
 use super::Standing;
+use crate::collectors::kubernetes::convert::lost_readiness;
 use crate::collectors::kubernetes::pod::PodState;
 use crate::collectors::kubernetes::summary::{Condition, Detail, Summary};
 
 /// A condition that changed sooner after the creation than this was set for the first time.
 const FIRST_SET_NS: u64 = 60_000_000_000;
-/// A pod that was bound is said to be not ready at once.
-const BOUND_NS: u64 = 2_000_000_000;
 
 /// The object as it was at `since`: nothing of what it says of itself has happened yet.
 pub(super) fn before(object: &Standing, since: UnixNanos) -> Summary {
@@ -21,7 +20,7 @@ pub(super) fn before(object: &Standing, since: UnixNanos) -> Summary {
     before.deleted_from = None;
     match &now.detail {
         Detail::Pod(pod) => {
-            before.conditions = was_ready(now).into_iter().collect();
+            before.conditions = lost_readiness(now).map(flip).into_iter().collect();
             let pod = PodState { containers: Vec::new(), reason: SmolStr::default(), ..(**pod).clone() };
             before.detail = Detail::Pod(Box::new(pod));
         }
@@ -42,13 +41,6 @@ fn has_changed(created: Option<UnixNanos>, condition: &Condition, since: UnixNan
 fn flip(condition: &Condition) -> Condition {
     let status = if condition.status == "True" { "False" } else { "True" };
     Condition { status: SmolStr::new_static(status), reason: SmolStr::default(), ..condition.clone() }
-}
-
-/// The readiness that a pod has lost. One that never was ready is still starting.
-fn was_ready(pod: &Summary) -> Option<Condition> {
-    let ready = pod.condition("Ready").filter(|ready| ready.status != "True")?;
-    let bound = pod.condition("PodScheduled").and_then(|bound| bound.since)?;
-    (ready.since?.since(bound) > BOUND_NS).then(|| flip(ready))
 }
 
 /// The states of a Deployment between `before` and now, by what its ReplicaSets say of its revisions: when each began.
