@@ -8,6 +8,7 @@ mod fixtures;
 mod lasting;
 mod leading;
 mod listing;
+mod lists;
 mod missed;
 mod protocol;
 mod rights;

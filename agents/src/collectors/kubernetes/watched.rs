@@ -51,7 +51,7 @@ const STANDARD: [Row; 25] = [
     ("LimitRange", "limitranges", &["v1"], "limits of namespaces"),
     ("ServiceAccount", "serviceaccounts", &["v1"], "service accounts"),
     ("PriorityClass", "priorityclasses", &["scheduling.k8s.io/v1"], "priorities"),
-    ("NetworkPolicy", "networkpolicies", &["networking.k8s.io/v1"], "network policies"),
+    ("IngressClass", "ingressclasses", &["networking.k8s.io/v1"], "classes of ingresses"),
     ("Ingress", "ingresses", &["networking.k8s.io/v1"], "ingresses"),
     ("HorizontalPodAutoscaler", "horizontalpodautoscalers", &["autoscaling/v2"], "autoscalers"),
     ("PodDisruptionBudget", "poddisruptionbudgets", &["policy/v1"], "disruption budgets"),
@@ -78,6 +78,9 @@ const STANDARD: [Row; 25] = [
 const LEASE: Row = ("Lease", "leases", &["coordination.k8s.io/v1"], "heartbeats of nodes");
 const CONFIG_MAP: Row = ("ConfigMap", "configmaps", &["v1"], "changed configuration");
 const SECRET: Row = ("Secret", "secrets", &["v1"], "changed secrets");
+/// After the pods that they are for.
+const NETWORK_POLICY: Row =
+    ("NetworkPolicy", "networkpolicies", &["networking.k8s.io/v1"], "network policies");
 const GATEWAY: Row = ("Gateway", "gateways", &["gateway.networking.k8s.io/v1"], "gateways");
 const POD: Row = ("Pod", "pods", &["v1"], "pods");
 const ENDPOINT_SLICE: Row =
@@ -171,13 +174,13 @@ pub fn of(config: &KubernetesConfig) -> (Vec<Watched>, Vec<String>) {
             )),
         }
     }
-    kinds.extend([POD, ENDPOINT_SLICE, EVENT].map(Watched::of));
+    kinds.extend([POD, ENDPOINT_SLICE, NETWORK_POLICY, EVENT].map(Watched::of));
     (kinds, refused)
 }
 
 /// True for the kinds that need no configuration.
 pub fn is_known(kind: &str) -> bool {
-    let others = [LEASE, CONFIG_MAP, SECRET, GATEWAY, POD, ENDPOINT_SLICE, EVENT];
+    let others = [LEASE, CONFIG_MAP, SECRET, GATEWAY, POD, ENDPOINT_SLICE, NETWORK_POLICY, EVENT];
     STANDARD.iter().chain(&others).any(|row| row.0 == kind)
 }
 

@@ -32,7 +32,7 @@ const fn required(resource: Resource) -> Resource {
 const ADMISSION: &str = "admissionregistration.k8s.io/v1";
 
 /// All kinds, the largest lists first.
-pub const RESOURCES: [Resource; 28] = [
+pub const RESOURCES: [Resource; 30] = [
     required(of("Pod", "v1", "pods")),
     required(of("Event", "v1", "events")),
     of("ReplicaSet", "apps/v1", "replicasets"),
@@ -50,11 +50,14 @@ pub const RESOURCES: [Resource; 28] = [
     of("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
     of("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
     of("Ingress", "networking.k8s.io/v1", "ingresses"),
+    // Whether the certificate of a route is there.
+    Resource { metadata_only: true, ..of("Secret", "v1", "secrets") },
     of("LimitRange", "v1", "limitranges"),
     Resource { metadata_only: true, ..of("ServiceAccount", "v1", "serviceaccounts") },
     cluster(of("Node", "v1", "nodes")),
     cluster(of("PersistentVolume", "v1", "persistentvolumes")),
     cluster(of("StorageClass", "storage.k8s.io/v1", "storageclasses")),
+    cluster(of("IngressClass", "networking.k8s.io/v1", "ingressclasses")),
     cluster(of("Namespace", "v1", "namespaces")),
     cluster(of("VolumeAttachment", "storage.k8s.io/v1", "volumeattachments")),
     cluster(of("ValidatingWebhookConfiguration", ADMISSION, "validatingwebhookconfigurations")),

@@ -16,7 +16,7 @@ use tapio_schemas::payload::Payload;
 use super::gone::{self, Gone};
 use super::{Standing, Told, WINDOW_NS, history};
 use crate::collectors::kubernetes::convert::WatchType;
-use crate::collectors::kubernetes::summary::Summary;
+use crate::collectors::kubernetes::summary::{LIMITS, Summary};
 use crate::collectors::kubernetes::tracker::Tracker;
 use crate::convert::Seed;
 
@@ -51,6 +51,9 @@ pub(super) fn events(
     gone.iter().for_each(|pod| teller.begun(pod));
     told.iter().for_each(|told| teller.event(told));
     gone.into_iter().for_each(|pod| teller.ended(pod));
+    // What waited for the last of them.
+    let overdue = teller.tracker.overdue(now);
+    teller.events.extend(overdue);
     teller.events.sort_by_key(|event| event.timestamp);
     teller.events
 }
@@ -60,10 +63,13 @@ fn place(object: &Summary) -> (u8, &SmolStr, &SmolStr, &SmolStr) {
     let rank = match object.kind.as_str() {
         kinds::NAMESPACE | kinds::NODE => 0,
         kinds::REPLICA_SET | kinds::JOB => 2,
-        kinds::POD => 4,
-        "EndpointSlice" => 5,
+        // A pod may wait for what is behind a Service.
+        "EndpointSlice" => 4,
+        kinds::POD => 5,
+        // It names the pods that it is for.
+        kind if LIMITS.contains(&kind) => 6,
         // What it names must be known before it is looked at.
-        "Ingress" => 6,
+        "Ingress" => 7,
         kind if kind == kinds::DEPLOYMENT || kind == kinds::CRON_JOB => 1,
         _ => 3,
     };
