@@ -4,6 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use tapio_agents::config::AgentConfig;
+use tapio_agents::node::NodeAgent;
 use tapio_runtime::config::ByteSize;
 use tapio_runtime::harness::NatsServer;
 use tapio_schemas::Entity;
@@ -81,7 +82,9 @@ async fn who_has_no_token_says_too_much_or_no_list_is_refused() {
     let mut config = config("refused");
     config.audit.token_file = Some(file.clone());
     config.audit.message_max = ByteSize(10_000);
-    let agent = support::start(&nats, config).await;
+    let parts = support::parts(&nats).await;
+    let metrics = parts.metrics.clone();
+    let agent = NodeAgent::start(config, parts).await.unwrap();
     let address = agent.audit().expect("it listens");
     let batch = list(&[event(1, "delete", "jane")]);
     for (token, body, status) in [
@@ -95,8 +98,52 @@ async fn who_has_no_token_says_too_much_or_no_list_is_refused() {
         let answer = send(address, token, &body).await;
         assert_eq!(answer.0, status, "{answer:?}");
     }
+    let counted = metrics.encode();
+    for outcome in ["unauthorized", "too_large", "malformed", "taken"] {
+        assert!(counted.contains(&format!("outcome=\"{outcome}\"")), "{outcome}: {counted}");
+    }
     // A token that was changed counts from then on.
     std::fs::write(&file, "new").unwrap();
     assert_eq!(send(address, "right", &batch).await.0, 401);
+    support::drain(agent).await;
+}
+
+/// Says that a batch of so many bytes follows, and sends none; gives what is answered.
+async fn announce(stream: &mut TcpStream, token: &str, bytes: usize) -> String {
+    let head = format!(
+        "POST /audit HTTP/1.1\r\nhost: tapio\r\nauthorization: Bearer {token}\r\ncontent-length: {bytes}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    let _ = stream.read_exact(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_held_for_who_may_not_send_says_too_much_or_says_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "right").unwrap();
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = config("bounded");
+    config.audit.token_file = Some(file);
+    config.audit.connections_max = 2;
+    let agent = support::start(&nats, config).await;
+    let address = agent.audit().expect("it listens");
+    // Answered although not a byte of the batch has come.
+    let mut stranger = TcpStream::connect(address).await.unwrap();
+    assert_eq!(announce(&mut stranger, "wrong", 1_000_000).await, "HTTP/1.1 401");
+    drop(stranger);
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    assert_eq!(announce(&mut silent, "right", 1_000_000).await, "HTTP/1.1 408");
+
+    let places = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    drop(silent);
+    let batch = list(&[event(1, "delete", "jane")]);
+    let waiting = tokio::spawn(async move { send(address, "right", &batch).await });
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "there are two places, and both are taken");
+    drop(places);
+    assert_eq!(waiting.await.unwrap().0, 200);
     support::drain(agent).await;
 }

@@ -14,14 +14,23 @@ pub struct AuditConfig {
     /// File with the bearer token that the sender must show. None (default): anybody may send, so listen where only the API server
     /// can reach.
     pub token_file: Option<PathBuf>,
-    /// Bytes of a batch. Default 16 MiB; the API server sends at most 400 events at once by default.
+    /// Bytes of a batch; a larger one is refused and counted. Default 4 MiB; the API server sends at most 400 events at once, and
+    /// fewer with `--audit-webhook-batch-max-size`.
     pub message_max: ByteSize,
-    /// Batches that are read at the same time; the sender of a further one is told to come back. Default 4.
+    /// Batches that are read at the same time; the sender of a further one waits, and is told to come back after 10 s. Default 1.
     pub requests_max: usize,
+    /// Connections at the same time; further ones wait. Default 16.
+    pub connections_max: usize,
 }
 
 impl Default for AuditConfig {
     fn default() -> Self {
-        Self { listen: String::new(), token_file: None, message_max: ByteSize::mib(16), requests_max: 4 }
+        Self {
+            listen: String::new(),
+            token_file: None,
+            message_max: ByteSize::mib(4),
+            requests_max: 1,
+            connections_max: 16,
+        }
     }
 }

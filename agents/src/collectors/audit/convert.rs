@@ -16,6 +16,8 @@ use crate::convert::{Seed, cut};
 const TEXT_BYTES_MAX: usize = 256;
 /// Verbs that change something.
 const CHANGES: [&str; 5] = ["create", "update", "patch", "delete", "deletecollection"];
+/// Somebody who uses the certificate that comes with a cluster.
+const ADMIN: &str = "system:admin";
 /// Kinds that change all the time and mean nothing by it.
 const NOISE: [&str; 7] = [
     "events",
@@ -44,6 +46,8 @@ struct AuditEvent {
     audit_id: String,
     stage: String,
     verb: String,
+    #[serde(rename = "requestURI")]
+    request_uri: String,
     user: User,
     user_agent: String,
     impersonated_user: Option<User>,
@@ -80,7 +84,7 @@ struct Status {
 pub enum Left {
     /// It cannot be read.
     Malformed,
-    /// Nothing was changed, or the request is not over.
+    /// Nothing was changed, the request is not over, or it was only to be seen what would happen.
     NoChange,
     /// A part of the system did it in the course of its work.
     System,
@@ -111,13 +115,13 @@ pub fn change(cluster: &SmolStr, event: &Value, now: UnixNanos) -> Result<Unifie
     let is_change = CHANGES.contains(&event.verb.as_str())
         && !NOISE.contains(&of.resource.as_str())
         && !["status", "eviction", "binding", "token"].contains(&of.subresource.as_str());
-    if event.stage != "ResponseComplete" || !is_made || !is_change {
+    if event.stage != "ResponseComplete" || !is_made || !is_change || is_dry_run(&event) {
         return Err(Left::NoChange);
     }
     let user = event.impersonated_user.as_ref().unwrap_or(&event.user);
     // Service accounts of people's own tools are told; those of the cluster itself only carry out what somebody asked for.
     let name = user.username.as_str();
-    if name.is_empty() || (name.starts_with("system:") && !is_of_a_tool(name)) {
+    if name.is_empty() || (name.starts_with("system:") && name != ADMIN && !is_of_a_tool(name)) {
         return Err(Left::System);
     }
     let kind = by_plural(&of.resource)
@@ -149,6 +153,19 @@ fn is_of_a_tool(user: &str) -> bool {
     user.strip_prefix("system:serviceaccount:").is_some_and(|rest| !rest.starts_with("kube-system:"))
 }
 
+/// `?dryRun=All`, or the same in the options of a deletion.
+fn is_dry_run(event: &AuditEvent) -> bool {
+    let query = event.request_uri.split_once('?').map_or("", |(_, query)| query);
+    let asked = query.split('&').filter_map(|pair| pair.strip_prefix("dryRun="));
+    asked.into_iter().any(|value| !value.is_empty())
+        || event.request_object["dryRun"].as_array().is_some_and(|values| !values.is_empty())
+}
+
+/// A server-side apply carries the whole object, whether anything of it is new or not; other patches only what they change.
+fn is_apply(event: &AuditEvent) -> bool {
+    event.verb == "patch" && !text(&event.request_object, "/apiVersion").is_empty()
+}
+
 /// The user, and the program in whose name it was done.
 fn who(user: &User, agent: &str) -> SmolStr {
     let program = agent.split(['/', ' ']).next().unwrap_or_default();
@@ -169,6 +186,9 @@ fn what(event: &AuditEvent, kind: &str) -> ChangeData {
         ..ChangeData::default()
     };
     match (kind, event.verb.as_str()) {
+        (_, "patch") if is_apply(event) => {
+            of(if event.response_status.code == 201 { "created" } else { "changed" }, String::new())
+        }
         ("ConfigMap" | "Secret", "update" | "patch") => of("config", String::new()),
         // A patch names what it changes; an update repeats all the rest.
         (_, "patch") if !image.is_empty() => of("image", image),
@@ -232,12 +252,35 @@ mod tests {
     }
 
     #[test]
+    fn an_apply_says_what_is_wanted_and_not_what_is_new() {
+        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "spec": {"template": {"spec": {"containers": [{"image": "api:2"}]}}}});
+        let rest = json!({"requestObject": object});
+        let (_, data) = told(&event("patch", "deployments", "jane", rest.clone())).unwrap();
+        assert_eq!((data.what.as_str(), data.new_value.as_str()), ("changed", ""));
+        let mut created = event("patch", "deployments", "jane", rest);
+        created["responseStatus"]["code"] = json!(201);
+        assert_eq!(told(&created).unwrap().1.what, "created");
+    }
+
+    #[test]
+    fn whoever_has_the_clusters_own_certificate_is_a_person() {
+        let (_, data) = told(&event("delete", "services", "system:admin", json!({}))).unwrap();
+        assert_eq!(data.who, "system:admin with kubectl");
+    }
+
+    #[test]
     fn what_changes_nothing_failed_or_is_the_systems_own_work_is_left_out() {
         for (event, expected) in [
             (event("get", "pods", "jane", json!({})), Left::NoChange),
             (event("patch", "pods", "jane", json!({"stage": "RequestReceived"})), Left::NoChange),
             (event("patch", "pods", "jane", json!({"responseStatus": {"code": 403}})), Left::NoChange),
             (event("update", "leases", "jane", json!({})), Left::NoChange),
+            (
+                event("patch", "pods", "jane", json!({"requestURI": "/api/v1/pods/a?x=y&dryRun=All"})),
+                Left::NoChange,
+            ),
+            (event("delete", "pods", "jane", json!({"requestObject": {"dryRun": ["All"]}})), Left::NoChange),
             (event("patch", "pods", "system:node:n1", json!({})), Left::System),
             (
                 event("delete", "pods", "system:serviceaccount:kube-system:job-controller", json!({})),

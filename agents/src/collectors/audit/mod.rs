@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
 use prometheus_client::metrics::counter::Counter;
@@ -28,12 +28,16 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 
 use self::convert::EventList;
+use super::otlp::body::{self, BodyError};
+use super::otlp::connections::Limited;
 use crate::sink::EventSink;
 
 pub use config::AuditConfig;
 
 /// Where batches are sent to.
 pub const PATH: &str = "/audit";
+/// A sender waits for so long for its turn; then it is told to come back.
+const TURN_MAX: Duration = Duration::from_secs(10);
 /// How often the collector says that it lives.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -44,7 +48,7 @@ pub struct AuditReceiver {
     listener: Mutex<Option<TcpListener>>,
     address: std::net::SocketAddr,
     shared: Arc<Shared>,
-    message_max: usize,
+    connections_max: usize,
 }
 
 struct Shared {
@@ -53,6 +57,7 @@ struct Shared {
     clock: SharedClock,
     sink: EventSink,
     turns: Semaphore,
+    message_max: usize,
     events: Outcomes,
     requests: Outcomes,
 }
@@ -77,11 +82,12 @@ impl AuditReceiver {
             clock,
             sink,
             turns: Semaphore::new(config.requests_max.max(1)),
+            message_max: usize::try_from(config.message_max.0).unwrap_or(usize::MAX),
             events: metrics.shared("audit_events", "Audit events, by what became of them"),
             requests: metrics.shared("audit_requests", "Batches of audit events, by outcome"),
         };
-        let message_max = usize::try_from(config.message_max.0).unwrap_or(usize::MAX);
-        Ok(Self { listener: Mutex::new(Some(listener)), address, shared: Arc::new(shared), message_max })
+        let (listener, shared) = (Mutex::new(Some(listener)), Arc::new(shared));
+        Ok(Self { listener, address, shared, connections_max: config.connections_max })
     }
 
     /// Where it listens.
@@ -98,10 +104,8 @@ impl AuditReceiver {
             Some(listener) => listener,
             None => TcpListener::bind(self.address).await?,
         };
-        let routes = Router::new()
-            .route(PATH, post(receive))
-            .layer(DefaultBodyLimit::max(self.message_max))
-            .with_state(Arc::clone(&self.shared));
+        let listener = Limited::new(listener, self.connections_max);
+        let routes = Router::new().route(PATH, post(receive)).with_state(Arc::clone(&self.shared));
         let shutdown = context.shutdown.clone();
         let serving =
             axum::serve(listener, routes).with_graceful_shutdown(async move { shutdown.wait().await });
@@ -116,8 +120,8 @@ impl AuditReceiver {
     }
 }
 
-async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> (StatusCode, String) {
-    let (outcome, status, message) = match shared.take(&headers, &body).await {
+async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> (StatusCode, String) {
+    let (outcome, status, message) = match shared.take(request).await {
         Ok(()) => ("taken", StatusCode::OK, String::new()),
         Err((outcome, status, message)) => (outcome, status, message),
     };
@@ -128,11 +132,36 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
 type Refusal = (&'static str, StatusCode, String);
 
 impl Shared {
-    async fn take(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
-        self.check(headers).await?;
-        let busy =
-            || ("busy", StatusCode::TOO_MANY_REQUESTS, "too many batches at once: come back".to_owned());
-        let _turn = self.turns.try_acquire().map_err(|_| busy())?;
+    /// Nothing of a batch is read before its sender is known and has a turn: what is held at once is bounded.
+    async fn take(&self, request: Request) -> Result<(), Refusal> {
+        let (parts, body) = request.into_parts();
+        self.check(&parts.headers).await?;
+        let turn = tokio::select! {
+            turn = self.turns.acquire() => turn.ok(),
+            () = self.clock.sleep(TURN_MAX) => None,
+        };
+        let busy = ("busy", StatusCode::TOO_MANY_REQUESTS, "too many batches at once: come back".to_owned());
+        let _turn = turn.ok_or(busy)?;
+        let body = self.read(&parts.headers, body).await?;
+        self.tell(&body).await
+    }
+
+    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
+        let read = tokio::select! {
+            read = body::read(headers, body, self.message_max) => read,
+            () = self.clock.sleep(body::READ_TIMEOUT) => Err(BodyError::Slow),
+        };
+        read.map_err(|error| {
+            let outcome = match error {
+                BodyError::TooLarge { .. } => "too_large",
+                BodyError::Slow => "slow",
+                _ => "malformed",
+            };
+            (outcome, error.status(), error.to_string())
+        })
+    }
+
+    async fn tell(&self, body: &[u8]) -> Result<(), Refusal> {
         let malformed = |reason: String| ("malformed", StatusCode::BAD_REQUEST, reason);
         let list: EventList = serde_json::from_slice(body)
             .map_err(|error| malformed(format!("not an audit.k8s.io/v1 EventList: {error}")))?;

@@ -3,9 +3,9 @@
 //! A request is taken as a whole or not at all: when the node agent has no room the client is told to retry.
 //! Items that can never be taken (no trace id, too old, no value) are rejected one by one with a partial success.
 
-mod body;
+pub(super) mod body;
 pub mod config;
-mod connections;
+pub(super) mod connections;
 pub mod convert;
 mod grpc;
 mod http;
