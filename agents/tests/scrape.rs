@@ -131,22 +131,35 @@ async fn an_api_server_is_asked_with_its_token_and_its_numbers_are_of_the_time_b
 async fn who_does_not_answer_fails_and_who_may_not_be_asked_is_not_blamed() {
     let routes = Router::new().route("/metrics", get(metrics)).with_state(Arc::default());
     let (address, gone) = (serve(routes).await, SocketAddr::from(([127, 0, 0, 1], 1)));
+    // It answers three times.
+    let scrapes = Arc::new(AtomicUsize::new(0));
+    let failing = serve(Router::new().route(
+        "/metrics",
+        get(move || async move {
+            let is_well = scrapes.fetch_add(1, Ordering::Relaxed) < 3;
+            if is_well { (StatusCode::OK, "x 1\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "") }
+        }),
+    ));
+    let failing = failing.await;
     let dir = tempfile::tempdir().unwrap();
     let nats = NatsServer::start().expect("nats-server");
     let refused =
         TargetConfig { token_file: token_file(&dir, "another"), ..target(Role::Scheduler, address) };
-    let agent = support::start(&nats, config("away", vec![refused, target(Role::Etcd, gone)])).await;
+    let targets = vec![refused, target(Role::ControllerManager, gone), target(Role::Etcd, failing)];
+    let agent = support::start(&nats, config("away", targets)).await;
     let bus = nats.bus().await.unwrap();
     let mut stream = support::Stream::open(&bus, "away").await;
-    let is_told = |events: &[UnifiedEvent]| events.len() >= 3;
+    let is_told = |events: &[UnifiedEvent]| events.len() >= 8;
     let events = stream.events_until("the etcd that is gone", is_told).await;
-    for event in &events {
+    for (place, event) in events.iter().enumerate() {
         let data = gauge(event, "k8s.component.failing").expect("nothing else is known");
-        assert_eq!((which(data), data.value), ("answers", 1.0));
+        assert_eq!((which(data), data.value), ("answers", f64::from(u8::from(place >= 3))));
+        // Of the one that never was there nothing is known either.
         assert_eq!(event.entity.subject(), Entity::new("Component", "", "etcd", ""));
     }
     let degraded = format!("{:?}", agent.degraded());
     assert!(degraded.contains("401") && degraded.contains("token or certificate"), "{degraded}");
+    assert!(degraded.contains("127.0.0.1:1/metrics does not answer"), "{degraded}");
     assert!(!degraded.contains("another"), "{degraded}");
     support::drain(agent).await;
 }
@@ -187,8 +200,40 @@ async fn what_is_kept_is_passed_on_within_the_limit_and_too_much_is_not_read() {
         own.encode().lines().find(|line| line.ends_with(" 7")).unwrap().split(' ').next().unwrap().to_owned();
     let kept = events.iter().find(|event| gauge(event, &name).is_some()).expect("our own counter");
     assert_eq!(kept.entity.subject(), Entity::namespaced("Deployment", "shop", "api"));
+    let replica = gauge(kept, &name).and_then(|data| find(&data.attributes, "server.address"));
+    assert_eq!(
+        replica.and_then(|value| value.as_text()),
+        Some(format!("http://{ours}/metrics").as_str()),
+        "replicas of one thing are series of their own"
+    );
     assert_eq!(gauge(kept, &name).map(|data| (data.value, data.monotonic)), Some((7.0, true)));
     let degraded = format!("{:?}", agent.degraded());
     assert!(degraded.contains("more than scrape.body_max"), "{degraded}");
+    support::drain(agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_without_a_url_is_that_of_the_kubernetes_collector() {
+    let routes = Router::new().route("/metrics", get(metrics)).route("/readyz", get(checks));
+    let address = serve(routes.with_state(Arc::default())).await;
+    let dir = tempfile::tempdir().unwrap();
+    let kubeconfig = serde_json::json!({"apiVersion": "v1", "kind": "Config", "current-context": "other",
+        "clusters": [{"name": "this", "cluster": {"server": format!("http://{address}")}},
+            {"name": "other", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "me", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "this", "context": {"cluster": "this", "user": "me"}},
+            {"name": "other", "context": {"cluster": "other", "user": "me"}}]});
+    let file = dir.path().join("kubeconfig");
+    std::fs::write(&file, kubeconfig.to_string()).unwrap();
+    let nats = NatsServer::start().expect("nats-server");
+    let of = TargetConfig { role: Role::ApiServer, ..TargetConfig::default() };
+    let mut config = config("home", vec![of]);
+    config.kubernetes.kubeconfig = Some(file);
+    config.kubernetes.context = Some("this".to_owned());
+    let agent = support::start(&nats, config).await;
+    let bus = nats.bus().await.unwrap();
+    let mut stream = support::Stream::open(&bus, "home").await;
+    let is_told = |events: &[UnifiedEvent]| failing(events).contains(&("answers".to_owned(), false));
+    stream.events_until("an answer of the API server", is_told).await;
     support::drain(agent).await;
 }

@@ -331,8 +331,10 @@ async fn start_scrape(
         wiring.states.set("scrape", CollectorState::Disabled("scrape.targets is empty".to_owned()));
         return Ok(());
     }
+    let kubernetes = &wiring.config.kubernetes;
     let parts = scrape::Parts {
         config,
+        home: scrape::Home { kubeconfig: kubernetes.kubeconfig.clone(), context: kubernetes.context.clone() },
         cluster: wiring.config.cluster.clone(),
         node: wiring.node.to_owned(),
         clock: wiring.parts.clock.clone(),

@@ -63,8 +63,8 @@ pub enum Role {
 pub struct TargetConfig {
     /// What it is. Default `other`.
     pub role: Role,
-    /// Where its metrics are, such as `https://10.0.0.1:2381/metrics`. Empty, for an API server alone: that of the kubeconfig,
-    /// or of the pod's own account.
+    /// Where its metrics are, such as `https://10.0.0.1:2381/metrics`. Empty, for an API server alone: that of
+    /// `kubernetes.kubeconfig` and `kubernetes.context`, else of the environment's kubeconfig, or of the pod's own account.
     pub url: String,
     /// The machine that it speaks of, for `kubelet` and `node`. Empty (default): this one.
     pub node: String,

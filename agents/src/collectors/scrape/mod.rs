@@ -13,7 +13,8 @@
 //! | `node` | `system.network.conntrack.share`, `system.clock.offset` s | the machine |
 //! | all but `other` | `k8s.component.failing`: 1 when it does not answer or a check fails (`which`) | as above |
 //!
-//! A target that cannot be used (a wrong token, no metrics) says nothing of how it fares: the collector is degraded then. What
+//! A target that cannot be used (a wrong token, no metrics), or has not answered yet, says nothing of how it fares: the collector
+//! is degraded then. What
 //! `keep` names is passed on as it is. Which numbers are bad is the correlator's to say.
 
 mod config;
@@ -37,12 +38,13 @@ use tapio_schemas::ids::UnixNanos;
 
 use self::roles::{LEADERS_WITHIN, Reading};
 use self::tally::Tally;
-use self::target::{Failure, Target};
+use self::target::{Failure, Limits, Target};
 use self::tell::Entities;
 use super::{CollectorState, CollectorStates};
 use crate::sink::EventSink;
 
 pub use config::{Role, ScrapeConfig, TargetConfig};
+pub use target::Home;
 
 /// How often the collector says that it lives.
 const TICK: Duration = Duration::from_secs(1);
@@ -54,6 +56,8 @@ const LEADERS_MAX: usize = 1024;
 pub struct Parts {
     /// Configuration.
     pub config: ScrapeConfig,
+    /// Where the API server is that has no URL.
+    pub home: Home,
     /// Name of the cluster.
     pub cluster: String,
     /// Name of this machine.
@@ -82,6 +86,8 @@ struct Follower {
     keep: Arc<[String]>,
     series_max: usize,
     before: Option<Tally>,
+    /// It was there once. Whoever never was may well be out of reach from here: by default a scheduler hears its own machine alone.
+    has_answered: bool,
     /// Times at which the leader had changed, and how often.
     leaders: VecDeque<(UnixNanos, f64)>,
     /// Checks that have failed and are told as well once they do not.
@@ -135,7 +141,8 @@ async fn followers(parts: &Parts) -> (Vec<Follower>, Vec<String>) {
     let (mut all, mut wrong) = (Vec::new(), Vec::new());
     let config = &parts.config;
     for of in &config.targets {
-        let target = Target::new(of, config.timeout.get(), config.body_max.0, parts.clock.clone()).await;
+        let limits = Limits { timeout: config.timeout.get(), body_max: config.body_max.0 };
+        let target = Target::new(of, limits, &parts.home, parts.clock.clone()).await;
         let follower = target.and_then(|target| {
             let entities = Entities::new(&parts.cluster, &parts.node, of, &target.name)?;
             Ok(Follower {
@@ -144,6 +151,7 @@ async fn followers(parts: &Parts) -> (Vec<Follower>, Vec<String>) {
                 keep: of.keep.clone().into(),
                 series_max: config.series_max,
                 before: None,
+                has_answered: false,
                 leaders: VecDeque::new(),
                 checks: BTreeSet::new(),
             })
@@ -186,13 +194,14 @@ impl Follower {
         let (mut readings, wrong) = match read {
             Ok(read) => {
                 counts.broken.inc_by(read.broken);
+                self.has_answered = true;
                 (self.said(tally, at), None)
             }
             Err(failure) => {
                 // Half of a scrape is none.
                 events.clear();
                 self.before = None;
-                let is_away = matches!(failure, Failure::Away(_));
+                let is_away = self.has_answered && matches!(failure, Failure::Away(_));
                 let reason = failure.to_string();
                 (if is_away { vec![self.failing("answers", 1.0)] } else { Vec::new() }, Some(reason))
             }

@@ -1,6 +1,6 @@
 //! Asking a target: its metrics line by line, and its checks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::{Request, StatusCode, header};
@@ -38,6 +38,24 @@ pub enum Failure {
     Unusable(String),
 }
 
+/// Where the API server of this cluster is: as the Kubernetes collector is told.
+#[derive(Debug, Clone, Default)]
+pub struct Home {
+    /// File of the kubeconfig; none for that of the environment, or the pod's own account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of the context in it; none for its current one.
+    pub context: Option<String>,
+}
+
+/// Bounds of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Time for head and body.
+    pub timeout: Duration,
+    /// Bytes.
+    pub body_max: u64,
+}
+
 /// A target that can be asked.
 #[derive(Clone)]
 pub struct Target {
@@ -67,15 +85,16 @@ impl Target {
     /// In words, when the configuration cannot be used.
     pub async fn new(
         config: &TargetConfig,
-        timeout: Duration,
-        body_max: u64,
+        Limits { timeout, body_max }: Limits,
+        home: &Home,
         clock: SharedClock,
     ) -> Result<Self, String> {
         if config.url.is_empty() {
             if config.role != Role::ApiServer {
                 return Err("a target without a url is an api_server: name the url".to_owned());
             }
-            let cluster = Cluster::find(None, None, clock).await.map_err(|error| error.to_string())?;
+            let cluster = Cluster::find(home.kubeconfig.as_deref(), home.context.as_deref(), clock).await;
+            let cluster = cluster.map_err(|error| error.to_string())?;
             let (client, name) = (cluster.client(), cluster.address().to_owned());
             return Ok(Self { client, path: "/metrics".into(), name, role: config.role, timeout, body_max });
         }

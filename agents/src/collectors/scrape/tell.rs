@@ -69,9 +69,7 @@ impl Entities {
 
     /// A reading.
     pub fn reading(&self, reading: &Reading, at: UnixNanos) -> UnifiedEvent {
-        // Which replica it was tells series of one component apart.
-        let mut attributes =
-            vec![Attribute::new("server.address", cut(&self.target, LABEL_BYTES_MAX).as_str())];
+        let mut attributes = vec![self.address()];
         if !reading.which.is_empty() {
             attributes.push(Attribute::new("which", cut(&reading.which, LABEL_BYTES_MAX).as_str()));
         }
@@ -86,18 +84,22 @@ impl Entities {
         self.event(self.of(reading.about), data, at)
     }
 
+    /// Which replica it was tells series of one component apart.
+    fn address(&self) -> Attribute {
+        Attribute::new("server.address", cut(&self.target, LABEL_BYTES_MAX).as_str())
+    }
+
     /// A sample as it is.
     pub fn kept(&self, sample: &Sample<'_>, at: UnixNanos) -> Option<UnifiedEvent> {
         let grows = GROWING.iter().any(|end| sample.name.ends_with(end));
         let labels = sample.labels.iter().take(LABELS_KEPT_MAX);
+        let labels = labels.map(|(key, value)| Attribute::new(key, cut(value, LABEL_BYTES_MAX).as_str()));
         let data = MetricData {
             name: cut(sample.name, LABEL_BYTES_MAX),
             kind: if grows { MetricKind::CumulativeSum } else { MetricKind::Gauge },
             monotonic: grows,
             value: sample.value,
-            attributes: labels
-                .map(|(key, value)| Attribute::new(key, cut(value, LABEL_BYTES_MAX).as_str()))
-                .collect(),
+            attributes: std::iter::once(self.address()).chain(labels).collect(),
             ..MetricData::default()
         };
         sample.value.is_finite().then(|| self.event(Arc::clone(&self.named), data, at))
