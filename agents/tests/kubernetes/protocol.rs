@@ -53,6 +53,20 @@ async fn a_list_that_streams_goes_on_as_a_watch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_whose_streams_never_come_to_an_end_comes_in_pages() {
+    let (server, address) = Server::start_open().await;
+    server.allow_streams();
+    add(&server, 1..=3);
+    server.meet("pods", [Fault::Half, Fault::Half]);
+    let mut running = Running::start(address, WatchScope::Cluster).await;
+    running.wait_for(EventKind::K8sObjectAdded, 3).await;
+    let asked = server.asked("pods");
+    let streams = asked.iter().filter(|path| path.contains("sendInitialEvents=true")).count();
+    assert_eq!((streams, server.requests().lists), (2, 1), "{asked:?}");
+    assert_eq!(added(&running.stop().await), expected(1..=3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_list_comes_in_pages() {
     let (server, address) = Server::start().await;
     add(&server, 1..=1201);

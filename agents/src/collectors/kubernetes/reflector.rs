@@ -33,6 +33,8 @@ const WATCH_SILENCE_MAX: Duration = Duration::from_secs(65);
 const WATCH_TIME_MIN: Duration = Duration::from_secs(1);
 /// Failures in a row after which a watch is begun anew with a list: what it stumbles over may be in its way for ever.
 const RESUMES_MAX: u32 = 5;
+/// Streams of lists in a row that end before the list does; then lists are asked for in pages.
+const CUT_SHORT_MAX: u32 = 2;
 /// A kind that the server does not have is asked for again after this time.
 const ABSENT_RETRY: Duration = Duration::from_secs(300);
 
@@ -105,6 +107,8 @@ pub struct Reflector {
     version_at: usize,
     /// The server may have lists as streams.
     streams: bool,
+    /// Streams of lists in a row that were not read to their ends.
+    cut_short: u32,
     /// Faults since it last worked.
     errors: u32,
 }
@@ -124,7 +128,7 @@ impl From<Fault> for End {
 impl Reflector {
     /// Watches `kind`, which is at `place` in the list of all.
     pub fn new(place: usize, kind: Watched, shared: Shared) -> Self {
-        Self { place, kind, shared, version_at: 0, streams: true, errors: 0 }
+        Self { place, kind, shared, version_at: 0, streams: true, cut_short: 0, errors: 0 }
     }
 
     /// Ends when nobody listens any more.
@@ -247,6 +251,20 @@ impl Reflector {
     async fn streamed_list(&mut self) -> Result<(String, Lines), End> {
         let query = "resourceVersionMatch=NotOlderThan&sendInitialEvents=true";
         let mut lines = self.shared.server.lines(&self.watch_uri(query)).await?;
+        let read = self.listed(&mut lines).await;
+        self.cut_short = match &read {
+            Err(End::Fault(Fault::Passing(..))) => self.cut_short + 1,
+            _ => 0,
+        };
+        if self.cut_short >= CUT_SHORT_MAX {
+            tracing::debug!(kind = %self.kind.kind, "streams of its lists do not come to their ends");
+            self.streams = false;
+        }
+        Ok((read?, lines))
+    }
+
+    /// A list from its stream; returns its version.
+    async fn listed(&self, lines: &mut Lines) -> Result<String, End> {
         loop {
             match lines.next(WATCH_SILENCE_MAX).await? {
                 Line::End => return Err(Fault::passing("the list broke off").into()),
@@ -254,7 +272,7 @@ impl Reflector {
                 Line::Text(text) => match self.read(&text)? {
                     Message::Changed(said, _) => self.say(Change::Listed(said)).await?,
                     Message::Deleted(..) => {}
-                    Message::Bookmark { version, ends_list: true } => return Ok((version, lines)),
+                    Message::Bookmark { version, ends_list: true } => return Ok(version),
                     Message::Bookmark { .. } => self.say(Change::Alive).await?,
                 },
             }
