@@ -141,6 +141,7 @@ async fn nothing_is_held_for_who_may_not_send_says_too_much_or_says_nothing() {
     drop(silent);
     let batch = list(&[event(1, "delete", "jane")]);
     let waiting = tokio::spawn(async move { send(address, "right", &batch).await });
+    // check: allow sleep, that nothing is answered can only be seen after a while
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert!(!waiting.is_finished(), "there are two places, and both are taken");
     drop(places);
