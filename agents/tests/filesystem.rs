@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tapio_agents::collectors::filesystem::{FilesystemConfig, Sampler};
+use tapio_agents::node::NodeAgent;
 use tapio_runtime::clock::SystemClock;
 use tapio_runtime::harness::NatsServer;
 use tapio_schemas::attribute::find;
@@ -116,5 +117,81 @@ async fn the_agent_publishes_them_as_the_nodes() {
     let event = events.iter().find(|event| is_usage(event)).unwrap();
     assert_eq!((event.source, event.entity.node.as_str()), (Source::Filesystem, support::NODE));
     assert_eq!(agent.degraded(), vec![]);
+    support::drain(agent).await;
+}
+
+/// A process by hand: its list of mounts, and its root as it is seen from here.
+fn seen_through(dir: &Path, mounts: &str) -> FilesystemConfig {
+    let process = dir.join("process");
+    std::fs::create_dir_all(&process).unwrap();
+    std::fs::write(process.join("mountinfo"), mounts).unwrap();
+    FilesystemConfig { process, root: dir.join("host"), ..FilesystemConfig::default() }
+}
+
+/// `major:minor` of what is there.
+fn device(path: &Path) -> String {
+    let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(path).unwrap());
+    format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+#[test]
+fn the_machines_mounts_are_seen_below_the_configured_root_where_they_are_directories() {
+    support::require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(&dir.path().join("host/data"), MIB, "");
+    std::fs::write(dir.path().join("host/f"), "a file that was mounted").unwrap();
+    std::fs::create_dir(dir.path().join("host/gone")).unwrap();
+    let device = device(&disk.0);
+    // The file is the shortest name of the device; what is no longer mounted shows another device.
+    let list = format!(
+        "1 0 {device} / /f rw - tmpfs tmpfs rw\n2 0 {device} / /data rw - tmpfs tmpfs rw\n\
+         3 0 999:9 / /gone rw - tmpfs tmpfs rw\n"
+    );
+    let mut sampler = sampler(&seen_through(dir.path(), &list));
+    let events = sample(&mut sampler);
+    assert_eq!(told(&events, Path::new("/data"), "used"), Some((0, MIB)));
+    assert_eq!((events.len(), sampler.blind()), (3, None), "three states of one file system");
+}
+
+#[test]
+fn who_does_not_see_the_machine_says_so_unless_it_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut elsewhere = sampler(&seen_through(dir.path(), "999999999 0 8:1 / / rw - ext4 /dev/sda1 rw\n"));
+    sample(&mut elsewhere);
+    let reason = elsewhere.blind().expect("there is no such root").to_owned();
+    assert!(reason.contains("host: No such file") && reason.contains("filesystem.root"), "{reason}");
+    // The root may come later, with the mounts of the pod.
+    std::fs::create_dir(dir.path().join("host")).unwrap();
+    sample(&mut elsewhere);
+    assert_eq!(elsewhere.blind(), None);
+    // A process whose root may not be entered, with the very mounts of this one: nothing is missing.
+    let own = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let mut same = sampler(&seen_through(other.path(), &own));
+    sample(&mut same);
+    assert_eq!(same.blind(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_seen_or_left_out_is_told_and_counted() {
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = support::bare("filesystem-blind");
+    config.filesystem = FilesystemConfig {
+        enabled: true,
+        process: "/nowhere".into(),
+        mounts_max: 0,
+        ..FilesystemConfig::default()
+    };
+    let parts = support::parts(&nats).await;
+    let metrics = parts.metrics.clone();
+    let agent = NodeAgent::start(config, parts).await.expect("the agent starts");
+    support::until("the sample", || {
+        let text = metrics.encode();
+        let mut counts = text.lines().filter(|line| line.contains("filesystem_left_out_total "));
+        counts.any(|line| !line.ends_with(" 0")).then_some(())
+    })
+    .await;
+    let degraded = agent.degraded();
+    assert!(degraded[0].0 == "filesystem" && degraded[0].1.contains("/nowhere/mountinfo"), "{degraded:?}");
     support::drain(agent).await;
 }

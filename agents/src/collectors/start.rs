@@ -311,14 +311,20 @@ async fn start_filesystem(
         wiring.states.set("filesystem", CollectorState::Disabled("filesystem.enabled is false".to_owned()));
         return Ok(());
     }
-    let (node, clock) = (wiring.attribution.node(), wiring.parts.clock.clone());
+    let parts = filesystem::Parts {
+        config,
+        node: wiring.attribution.node(),
+        clock: wiring.parts.clock.clone(),
+        sink,
+        states: wiring.states.clone(),
+        metrics: wiring.parts.metrics.clone(),
+    };
+    wiring.states.set("filesystem", CollectorState::Running);
     supervision
         .add_task("agent-filesystem", RestartPolicy::default(), move |context| {
-            filesystem::run(config.clone(), Arc::clone(&node), clock.clone(), sink.clone(), context)
+            filesystem::run(parts.clone(), context)
         })
-        .await?;
-    wiring.states.set("filesystem", CollectorState::Running);
-    Ok(())
+        .await
 }
 
 async fn start_scrape(

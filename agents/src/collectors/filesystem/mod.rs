@@ -13,27 +13,44 @@ mod sampler;
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::supervise::{WorkerContext, WorkerResult};
+use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::entity::EntityRef;
 use tapio_schemas::ids::UnixNanos;
 
+use super::status::{CollectorState, CollectorStates};
 use crate::sink::EventSink;
 
 pub use config::FilesystemConfig;
 pub use sampler::Sampler;
 
-/// Samples until it is told to stop.
+/// What the collector needs.
+#[derive(Clone)]
+pub struct Parts {
+    /// Configuration.
+    pub config: FilesystemConfig,
+    /// The machine.
+    pub node: Arc<EntityRef>,
+    /// Clock of samples.
+    pub clock: SharedClock,
+    /// Where events go.
+    pub sink: EventSink,
+    /// Where the state is told.
+    pub states: CollectorStates,
+    /// Where it is counted.
+    pub metrics: Metrics,
+}
+
+/// Samples until it is told to stop. Without a sight of the machine's mounts it is degraded.
 ///
 /// # Errors
 /// When a sampling run panics.
-pub async fn run(
-    config: FilesystemConfig,
-    node: Arc<EntityRef>,
-    clock: SharedClock,
-    sink: EventSink,
-    context: WorkerContext,
-) -> WorkerResult {
+pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
+    let Parts { config, node, clock, sink, states, metrics } = parts;
+    let left_out: Counter =
+        metrics.shared("filesystem_left_out", "Samples of file systems beyond filesystem.mounts_max");
     let mut sampler = Sampler::new(&config, node);
     let interval = config.interval.get();
     let mut due = clock.monotonic();
@@ -46,6 +63,9 @@ pub async fn run(
         })
         .await?;
         sampler = back;
+        left_out.inc_by(sampler.left_out() as u64);
+        let reason = sampler.blind().map(str::to_owned);
+        states.set("filesystem", reason.map_or(CollectorState::Running, CollectorState::Degraded));
         context.progress.tick();
         if sink.send(events).await.is_err() {
             return Ok(());

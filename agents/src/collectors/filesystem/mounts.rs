@@ -14,14 +14,20 @@ pub struct Mount {
 }
 
 /// The file systems in `mountinfo` (proc(5)) of one of `types` that are written to: one mount per device, the shortest path
-/// first. An overlay is the root of a container or of the machine: only that of `/` counts.
-pub fn mounts(mountinfo: &str, types: &[String]) -> Vec<Mount> {
+/// first of those that `is_seen` takes. An overlay is the root of a container or of the machine: only that of `/` counts.
+pub fn mounts(mountinfo: &str, types: &[String], is_seen: impl Fn(&Mount) -> bool) -> Vec<Mount> {
     let mut all: Vec<Mount> = mountinfo.lines().filter_map(mount).collect();
     all.retain(|m| types.contains(&m.kind) && (m.kind != "overlay" || m.point == "/"));
     all.sort_by(|a, b| (a.point.len(), &a.point).cmp(&(b.point.len(), &b.point)));
     let mut devices = std::collections::BTreeSet::new();
-    all.retain(|m| devices.insert(m.device.clone()));
+    // Who is seen is asked for last: it is asked of the disk.
+    all.retain(|m| !devices.contains(&m.device) && is_seen(m) && devices.insert(m.device.clone()));
     all
+}
+
+/// Numbers of the mounts in a list: no two mounts of a machine have the same, in whatever namespace.
+pub fn numbers(mountinfo: &str) -> impl Iterator<Item = &str> {
+    mountinfo.lines().filter_map(|line| line.split(' ').next()).filter(|number| !number.is_empty())
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`; `None` for what is read-only, or
@@ -67,15 +73,21 @@ no line
     #[test]
     fn what_is_written_to_is_listed_once() {
         let types = super::super::FilesystemConfig::default().types;
-        let found = mounts(LIST, &types);
+        let found = mounts(LIST, &types, |_| true);
         let points: Vec<&str> = found.iter().map(|m| m.point.as_str()).collect();
         assert_eq!(points, ["/", "/run", "/mnt/with space"]);
         assert_eq!((found[0].kind.as_str(), found[0].source.as_str()), ("ext4", "/dev/root"));
+        // Where the first mount of a device is not seen, another one of it may be.
+        let found = mounts(LIST, &types, |m| m.point != "/");
+        assert_eq!(
+            found.iter().map(|m| m.point.as_str()).collect::<Vec<_>>(),
+            ["/run", "/var", "/mnt/with space"]
+        );
     }
 
     #[test]
     fn the_overlay_of_the_root_is_a_file_system_of_the_machine() {
         let list = "1 0 0:50 / / rw - overlay overlay rw\n2 1 0:51 / /x rw - overlay overlay rw\n";
-        assert_eq!(mounts(list, &["overlay".to_owned()]).len(), 1);
+        assert_eq!(mounts(list, &["overlay".to_owned()], |_| true).len(), 1);
     }
 }
