@@ -13,6 +13,14 @@ def agent(documents):
     return find(documents, "DaemonSet", "tapio-agent")
 
 
+def cluster_agent(documents):
+    return find(documents, "Deployment", "tapio-cluster-agent")
+
+
+def variable(workload, wanted):
+    return next(v for v in container(workload)["env"] if v["name"] == wanted)
+
+
 def storage(documents):
     return find(documents, "StatefulSet", "tapio-storage")
 
@@ -87,6 +95,11 @@ CASES = [
     ("rbac-bound", "no such account", lambda d: find(d, "ClusterRoleBinding", "tapio-agent")["subjects"][0].update(name="x")),
     ("rbac-bound", "no such role", lambda d: find(d, "ClusterRoleBinding", "tapio-agent")["roleRef"].update(name="x")),
     ("rbac-bound", "a token for storage", lambda d: pod(storage(d)).update(automountServiceAccountToken=True)),
+    ("collectors-fit", "disks of no machine", lambda d: variable(cluster_agent(d), "TAPIO_AGENT__FILESYSTEM__ENABLED").update(value="true")),
+    ("collectors-fit", "disks that are not seen", lambda d: variable(agent(d), "TAPIO_AGENT__FILESYSTEM__ROOT").update(value="/")),
+    ("collectors-fit", "disks that come later", lambda d: mount(agent(d), "host").pop("mountPropagation")),
+    ("scrape-is-allowed", "no metrics of the API server", lambda d: d.remove(find(d, "ClusterRoleBinding", "tapio-cluster-agent-monitoring"))),
+    ("scrape-is-allowed", "none of kubelets", lambda d: find(d, "ClusterRole", "tapio-cluster-agent-metrics")["rules"][0].update(resources=["nodes"])),
     ("config-fits", "another NATS", lambda d: config(d, "nats://nats:4222", "nats://bus:4222")),
     ("config-fits", "loopback", lambda d: config(d, "0.0.0.0:4317", "127.0.0.1:4317")),
     ("config-fits", "another port", lambda d: config(d, "0.0.0.0:50051", "0.0.0.0:50052")),

@@ -6,10 +6,15 @@ import yaml
 
 NAMESPACE = "tapio"
 NODE_AGENT = "tapio-agent"
+CLUSTER_AGENT = "tapio-cluster-agent"
 AGENT_MEMORY_MIB = 128
 AGENT_CAPABILITIES = {"BPF", "PERFMON"}
 # Where the node agent may write on its host: the spool.
 AGENT_WRITABLE = "/var/lib/tapio"
+# Roles that every cluster has.
+BUILT_IN_ROLES = {"system:monitoring"}
+# What cannot be seen from a pod that stands for no node.
+OF_THE_NODE = ("EBPF", "CGROUP", "OTLP", "NETWORK", "SYSTEMD", "FILESYSTEM")
 READ_VERBS = {"get", "list", "watch"}
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding")
@@ -230,7 +235,7 @@ def rbac_reads_only(m):
 
 def rbac_bound(m):
     for binding in m.of("RoleBinding", "ClusterRoleBinding"):
-        if binding["roleRef"]["name"] not in m.names(binding["roleRef"]["kind"]):
+        if binding["roleRef"]["name"] not in m.names(binding["roleRef"]["kind"]) | BUILT_IN_ROLES:
             yield f"{name(binding)}: there is no role {binding['roleRef']['name']}"
         for subject in binding["subjects"]:
             if subject["name"] not in m.names("ServiceAccount") or subject.get("namespace") != NAMESPACE:
@@ -240,6 +245,37 @@ def rbac_bound(m):
         token = pod(workload).get("automountServiceAccountToken")
         if token is not (pod(workload).get("serviceAccountName") in bound):
             yield f"{name(workload)}: a token of the API server goes to those who read it and to nobody else"
+
+
+def environment(container):
+    return {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+
+
+def collectors_fit(m):
+    """An agent whose node is its pod's name tells nothing of a machine; one that stands for a node sees its disks."""
+    for workload, container in m.containers():
+        env = environment(container)
+        if env.get("TAPIO_AGENT__KUBERNETES__SCOPE") == "cluster":
+            for collector in OF_THE_NODE:
+                if env.get(f"TAPIO_AGENT__{collector}__ENABLED") != "false":
+                    yield f"{name(workload)}: collector {collector.lower()} is on, and its node is none"
+        if is_node_agent(workload):
+            root = env.get("TAPIO_AGENT__FILESYSTEM__ROOT")
+            paths = {v["name"]: v["hostPath"]["path"] for v in pod(workload).get("volumes", []) if "hostPath" in v}
+            seen = [v for v in container["volumeMounts"] if v["mountPath"] == root and paths.get(v["name"]) == "/"]
+            if not seen or seen[0].get("mountPropagation") != "HostToContainer":
+                yield f"{name(workload)}: the host's file systems are not seen below filesystem.root ({root})"
+
+
+def scrape_is_allowed(m):
+    """`{role: api_server}` asks /metrics and /readyz, targets of kubelets nodes/metrics."""
+    bound = [b for b in m.of("ClusterRoleBinding") if any(s["name"] == CLUSTER_AGENT for s in b["subjects"])]
+    roles = {b["roleRef"]["name"] for b in bound}
+    if "system:monitoring" not in roles:
+        yield f"{CLUSTER_AGENT} may not ask the API server for its metrics: system:monitoring is not bound"
+    rules = [rule for role in m.of("ClusterRole") if name(role) in roles for rule in role["rules"]]
+    if not any("nodes/metrics" in rule["resources"] and "get" in rule["verbs"] for rule in rules):
+        yield f"{CLUSTER_AGENT} may not get nodes/metrics"
 
 
 def config_fits(m):
@@ -279,6 +315,8 @@ INVARIANTS = {
         network_policies,
         rbac_reads_only,
         rbac_bound,
+        collectors_fit,
+        scrape_is_allowed,
         config_fits,
     )
 }
