@@ -70,6 +70,8 @@ pub struct IncidentWorker<O> {
     outbox: Outbox<O>,
     waiting: Option<Waiting>,
     checkpoint_due: Duration,
+    /// Tick of what was published last.
+    tick: UnixNanos,
     /// Version of the memory that was handed over last.
     remembered: u64,
     /// What the metrics know of.
@@ -116,6 +118,7 @@ impl<O: Outlet> IncidentWorker<O> {
             outbox: Outbox::new(outlet),
             waiting: None,
             checkpoint_due: Duration::ZERO,
+            tick: UnixNanos(0),
             counted: DeciderCounters::default(),
         }
     }
@@ -185,7 +188,13 @@ impl<O: Outlet> IncidentWorker<O> {
         }
     }
 
+    /// A tick's findings go out once those of the ticks before are stored: who goes on takes the newest one stored for the
+    /// tick up to which nothing is missing.
     fn publish(&mut self, finding: &Finding) -> WorkerResult {
+        if finding.emitted_at > self.tick {
+            self.tick = finding.emitted_at;
+            self.outbox.settle_first();
+        }
         let id = finding.message_id();
         let headers = Headers::new()
             .with("content-type", "application/json")

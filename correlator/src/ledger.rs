@@ -54,7 +54,8 @@ impl LedgerCounters {
 struct Told {
     /// 0 when it was withheld.
     revision: u32,
-    content: u64,
+    /// `None` when it was withheld and is not over: whatever it says is news.
+    content: Option<u64>,
     at: UnixNanos,
 }
 
@@ -66,7 +67,7 @@ pub struct Ledger {
     told: HashMap<FindingId, Told>,
     /// Last revisions of findings that are not over.
     unfinished: BTreeMap<FindingId, Finding>,
-    /// Newest revision that the replay made of a finding told before.
+    /// Newest revision that the replay made of a finding told before, or of one that was withheld and is not over.
     replayed: BTreeMap<FindingId, Finding>,
     /// Event time from which on the signals are read again.
     from: UnixNanos,
@@ -105,8 +106,8 @@ impl Ledger {
         }
     }
 
-    /// All is read. Everything up to `decided`, and up to the newest revision read, was published by earlier
-    /// processes; neither can lie after `now` (a clock that was wrong must not silence us). Signals are read again
+    /// All is read. Everything up to `decided`, and before the tick of the newest revision read (a tick's findings go out
+    /// when those before are stored), was published by earlier processes; neither can lie after `now` (a clock that was wrong must not silence us). Signals are read again
     /// from event time `from` on.
     pub fn begin(&mut self, from: UnixNanos, decided: UnixNanos, now: UnixNanos) {
         self.from = from;
@@ -129,7 +130,8 @@ impl Ledger {
     /// A revision was made: gives it back as it is to be published, if it is.
     ///
     /// An incident that was over before the mark was taken is not read again as a whole. What the replay makes of its
-    /// end is a shadow, which says nothing until something new happens to it.
+    /// end is a shadow, which says nothing until something new happens to it. What else is withheld, and not over when
+    /// the replay ends, is told then: something is wrong, and nobody was told.
     pub fn take(&mut self, mut finding: Finding) -> Option<Finding> {
         let content = content(&finding);
         let is_shadow = finding.first_bad_at < self.from && finding.updated_at <= self.decided;
@@ -139,16 +141,14 @@ impl Ledger {
                 self.note(finding.clone());
                 return Some(finding);
             }
-            self.counters.withheld += 1;
-            self.told.insert(finding.id, Told { revision: 0, content, at: finding.emitted_at });
+            let told = Told { revision: 0, content: Some(content), at: finding.emitted_at };
+            self.told.insert(finding.id, told);
+            self.withhold(finding, is_shadow);
             return None;
         };
         if is_shadow || finding.emitted_at <= told.at.max(self.decided) {
-            if is_shadow {
-                self.counters.withheld += 1;
-            } else if told.revision == 0 {
-                self.counters.withheld += 1;
-                (told.content, told.at) = (content, finding.emitted_at);
+            if is_shadow || told.revision == 0 {
+                self.withhold(finding, is_shadow);
             } else {
                 self.counters.known += 1;
                 self.replayed.insert(finding.id, finding);
@@ -156,12 +156,28 @@ impl Ledger {
             return None;
         }
         self.replayed.remove(&finding.id);
-        if told.content == content {
+        if told.content == Some(content) {
             return None;
         }
         finding.revision = told.revision + 1;
         self.note(finding.clone());
         Some(finding)
+    }
+
+    fn withhold(&mut self, finding: Finding, is_shadow: bool) {
+        self.counters.withheld += 1;
+        let Some(told) = self.told.get_mut(&finding.id).filter(|told| !is_shadow && told.revision == 0)
+        else {
+            return;
+        };
+        told.at = finding.emitted_at;
+        if ending::is_over(finding.status) {
+            told.content = Some(content(&finding));
+            self.replayed.remove(&finding.id);
+        } else {
+            told.content = None;
+            self.replayed.insert(finding.id, finding);
+        }
     }
 
     /// Decisions are taken up to `now`: what was told and is not so, and what nobody stands for, gets its revision.
@@ -188,7 +204,7 @@ impl Ledger {
             if now <= told.at.max(decided) {
                 return true;
             }
-            if told.content != content(finding) {
+            if told.content != Some(content(finding)) {
                 let mut finding = finding.clone();
                 finding.revision = told.revision + 1;
                 finding.emitted_at = now;
@@ -220,7 +236,8 @@ impl Ledger {
 
     /// It is told.
     fn note(&mut self, finding: Finding) {
-        let told = Told { revision: finding.revision, content: content(&finding), at: finding.emitted_at };
+        let told =
+            Told { revision: finding.revision, content: Some(content(&finding)), at: finding.emitted_at };
         self.told.insert(finding.id, told);
         if ending::is_over(finding.status) {
             self.unfinished.remove(&finding.id);
@@ -368,6 +385,24 @@ mod tests {
         let again = ledger.take(active(7, 3, 40, "it fails again")).expect("published");
         assert_eq!(again.revision, 1);
         assert_eq!(ledger.counters().withheld, 1);
+    }
+
+    #[test]
+    fn what_was_withheld_and_goes_on_is_told_when_the_replay_ends() {
+        let mut ledger = restarted(&[], 25);
+        assert_eq!(ledger.take(active(7, 1, 15, "it leaks")), None);
+        assert_eq!(ledger.take(active(8, 1, 16, "it ends in time")), None);
+        assert_eq!(ledger.take(made(8, 2, 24, "it ends in time", Status::Recovered)), None);
+        assert_eq!(ledger.settle(at(25), |_| true), []);
+        let told = ledger.settle(at(26), |_| true);
+        assert_eq!((told.len(), told[0].id, told[0].revision), (1, FindingId(7), 1));
+        assert_eq!(ledger.settle(at(27), |_| true), [], "told once");
+        assert_eq!(ledger.take(active(7, 2, 30, "it leaks")), None, "nothing new");
+        // A revision that comes before the look at what was withheld tells it, whatever it says.
+        let mut ledger = restarted(&[], 25);
+        assert_eq!(ledger.take(active(7, 1, 15, "it leaks")), None);
+        assert_eq!(ledger.take(active(7, 2, 26, "it leaks")).map(|told| told.revision), Some(1));
+        assert_eq!(ledger.settle(at(27), |_| true), []);
     }
 
     #[test]

@@ -69,7 +69,9 @@ impl Outlet for BusOutlet {
 /// What a worker says. It takes no new work while something waits here, so what waits is what one piece of work said.
 pub struct Outbox<O> {
     outlet: O,
-    waiting: VecDeque<Outgoing>,
+    /// Each with how many of those before it must be stored first.
+    waiting: VecDeque<(u64, Outgoing)>,
+    after: u64,
     said: u64,
     acknowledged: u64,
 }
@@ -77,13 +79,19 @@ pub struct Outbox<O> {
 impl<O: Outlet> Outbox<O> {
     /// Nothing said yet.
     pub fn new(outlet: O) -> Self {
-        Self { outlet, waiting: VecDeque::new(), said: 0, acknowledged: 0 }
+        Self { outlet, waiting: VecDeque::new(), after: 0, said: 0, acknowledged: 0 }
     }
 
     /// Says something: it goes out after all that was said before.
     pub fn say(&mut self, outgoing: Outgoing) {
         self.said += 1;
-        self.waiting.push_back(outgoing);
+        self.waiting.push_back((self.after, outgoing));
+    }
+
+    /// What is said from here on goes out once everything said before is stored: what is repeated on its way is overtaken
+    /// by what follows, and must not be when that speaks of a later time.
+    pub fn settle_first(&mut self) {
+        self.after = self.said;
     }
 
     /// Sends what there is room for, and takes in what is known of what was sent.
@@ -95,11 +103,15 @@ impl<O: Outlet> Outbox<O> {
             end?;
             self.acknowledged += 1;
         }
-        while let Some(outgoing) = self.waiting.pop_front() {
+        while let Some((after, outgoing)) = self.waiting.pop_front() {
+            if self.acknowledged < after {
+                self.waiting.push_front((after, outgoing));
+                break;
+            }
             match self.outlet.try_submit(outgoing) {
                 Ok(()) => {}
                 Err(TrySubmitError::Full(back)) => {
-                    self.waiting.push_front(back);
+                    self.waiting.push_front((after, back));
                     break;
                 }
                 Err(TrySubmitError::Closed(_)) => return Err(BusError::Closed),
@@ -152,5 +164,62 @@ impl Outbox<BusOutlet> {
         report.result?;
         self.acknowledged += 1;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// Keeps what is under way; ends it when told to.
+    #[derive(Default, Clone)]
+    struct Kept(Rc<RefCell<(Vec<String>, usize)>>);
+
+    impl Outlet for Kept {
+        fn try_submit(&mut self, outgoing: Outgoing) -> Result<(), TrySubmitError> {
+            self.0.borrow_mut().0.push(outgoing.subject);
+            Ok(())
+        }
+
+        fn try_end(&mut self) -> Option<Result<(), BusError>> {
+            let stored = &mut self.0.borrow_mut().1;
+            *stored = stored.checked_sub(1)?;
+            Some(Ok(()))
+        }
+
+        fn stamp(&self, headers: Headers) -> Headers {
+            headers
+        }
+
+        fn tell(&self, _subject: &str, _payload: Bytes) -> Result<(), Untold> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_to_settle_first_is_overtaken_by_nothing() {
+        let kept = Kept::default();
+        let mut outbox = Outbox::new(kept.clone());
+        let say = |outbox: &mut Outbox<Kept>, subject: &str| {
+            let (headers, payload) = (Headers::new(), Bytes::new());
+            outbox.say(Outgoing { subject: subject.to_owned(), msg_id: None, headers, payload });
+        };
+        for subject in ["a", "b"] {
+            say(&mut outbox, subject);
+        }
+        outbox.settle_first();
+        say(&mut outbox, "c");
+        let mut sent = |stored: usize| {
+            kept.0.borrow_mut().1 = stored;
+            outbox.turn().expect("nothing is refused");
+            (kept.0.borrow().0.concat(), outbox.is_clear(), outbox.is_settled())
+        };
+        assert_eq!(sent(0), ("ab".to_owned(), false, false));
+        assert_eq!(sent(1), ("ab".to_owned(), false, false));
+        assert_eq!(sent(1), ("abc".to_owned(), true, false));
+        assert_eq!(sent(1), ("abc".to_owned(), true, true));
     }
 }
