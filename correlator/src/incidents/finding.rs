@@ -1,5 +1,6 @@
 //! From a component and its verdict to the finding that is published.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 
 use tapio_schemas::finding::{
@@ -10,7 +11,7 @@ use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
 use super::candidates::Candidate;
 use super::components::{Component, is_passing, passes};
 use super::config::{IncidentConfig, nanos};
-use super::impact::{Tallies, impact, severity};
+use super::impact::{CallsTo, Tallies, impact, severity};
 use super::incident::Incident;
 use super::says;
 use super::signals::{is_change, is_failure};
@@ -38,8 +39,10 @@ pub struct Material<'a> {
     pub candidates: &'a [Candidate<'a>],
     /// Settings.
     pub config: &'a IncidentConfig,
-    /// Calls.
+    /// Calls, and to whom they go, once it is asked for.
     pub tallies: &'a Tallies,
+    /// See `tallies`.
+    pub calls: OnceCell<CallsTo<'a>>,
     /// Holes.
     pub gaps: &'a VecDeque<Gap>,
     /// From raw to stated confidence.
@@ -101,7 +104,8 @@ impl Material<'_> {
             (false, None) => Status::NotProvable,
         };
         let spec = root.map(|c| &c.pattern.impact);
-        let suffered = impact(view, &members, &seat, spec, self.tallies, first_bad);
+        let calls = self.calls.get_or_init(|| self.tallies.by_home(view.graph));
+        let suffered = impact(view, &members, &seat, spec, calls, first_bad);
         let severity = severity(spec, &suffered, deviations().any(|s| is_failure(s.kind)));
         let holes = self.holes(first_bad);
         let lost = holes.iter().filter(|gap| gap.lost > 0).count();

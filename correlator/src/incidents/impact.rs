@@ -1,6 +1,6 @@
 //! Who suffers: from the graph, the tallies of calls and the failing signals.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tapio_schemas::finding::Impact;
 use tapio_schemas::{Entity, Score, Severity, SignalKind, Tally, UnixNanos};
@@ -16,10 +16,13 @@ const CALLERS_MAX: usize = 16;
 /// Windows kept per edge: ten minutes of five seconds.
 const WINDOWS_MAX: usize = 120;
 
+/// Calls and errors by the start of their window.
+type Windows = BTreeMap<UnixNanos, (u64, u64)>;
+
 /// Calls and errors per edge and window, of all shards together.
 #[derive(Debug, Default)]
 pub struct Tallies {
-    edges: BTreeMap<(Entity, Entity), BTreeMap<UnixNanos, (u64, u64)>>,
+    edges: BTreeMap<(Entity, Entity), Windows>,
     edges_max: usize,
     refused: u64,
 }
@@ -56,13 +59,23 @@ impl Tallies {
         self.edges.retain(|_, windows| windows.last_key_value().is_some_and(|(at, _)| *at >= silent_before));
     }
 
+    /// The calls to each home, found once for all incidents of a tick.
+    pub fn by_home(&self, graph: &Graph) -> CallsTo<'_> {
+        let mut homes: HashMap<Entity, Vec<&Windows>> = HashMap::new();
+        for ((_, to), windows) in &self.edges {
+            homes.entry(graph.home(to)).or_default().push(windows);
+        }
+        CallsTo(homes)
+    }
+}
+
+/// Calls by the home that they go to.
+pub struct CallsTo<'a>(HashMap<Entity, Vec<&'a Windows>>);
+
+impl CallsTo<'_> {
     /// Share of the calls to `home` that failed since `from`, if there were any.
-    fn failed_share(&self, graph: &Graph, home: &Entity, from: UnixNanos) -> Option<f64> {
-        let windows = self
-            .edges
-            .iter()
-            .filter(|((_, to), _)| graph.home(to) == *home)
-            .flat_map(|(_, windows)| windows.range(from.minus(5_000_000_000)..));
+    fn failed_share(&self, home: &Entity, from: UnixNanos) -> Option<f64> {
+        let windows = self.0.get(home)?.iter().flat_map(|windows| windows.range(from.minus(5_000_000_000)..));
         let (calls, errors) = windows.fold((0, 0), |sum: (u64, u64), (_, w)| (sum.0 + w.0, sum.1 + w.1));
         (calls > 0).then(|| errors as f64 / calls as f64)
     }
@@ -74,7 +87,7 @@ pub fn impact(
     members: &[usize],
     seat: &Entity,
     spec: Option<&ImpactSpec>,
-    tallies: &Tallies,
+    calls: &CallsTo<'_>,
     first_bad: UnixNanos,
 ) -> Impact {
     let callers = view.graph.callers(seat);
@@ -84,10 +97,8 @@ pub fn impact(
         .map(|at| &view.homes[*at])
         .chain([seat])
         .collect();
-    let share = suffering
-        .iter()
-        .filter_map(|home| tallies.failed_share(view.graph, home, first_bad))
-        .fold(0.0f64, f64::max);
+    let share =
+        suffering.iter().filter_map(|home| calls.failed_share(home, first_bad)).fold(0.0f64, f64::max);
     let served = |at: &usize| {
         view.signals[*at].kind == SignalKind::HttpServerErrors
             && view.graph.callers(&view.homes[*at]).is_empty()

@@ -27,6 +27,7 @@ mod story;
 mod tests;
 mod view;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -345,6 +346,7 @@ impl IncidentEngine {
             candidates: &candidates,
             config: &self.config,
             tallies: &self.tallies,
+            calls: OnceCell::new(),
             gaps: &self.gaps,
             calibration: if self.config.calibrated {
                 self.model.calibration()
