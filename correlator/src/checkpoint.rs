@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_takes_over_the_memory_of_one_that_was_not_kept() {
-        let mark = |sequence| LowWater { sequence, from: UnixNanos(1) };
+        let mark = |sequence| LowWater { sequence, from: UnixNanos(1), ..LowWater::default() };
         let checkpoint = |sequence, memory| Checkpoint {
             standing: Standing {
                 mark: mark(sequence),
@@ -238,7 +238,9 @@ mod tests {
 
     #[test]
     fn a_mark_of_an_earlier_build_is_read() {
-        let text = serde_json::to_string(&LowWater { sequence: 7, from: UnixNanos(3) }).unwrap();
+        let text =
+            serde_json::to_string(&LowWater { sequence: 7, from: UnixNanos(3), ..LowWater::default() })
+                .unwrap();
         let read: Standing = serde_json::from_str(&text).unwrap();
         assert_eq!((read.mark.sequence, read.decided, read.heard.len()), (7, UnixNanos(0), 0));
     }

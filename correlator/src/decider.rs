@@ -83,7 +83,8 @@ impl Decider {
         let topology = watermark.minus(self.topology_ns + self.topology_ns / 10);
         let from = self.stage_two.low_water().min(topology);
         let (sequence, place) = self.marks.place_for(from)?;
-        let (mark, Place { heard, told }) = (LowWater { sequence, from }, place.clone());
+        let (mark, Place { heard, told }) =
+            (LowWater { sequence, from, ..LowWater::default() }, place.clone());
         Some(Standing { mark, decided: grid_floor(watermark), heard, told })
     }
 

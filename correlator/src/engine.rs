@@ -57,7 +57,7 @@ pub struct StageTwoCounters {
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 19] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 20] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
         let [refused, unlearnt, evicted, flows, doubtful] = self.services;
         [
@@ -71,6 +71,7 @@ impl StageTwoCounters {
             ("repeated_message", order.repeated),
             ("fenced", fences.fenced),
             ("repeated", fences.repeated),
+            ("behind", fences.behind),
             ("unfinished_step", fences.unfinished),
             ("early_step", fences.early),
             ("united_evicted", self.united_evicted),

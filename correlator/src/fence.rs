@@ -3,12 +3,15 @@
 //! A shard has one owner at a time, but an owner that was paused does not know that it is one no more, and a new owner
 //! reads events again whose signals the one before has told. Content of a shard is a function of the step of event
 //! time that it is about. So it is enough to let in, per shard, each step once (its mark is above the accepted one)
-//! and only from the highest lease epoch heard so far.
+//! and only from the highest lease epoch heard so far. What came too late for its step is the exception: it is found in
+//! steps that are told again (`untold.rs`).
 
 use serde::{Deserialize, Serialize};
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::{ShardMark, SignalSection};
 use tapio_schemas::{ProducerId, UnixNanos};
+
+use crate::untold::Told;
 
 /// Items of one step that wait for the rest of their step, per shard. Above it they are let in early, and counted.
 const PARTS_ITEMS_MAX: usize = 262_144;
@@ -20,6 +23,8 @@ pub struct FenceCounters {
     pub fenced: u64,
     /// Sections whose step was told before.
     pub repeated: u64,
+    /// Deviations in them that nobody had told: let in behind.
+    pub behind: u64,
     /// Pieces of a step whose owner did not tell it to its end; the next owner tells the whole step.
     pub unfinished: u64,
     /// Sections of many items let in before the end of their step.
@@ -46,6 +51,7 @@ struct Parts {
 #[derive(Debug)]
 pub struct Fences {
     heard: Vec<Heard>,
+    told: Vec<Told>,
     parts: Vec<Option<Parts>>,
     counters: FenceCounters,
 }
@@ -55,6 +61,7 @@ impl Default for Fences {
         let shards = usize::from(SHARD_COUNT);
         Self {
             heard: vec![Heard::default(); shards],
+            told: (0..shards).map(|_| Told::default()).collect(),
             parts: (0..shards).map(|_| None).collect(),
             counters: FenceCounters::default(),
         }
@@ -64,8 +71,11 @@ impl Default for Fences {
 impl Fences {
     /// Goes on where an earlier process was, shard by shard.
     pub fn restore(&mut self, heard: &[Heard]) {
-        for (own, kept) in self.heard.iter_mut().zip(heard) {
+        for ((own, told), kept) in self.heard.iter_mut().zip(&mut self.told).zip(heard) {
             *own = *kept;
+            if kept.at.0 > 0 {
+                told.begin(kept.at);
+            }
         }
     }
 
@@ -103,7 +113,9 @@ impl Fences {
         let shard = usize::from(mark.shard);
         if mark.at <= self.heard[shard].at {
             self.counters.repeated += 1;
-            return SignalSection::default();
+            let signals = self.told[shard].untold(section.signals, self.heard[shard].at);
+            self.counters.behind += signals.len() as u64;
+            return SignalSection { signals, ..SignalSection::default() };
         }
         let begun = self.parts[shard].take();
         let begun = begun.filter(|parts| {
@@ -118,6 +130,7 @@ impl Fences {
         };
         said.partial = false;
         if !is_partial {
+            self.told[shard].note(&said.signals);
             self.raise(mark);
             said.marks = vec![mark];
             return said;
@@ -125,6 +138,7 @@ impl Fences {
         said.marks = Vec::new();
         if items(&said) > PARTS_ITEMS_MAX {
             self.counters.early += 1;
+            self.told[shard].note(&said.signals);
             let of = (producer, mark);
             self.parts[shard] = Some(Parts { of, said: SignalSection::default() });
             return said;
@@ -154,6 +168,7 @@ impl Fences {
     fn raise(&mut self, mark: ShardMark) {
         let heard = &mut self.heard[usize::from(mark.shard)];
         heard.at = heard.at.max(mark.at);
+        self.told[usize::from(mark.shard)].begin(mark.at);
     }
 }
 
@@ -174,8 +189,10 @@ fn joined(mut first: SignalSection, then: SignalSection) -> SignalSection {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use tapio_schemas::Gap;
+    use tapio_schemas::{EntityRef, Gap, Signal, SignalKind};
 
     const OLD: ProducerId = ProducerId(1);
     const NEW: ProducerId = ProducerId(2);
@@ -250,6 +267,31 @@ mod tests {
         assert_eq!(after.admit(NEW, told(mark(3, 10), 1, false)), SignalSection::default());
         assert_eq!(after.admit(OLD, told(mark(2, 20), 1, false)), SignalSection::default());
         assert_eq!(lost(&after.admit(NEW, told(mark(3, 20), 2, false))), [2]);
+    }
+
+    const NOTHING: [u64; 0] = [];
+
+    #[test]
+    fn what_the_dead_owner_had_not_told_of_a_step_is_let_in_behind_it() {
+        let entity = EntityRef { cluster: "c".into(), cgroup: "/a".into(), ..EntityRef::default() };
+        let entity = Arc::new(entity.sealed());
+        let failed = |onset| Signal::new(SignalKind::UnitFailed, entity.clone(), None, UnixNanos(onset));
+        let says = |mark, onset| SignalSection { signals: vec![failed(onset)], ..told(mark, 1, false) };
+        let times = |section: SignalSection| -> Vec<u64> {
+            assert!(section.marks.is_empty() && section.gaps.is_empty(), "{section:?}");
+            section.signals.iter().map(|s| s.last_seen.0).collect()
+        };
+        let mut fences = Fences::default();
+        fences.admit(OLD, SignalSection { marks: vec![mark(1, 10)], ..SignalSection::default() });
+        fences.admit(OLD, told(mark(1, 30), 1, false));
+        assert_eq!(times(fences.admit(NEW, says(mark(2, 20), 15))), [31]);
+        assert_eq!(times(fences.admit(NEW, says(mark(2, 20), 15))), NOTHING, "told by now");
+        // What the owner before says late is fenced, and a restart of stage two knows no less.
+        assert_eq!(times(fences.admit(OLD, says(mark(1, 40), 15))), NOTHING);
+        let mut after = Fences::default();
+        after.restore(fences.heard());
+        assert_eq!(times(after.admit(NEW, says(mark(2, 20), 15))), NOTHING, "began before what it knows");
+        assert_eq!((fences.counters().repeated, fences.counters().behind), (2, 1));
     }
 
     #[test]

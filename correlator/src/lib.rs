@@ -34,5 +34,6 @@ mod stage_two;
 mod status;
 pub mod trial;
 pub mod unite;
+mod untold;
 
 pub use pipeline::{Correlator, CorrelatorError, CorrelatorHandle, CorrelatorParts, DrainError};

@@ -10,19 +10,26 @@ use serde::{Deserialize, Serialize};
 use tapio_runtime::bus::{Bus, BusError, StartAt};
 use tapio_schemas::UnixNanos;
 
-/// Marks kept, at most one per second of event time: about an hour. When what is needed is older than all of them, the
-/// mark that was kept last stays, which makes a restart read more.
+/// Marks kept, at most one per second of event time. Above it every second one of the older half goes: so they are the
+/// farther apart the older they are, and a restart for something old reads a little more than it needs.
 const MARKS_MAX: usize = 4096;
 /// Event time between two marks.
 const MARK_EVERY_NS: u64 = 1_000_000_000;
 
 /// What is kept per stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LowWater {
     /// First stream sequence that is needed.
     pub sequence: u64,
     /// Oldest event time that is needed.
     pub from: UnixNanos,
+    /// Of a shard: event time up to which all it says was stored when this was kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub said: UnixNanos,
+}
+
+fn is_zero(at: &UnixNanos) -> bool {
+    at.0 == 0
 }
 
 /// For sequences read: the newest event time up to there, and how things stood then.
@@ -54,7 +61,8 @@ impl<T> Marks<T> {
         }
         self.marks.push_back((sequence, newest, stands()));
         if self.marks.len() > MARKS_MAX {
-            self.marks.pop_front();
+            let mut place = 0..;
+            self.marks.retain(|_| place.next().is_none_or(|at| at > MARKS_MAX / 2 || at % 2 == 0));
         }
     }
 
@@ -122,8 +130,11 @@ mod tests {
         for i in 0..100_000u64 {
             marks.record(i, secs(i));
         }
-        assert_eq!(marks.marks.len(), MARKS_MAX);
+        assert!((MARKS_MAX / 2..=MARKS_MAX).contains(&marks.marks.len()));
+        // What is open for a day is still after a mark, which is not much older than it.
+        let at = marks.sequence_for(secs(13_600)).expect("a mark before it");
+        assert!((1..=13_600).contains(&at) && 13_600 - at <= 50_000, "{at}");
         assert_eq!(marks.sequence_for(secs(99_000)), Some(99_000));
-        assert_eq!(marks.sequence_for(secs(50_000)), None);
+        assert_eq!(marks.sequence_for(secs(50_000)), None, "forgotten");
     }
 }

@@ -36,6 +36,7 @@ pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted, Unsaid};
 pub(crate) use episode::{add_evidence, stamped};
+pub(crate) use record::hash_parts;
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
 pub use shard::{Advanced, Shard};

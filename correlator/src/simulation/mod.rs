@@ -4,6 +4,7 @@
 //! many from the first on.
 
 mod chance;
+mod late_tests;
 mod property;
 mod replica;
 mod scene;

@@ -215,6 +215,7 @@ fn advance(hold: &mut Hold) -> Vec<SignalSection> {
     let Some(watermark) = hold.owned.due() else { return said };
     let advanced = hold.set.advance_one(hold.owned.shard, watermark, &mut said, &mut Budget::unlimited());
     hold.owned.advanced_to(advanced.expect("owned").mark.at);
+    said.retain(|section| !section.marks.iter().all(|mark| hold.owned.was_said(mark.at)));
     let mark = ShardMark { shard: hold.owned.shard, epoch: hold.owned.epoch, at: hold.owned.advanced() };
     said.push(SignalSection { marks: vec![mark], ..SignalSection::default() });
     said

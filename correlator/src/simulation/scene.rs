@@ -17,6 +17,8 @@ pub const SECOND: u64 = 1000 * MS;
 pub const START: u64 = 1_767_225_600 * SECOND;
 /// Length of the scene.
 pub const LENGTH: u64 = 50 * SECOND;
+/// When the last fault happens, after the start: one event says it, and nothing repeats it.
+pub const LAST_FAULT: u64 = 46 * SECOND;
 pub const CLUSTER: &str = "c";
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -113,6 +115,10 @@ fn image_change(at: u64) -> UnifiedEvent {
     event(EventKind::K8sImageChanged, &pod("pay", 1), at, Payload::Kubernetes(Box::new(data)))
 }
 
+pub fn is_last_fault(event: &UnifiedEvent) -> bool {
+    event.timestamp.0 == START + LAST_FAULT && event.entity.cgroup == "/late"
+}
+
 /// The events in the order of their times.
 pub fn events() -> Vec<UnifiedEvent> {
     let mut events: Vec<UnifiedEvent> =
@@ -129,7 +135,7 @@ pub fn events() -> Vec<UnifiedEvent> {
     for at in [13, 16, 22] {
         events.push(process(EventKind::ProcessExit, &pod("pay", 1), at * SECOND + 140 * MS, 6));
     }
-    events.push(process(EventKind::ProcessExit, &cgroup("/late"), 46 * SECOND, 11));
+    events.push(process(EventKind::ProcessExit, &cgroup("/late"), LAST_FAULT, 11));
     // Calm programs, so that most shards have something to read.
     events.extend((0..150u64).map(|n| {
         process(EventKind::ProcessExec, &cgroup(&format!("/calm-{}", n % 60)), n * 331 * MS + 5 * MS, 0)

@@ -59,6 +59,8 @@ pub struct Plan {
     pub chance: Chance,
     /// Units of work after which a worker puts the rest of a batch aside.
     pub chunk: Option<u32>,
+    /// How long the last fault of the scene takes to the stream, when that is told.
+    pub last_fault_delay: Option<u64>,
 }
 
 impl Plan {
@@ -71,6 +73,7 @@ impl Plan {
             faults: VecDeque::new(),
             chance: Chance::new(0),
             chunk: None,
+            last_fault_delay: None,
         }
     }
 
@@ -89,7 +92,15 @@ impl Plan {
         // Of a chance of its own, so that everything else of a seed stays as it was.
         let mut slow = Chance::new(!seed);
         let chunk = slow.per_mille(500).then(|| slow.within(1..40) as u32);
-        Self { replicas, weather, duplicate_window, faults: faults.into(), chance, chunk }
+        Self {
+            replicas,
+            weather,
+            duplicate_window,
+            faults: faults.into(),
+            chance,
+            chunk,
+            last_fault_delay: None,
+        }
     }
 }
 
@@ -146,7 +157,11 @@ impl World {
         let mut arrivals = chance.split();
         let mut coming: Vec<(u64, UnifiedEvent)> = scene::events()
             .into_iter()
-            .map(|event| (event.timestamp.0 + arrivals.below(EVENT_DELAY), event))
+            .map(|event| {
+                let usual = arrivals.below(EVENT_DELAY);
+                let delay = plan.last_fault_delay.filter(|_| scene::is_last_fault(&event)).unwrap_or(usual);
+                (event.timestamp.0 + delay, event)
+            })
             .collect();
         coming.sort_by_key(|(at, event)| (*at, event.id));
         let mut world = Self {

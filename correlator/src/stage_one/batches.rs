@@ -120,6 +120,10 @@ impl<O: Outlet> Worker<O> {
         let advanced = self.shards.advance_one(shard, watermark, &mut sections, budget);
         for section in sections.drain(..) {
             let Some(mark) = section.marks.first().copied() else { continue };
+            // What is seen at the beginning of the reading lacks what was before it.
+            if self.of(shard).is_some_and(|owned| owned.was_said(mark.at)) {
+                continue;
+            }
             if !section.signals.is_empty() {
                 self.parts.shared.news.fetch_max(mark.at.0, Ordering::AcqRel);
             }

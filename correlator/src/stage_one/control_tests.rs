@@ -25,7 +25,7 @@ use crate::metrics::CorrelatorMetrics;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SHARD: u16 = 5;
-const MARK: LowWater = LowWater { sequence: 77, from: UnixNanos(9) };
+const MARK: LowWater = LowWater { sequence: 77, from: UnixNanos(9), said: UnixNanos(8) };
 
 /// A control side of one shard whose lane is the test.
 struct Site {

@@ -6,6 +6,10 @@ use tapio_schemas::status::OwnedShardStatus;
 use crate::low_water::{LowWater, Marks};
 use crate::shards::{TICK_NS, Watermark};
 
+/// Events that come this much too late, at most, are found by the next owner although the owner before died before it said
+/// them. So much more is read again.
+const LATE_NS: u64 = 5_000_000_000;
+
 /// A shard's place in stream and time.
 pub struct OwnedShard {
     /// Shard, 0..64.
@@ -25,6 +29,8 @@ pub struct OwnedShard {
     marks: Marks,
     /// What is kept with the lease.
     kept: Option<LowWater>,
+    /// Steps up to here were said by the owner before, and are read only to know what is behind the later ones.
+    told_before: UnixNanos,
     replay_max_ns: u64,
 }
 
@@ -43,6 +49,7 @@ impl OwnedShard {
             read_up_to: 0,
             marks: Marks::default(),
             kept,
+            told_before: kept.map_or(UnixNanos(0), |kept| kept.said.minus(LATE_NS)),
             replay_max_ns,
         }
     }
@@ -82,12 +89,17 @@ impl OwnedShard {
         self.advanced
     }
 
+    /// Whether the owner before has said all of this step.
+    pub fn was_said(&self, step: UnixNanos) -> bool {
+        step <= self.told_before
+    }
+
     /// Where a new owner has to begin to read when events from `needed` on count; `None` when that is kept already.
     pub fn low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
-        let from = needed.max(self.advanced.minus(self.replay_max_ns));
+        let from = needed.minus(LATE_NS).max(self.advanced.minus(self.replay_max_ns));
         let kept = self.kept.map_or(0, |kept| kept.sequence);
         let sequence = self.marks.sequence_for(from).filter(|sequence| *sequence > kept)?;
-        self.kept = Some(LowWater { sequence, from });
+        self.kept = Some(LowWater { sequence, from, said: self.advanced });
         self.kept
     }
 
