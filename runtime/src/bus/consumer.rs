@@ -8,7 +8,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use tapio_schemas::names;
 
 use super::feed::{Feed, Promise};
-use super::{Bus, BusError, Message};
+use super::{Bus, BusError, Message, News};
 
 /// Messages asked for at a time.
 const BATCH_DEFAULT: usize = 256;
@@ -213,6 +213,14 @@ impl OrderedConsumer {
     /// As [`OrderedConsumer::next`].
     pub async fn next_or_current(&mut self) -> Result<Option<Message>, BusError> {
         self.feed.next_or_current().await
+    }
+
+    /// The next message, or how far reading is, each time that changes. Cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// As [`OrderedConsumer::next`].
+    pub async fn news(&mut self) -> Result<News, BusError> {
+        self.feed.news().await
     }
 
     /// Waits up to `wait` for a message, then takes what is there, at most `max`; empty after `wait`.

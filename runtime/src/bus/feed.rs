@@ -37,6 +37,19 @@ pub(super) enum Promise {
     },
 }
 
+/// What is heard of a stream that is read to its end, and beyond.
+// Nearly all of it are messages: a box for each would cost more than the room.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug)]
+pub enum News {
+    /// A message.
+    Message(Message),
+    /// All that was there when reading began, or began again, has been given.
+    Current,
+    /// The way to the server was lost after that: what is there now is not known before [`News::Current`].
+    Behind,
+}
+
 struct Opened {
     source: pull::Stream,
     epoch: u64,
@@ -62,8 +75,10 @@ pub(super) struct Feed {
     failures: u32,
     /// Everything that was there when the consumer was opened has been received.
     current: bool,
-    /// That was said already.
+    /// What was said of that last.
     current_told: bool,
+    /// It was said at least once.
+    was_current: bool,
 }
 
 impl Feed {
@@ -92,6 +107,7 @@ impl Feed {
             failures: 0,
             current: false,
             current_told: false,
+            was_current: false,
         };
         let opened = feed.start_opening(Duration::ZERO).await?;
         feed.accept(opened);
@@ -110,15 +126,30 @@ impl Feed {
     /// The next message; `None` once, when all that was there at first has been given.
     pub(super) async fn next_or_current(&mut self) -> Result<Option<Message>, BusError> {
         loop {
+            match self.news().await? {
+                News::Message(message) => return Ok(Some(message)),
+                News::Current if !std::mem::replace(&mut self.was_current, true) => return Ok(None),
+                News::Current | News::Behind => {}
+            }
+        }
+    }
+
+    /// The next message, or how far reading is, when that changes. Cancelling it loses nothing.
+    pub(super) async fn news(&mut self) -> Result<News, BusError> {
+        loop {
+            if self.current_told && !self.current {
+                self.current_told = false;
+                return Ok(News::Behind);
+            }
             if let Some(message) = self.buffered.pop_front() {
                 if let Some(message) = self.check(message) {
-                    return Ok(Some(message));
+                    return Ok(News::Message(message));
                 }
                 continue;
             }
             if self.current && !self.current_told {
                 self.current_told = true;
-                return Ok(None);
+                return Ok(News::Current);
             }
             let opened_epoch = self.opened_epoch;
             let Some(source) = self.source.as_mut() else {
@@ -187,6 +218,7 @@ impl Feed {
     fn lose(&mut self, reason: &str) {
         tracing::debug!(stream = self.stream, reason, "consumer is opened again");
         self.bus.inner.metrics.reopened(&self.stream);
+        self.current = false;
         let source = self.source.take();
         if self.promise == Promise::Durable {
             let mut source = source;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tapio_runtime::bus::{
-    Bus, BusError, ConnectionState, DurableConfig, Headers, OrderedConfig, Outgoing, PublishReports,
+    Bus, BusError, ConnectionState, DurableConfig, Headers, News, OrderedConfig, Outgoing, PublishReports,
     Publisher,
 };
 use tapio_runtime::shutdown::Shutdown;
@@ -132,6 +132,64 @@ async fn ten_seconds_away_under_load_lose_nothing() {
     assert_eq!(stream.messages, submitted, "repetitions are not stored twice");
     let bound = 3 * WINDOW + 1;
     assert!(peak.load(Ordering::Relaxed) <= bound, "{peak:?} outstanding, bound {bound}");
+}
+
+/// Who has read all there is does not know what there is once the way to the server was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_says_when_it_does_not_know_what_there_is() {
+    let (mut server, bus) = server_and_bus().await;
+    let publish = async |number: u64| {
+        let Outgoing { subject, msg_id, headers, payload } = numbered(number);
+        in_time(bus.publish(&subject, msg_id.as_deref(), headers, payload)).await.expect("stored");
+    };
+    publish(0).await;
+    let mut reader = bus.ordered_consumer(OrderedConfig::new(names::STREAM_EVENTS)).await.unwrap();
+    let mut heard = async || match in_time(reader.news()).await.expect("open") {
+        News::Message(message) => format!("{}", number_of(&message.payload)),
+        News::Current => "current".to_owned(),
+        News::Behind => "behind".to_owned(),
+    };
+    assert_eq!([heard().await, heard().await], ["0", "current"]);
+    server.kill();
+    server.restart().unwrap();
+    publish(1).await;
+    assert_eq!(heard().await, "behind");
+    // Whether the message or the word comes first depends on when the consumer was opened again.
+    let mut rest = [heard().await, heard().await];
+    rest.sort();
+    assert_eq!(rest, ["1", "current"]);
+}
+
+/// A server that stands still leaves the connection as it is; what is called into it does not come back meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_echo_comes_back_when_the_server_moves() {
+    let (mut server, bus) = server_and_bus().await;
+    let mut echo = bus.echo().await.unwrap();
+    echo.call(1).unwrap();
+    assert_eq!(in_time(echo.heard()).await, 1);
+    signal(server.pid(), "-STOP");
+    echo.call(2).unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(300), echo.heard()).await.is_err());
+    assert_eq!(bus.state(), ConnectionState::Connected);
+    signal(server.pid(), "-CONT");
+    assert_eq!(in_time(echo.heard()).await, 2);
+    // Through a lost connection, too.
+    server.kill();
+    server.restart().unwrap();
+    let called = async {
+        loop {
+            let _ = echo.call(3);
+            if let Ok(number) = tokio::time::timeout(Duration::from_millis(100), echo.heard()).await {
+                return number;
+            }
+        }
+    };
+    assert_eq!(in_time(called).await, 3);
+}
+
+fn signal(pid: u32, signal: &str) {
+    let status = std::process::Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(status.expect("kill runs").success());
 }
 
 /// A server that stops and starts again and again: the same promise.
