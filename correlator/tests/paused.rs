@@ -1,11 +1,11 @@
-//! A correlator that stands still: the stream keeps the events, and it catches up in order.
+//! A correlator, or a server, that stands still: the stream keeps the events, and what comes afterwards is not too late.
 
 mod common;
 
 use std::time::Duration;
 
 use common::live::{Child, PATIENCE};
-use common::{Publisher, leaking, live};
+use common::{Publisher, crash, leaking, live};
 use tapio_correlator::config::CorrelatorConfig;
 use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::{Clock, SystemClock};
@@ -73,4 +73,35 @@ async fn what_comes_while_it_stands_still_waits_in_the_stream_and_is_judged_afte
     let rows: Vec<_> = end.producers.iter().flat_map(|p| &p.shards).collect();
     assert!(rows.iter().all(|row| row.5 == 0 && row.6 == 0), "nothing dropped, nothing missing: {rows:?}");
     assert!(rows.iter().all(|row| row.3 - row.2 == row.4), "each event once: {rows:?}");
+}
+
+/// How long the server stands still: twice the lateness bound, and shorter than leases last.
+const STANDS_STILL: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_stands_still_no_shard_follows_the_clock_past_what_waits_in_it() {
+    let server = NatsServer::start().expect("nats-server");
+    let bus = server.bus().await.expect("a bus");
+    let correlator = live::start(&bus, CorrelatorConfig { replica: "only".into(), ..live::config() }).await;
+    let clock = SystemClock::new();
+    let follows = clock.now_unix_nanos();
+    word(&bus, |word| word.shards.len() == 64 && word.shards.iter().all(|shard| shard.3.0 > follows)).await;
+
+    let signal = |signal: &str| {
+        let status = std::process::Command::new("kill").args([signal, &server.pid().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    };
+    signal("-STOP");
+    let event = crash(clock.now_unix_nanos());
+    let mut publisher = Publisher::new(bus.clone());
+    let publishing = tokio::spawn(async move { publisher.publish(&[event]).await });
+    // check: allow sleep, this is how long it stands still
+    tokio::time::sleep(STANDS_STILL).await;
+    signal("-CONT");
+    publishing.await.expect("published");
+
+    let end = word(&bus, |word| processed(word) == 1).await;
+    assert_eq!(end.producers.iter().map(|producer| producer.late).collect::<Vec<_>>(), [0]);
+    live::findings_until(&bus, |all| all.iter().any(|f| live::tells(f, "process.crash_signal"))).await;
+    correlator.drain().await.expect("drains");
 }

@@ -50,3 +50,14 @@ fn a_late_fault_is_found_when_a_shard_is_handed_over_around_it() {
 fn a_late_fault_is_found_when_its_owner_stands_still_and_is_followed() {
     at_any_moment(Fault::Pause { who: 0, length: 4 * SECOND }, 2);
 }
+
+/// With a server that stands still nothing comes, and nobody takes that for the end of what there is.
+#[test]
+fn no_event_is_late_because_the_server_stood_still() {
+    for (at, length) in [(8500, 400), (20_000, 900), (35_100, 2500)] {
+        let freeze = Fault::Freeze { length: length * MS };
+        let plan = Plan { faults: [(START + at * MS, freeze)].into(), ..Plan::calm() };
+        let judged = super::judge(&World::new(plan).run());
+        assert_eq!(judged, Ok(()), "at {at} ms for {length} ms");
+    }
+}

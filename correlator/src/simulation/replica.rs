@@ -62,6 +62,8 @@ struct Lane {
     cursors: BTreeMap<u16, usize>,
     wire: SharedWire,
     quiet_due: u64,
+    /// What was called into the server and has not come back.
+    called: Option<u64>,
 }
 
 struct Note {
@@ -112,7 +114,14 @@ impl Replica {
                 let wire = Wire::shared(&site.server, chance.split(), site.weather, WINDOW);
                 let outlet = WireOutlet { wire: Rc::clone(&wire), fence: 0 };
                 let worker = Worker::new(parts, outlet).with_chunk(site.chunk.unwrap_or(CHUNK_UNITS));
-                Lane { worker, readings: Readings::new(), cursors: BTreeMap::new(), wire, quiet_due: 0 }
+                Lane {
+                    worker,
+                    readings: Readings::new(),
+                    cursors: BTreeMap::new(),
+                    wire,
+                    quiet_due: 0,
+                    called: None,
+                }
             })
             .collect();
         Self {
@@ -281,6 +290,7 @@ impl Replica {
         let now = self.now();
         let monotonic = self.site.clock.monotonic();
         let is_up = self.site.server.borrow().is_up();
+        let is_connected = self.site.server.borrow().is_connected();
         // What came while it stood still is there a moment after it goes on.
         let is_waking = now < self.paused_until + WAKING;
         for lane in &mut self.lanes {
@@ -288,13 +298,16 @@ impl Replica {
                 true => read(lane, &self.site, &mut self.chance),
                 false => lane.worker.is_ready(),
             };
+            if let Some(number) = lane.called.take_if(|_| is_up && !is_waking) {
+                lane.readings.came_back(number, monotonic);
+            }
+            if is_idle && let Some((shards, now)) = lane.readings.caught_up(monotonic) {
+                lane.worker.work(Work::CaughtUp { shards, now }).expect("the clock is followed");
+            }
             if is_idle && now >= lane.quiet_due {
                 lane.quiet_due = now + QUIET.as_nanos() as u64;
-                let shards = lane.readings.caught_up(monotonic, is_up);
-                if shards != 0 {
-                    let work = Work::CaughtUp { shards, now: UnixNanos(now) };
-                    lane.worker.work(work).expect("the clock is followed");
-                }
+                let called = lane.readings.look(monotonic, UnixNanos(now), is_connected);
+                lane.called = called.or(lane.called.filter(|_| is_connected));
             }
             // A real worker turns all the time; one that has put work aside is to have a chance to catch up.
             if lane.worker.put_aside_now() > 0 {

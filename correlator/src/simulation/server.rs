@@ -39,6 +39,8 @@ pub struct Owned {
 pub struct Server {
     pub now: u64,
     pub down_until: u64,
+    /// It stands still: connections stay, and nothing moves.
+    pub frozen_until: u64,
     /// How long message ids are remembered.
     pub duplicate_window: u64,
     pub events: Vec<Vec<Stored>>,
@@ -72,6 +74,11 @@ impl Server {
     }
 
     pub fn is_up(&self) -> bool {
+        self.is_connected() && self.now >= self.frozen_until
+    }
+
+    /// Whether connections to it stand.
+    pub fn is_connected(&self) -> bool {
         self.now >= self.down_until
     }
 

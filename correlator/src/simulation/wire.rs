@@ -81,7 +81,7 @@ impl Wire {
         flight.is_first_attempt = false;
         if !server.is_up() {
             server.count("messages repeated after an outage");
-            flight.arrives = Some(server.down_until + self.chance.below(200 * MS));
+            flight.arrives = Some(server.down_until.max(server.frozen_until) + self.chance.below(200 * MS));
             return;
         }
         if self.chance.per_mille(self.weather.lost) {

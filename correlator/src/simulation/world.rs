@@ -45,6 +45,8 @@ pub enum Fault {
     Join,
     /// The server is away.
     Down { length: u64 },
+    /// The server stands still, and its connections stay.
+    Freeze { length: u64 },
     /// A replica is put out of a group.
     Expel { who: u64, group: usize },
 }
@@ -87,6 +89,12 @@ impl Plan {
         let replicas = chance.within(1..5);
         let mut faults: Vec<(u64, Fault)> =
             (0..chance.below(FAULTS_MAX + 1)).map(|_| fault(&mut chance)).collect();
+        // Of a chance of its own, so that everything else of a seed stays as it was.
+        let mut cold = Chance::new(seed.rotate_left(32));
+        if cold.per_mille(400) {
+            let freeze = Fault::Freeze { length: 300 * MS + cold.below(2500 * MS) };
+            faults.push((START + SECOND + cold.below(LENGTH), freeze));
+        }
         faults.sort_by_key(|(at, _)| *at);
         let duplicate_window = if chance.per_mille(500) { 100 * MS } else { 120 * SECOND };
         // Of a chance of its own, so that everything else of a seed stays as it was.
@@ -245,6 +253,10 @@ impl World {
                 Fault::Down { length } => {
                     self.site.server.borrow_mut().down_until = now + length;
                     self.agents_back = now + length + self.chance.below(300 * MS);
+                }
+                Fault::Freeze { length } => {
+                    self.site.server.borrow_mut().frozen_until = now + length;
+                    self.agents_back = now + length + self.chance.below(100 * MS);
                 }
                 Fault::Expel { who, group } => {
                     let identity = self.replicas[at(who)].identity[group].clone();

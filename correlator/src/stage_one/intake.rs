@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
-use tapio_runtime::bus::{Bus, BusError, ConnectionState, Message, OrderedConfig, OrderedConsumer};
+use tapio_runtime::bus::{Bus, BusError, ConnectionState, Echo, News, OrderedConfig, OrderedConsumer};
 use tapio_runtime::clock::SharedClock;
 use tapio_runtime::ring::Sender;
 use tapio_runtime::supervise::WorkerResult;
@@ -37,7 +37,7 @@ pub enum Command {
     Lost(u16),
 }
 
-type Feed = BoxStream<'static, Result<Option<Message>, BusError>>;
+type Feed = BoxStream<'static, Result<News, BusError>>;
 type Opening = Pin<Box<dyn Future<Output = (u16, u64, Result<OrderedConsumer, BusError>)> + Send>>;
 
 /// Reads for one worker.
@@ -84,6 +84,7 @@ impl Intake {
     pub async fn run(mut self) -> WorkerResult {
         let mut quiet = tokio::time::interval(QUIET);
         quiet.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut echo = self.bus.echo().await?;
         loop {
             tokio::select! {
                 biased;
@@ -94,11 +95,13 @@ impl Intake {
                 Some((shard, epoch, opened)) = self.opening.next(), if !self.opening.is_empty() => {
                     self.opened(shard, epoch, opened)?;
                 }
+                number = echo.heard() => self.readings.came_back(number, self.clock.monotonic()),
                 Some((shard, item)) = self.feeds.next(), if !self.feeds.is_empty() => {
                     self.take(shard, item?).await?;
                 }
                 // After the feeds: who follows the clock has read what has come.
-                _ = quiet.tick() => self.follow_clock().await?,
+                () = std::future::ready(()), if self.readings.is_answered() => self.follow_clock().await?,
+                _ = quiet.tick() => self.look(&echo),
             }
         }
     }
@@ -156,30 +159,47 @@ impl Intake {
             return Ok(());
         }
         let feed = futures::stream::unfold(consumer, |mut consumer| async move {
-            let item = consumer.next_or_current().await;
+            let item = consumer.news().await;
             Some((item, consumer))
         });
         self.feeds.insert(shard, feed.boxed());
         Ok(())
     }
 
-    async fn take(&mut self, shard: u16, item: Option<Message>) -> WorkerResult {
-        let Some(message) = item else {
-            self.readings.current(shard);
-            return Ok(());
+    async fn take(&mut self, shard: u16, item: News) -> WorkerResult {
+        let message = match item {
+            News::Message(message) => message,
+            News::Current => {
+                self.readings.current(shard);
+                return Ok(());
+            }
+            News::Behind => {
+                self.readings.behind(shard);
+                return Ok(());
+            }
         };
         self.readings.read(shard, message.pending, self.clock.monotonic());
         self.give(Work::Batch { shard, sequence: message.sequence, payload: message.payload }).await
     }
 
+    /// Asks whether the server moves messages. One that stands still has what is to be read, and says nothing of it.
+    fn look(&mut self, echo: &Echo) {
+        let is_connected = self.bus.state() == ConnectionState::Connected;
+        let wall = UnixNanos(self.clock.now_unix_nanos());
+        if let Some(number) = self.readings.look(self.clock.monotonic(), wall, is_connected)
+            && let Err(why) = echo.call(number)
+        {
+            // As if it were lost: it is made again later.
+            tracing::debug!(%why, "a call into the server is not made");
+        }
+    }
+
     /// Shards with nothing left to read follow the clock. What was read before is before this in the ring.
     async fn follow_clock(&mut self) -> WorkerResult {
-        let is_connected = self.bus.state() == ConnectionState::Connected;
-        let shards = self.readings.caught_up(self.clock.monotonic(), is_connected);
-        if shards == 0 {
-            return Ok(());
+        match self.readings.caught_up(self.clock.monotonic()) {
+            Some((shards, now)) => self.give(Work::CaughtUp { shards, now }).await,
+            None => Ok(()),
         }
-        self.give(Work::CaughtUp { shards, now: UnixNanos(self.clock.now_unix_nanos()) }).await
     }
 
     /// A full ring is waited for: the stream keeps the rest.
