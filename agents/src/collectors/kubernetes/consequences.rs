@@ -80,7 +80,7 @@ impl Consequences {
         previous: Option<&Summary>,
         objects: &Stock,
     ) {
-        self.count(watch_type, new);
+        self.count(watch_type, new, objects);
         self.waits.note(observed_at, watch_type, new, previous, objects);
         if watch_type == WatchType::Deleted {
             return;
@@ -186,7 +186,7 @@ impl Consequences {
     }
 
     /// Counts the pods of a slice; forgets a Service that is gone.
-    fn count(&mut self, watch_type: WatchType, object: &Summary) {
+    fn count(&mut self, watch_type: WatchType, object: &Summary, objects: &Stock) {
         let Some(name) = self.service_of(object) else { return };
         let is_deleted = watch_type == WatchType::Deleted;
         if object.kind == kinds::SERVICE {
@@ -195,17 +195,22 @@ impl Consequences {
             }
             return;
         }
+        if is_deleted {
+            let Some(served) = self.served.get_mut(&name) else { return };
+            served.slices.remove(&object.name);
+            // The slices of a Service may go before it or after it.
+            if served.slices.is_empty() && objects.find(kinds::SERVICE, &name.0, &name.1).is_none() {
+                self.served.remove(&name);
+            }
+            return;
+        }
         if !self.served.contains_key(&name) && self.served.len() >= SERVED_MAX {
             return;
         }
         let served = self.served.entry(name).or_default();
-        if is_deleted {
-            served.slices.remove(&object.name);
-        } else {
-            served.slices.insert(object.name.clone(), object.relations.len());
-            if !object.relations.is_empty() {
-                served.pods = object.relations.iter().map(|relation| relation.name.clone()).collect();
-            }
+        served.slices.insert(object.name.clone(), object.relations.len());
+        if !object.relations.is_empty() {
+            served.pods = object.relations.iter().map(|relation| relation.name.clone()).collect();
         }
     }
 }
@@ -354,6 +359,29 @@ mod tests {
         told(&mut tracker, 1, &pod(json!({"app": "api"}), unready));
         let lost = told(&mut tracker, 2, &slice(json!([])));
         assert_eq!(lost, [(EventKind::K8sNoEndpoints, "NoPods".to_owned())]);
+    }
+
+    #[test]
+    fn services_that_come_and_go_leave_nothing_behind() {
+        let objects = Stock::default();
+        let mut consequences = Consequences::default();
+        let named = |mut object: Value, n: usize| {
+            object["metadata"]["name"] = json!(format!("api-{n}"));
+            if let Some(owner) = object["metadata"].get_mut("ownerReferences") {
+                owner[0]["name"] = json!(format!("api-{n}"));
+            }
+            Summary::of(&object).unwrap()
+        };
+        for n in 0..100 {
+            let all = [
+                named(service("api"), n),
+                named(slice(json!([{"targetRef": {"kind": "Pod", "name": "p"}}])), n),
+            ];
+            for word in [WatchType::Added, WatchType::Deleted] {
+                all.iter().for_each(|object| consequences.note(after(1), word, object, None, &objects));
+            }
+        }
+        assert_eq!(consequences.served.len(), 0);
     }
 
     #[test]

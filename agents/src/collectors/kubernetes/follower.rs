@@ -106,14 +106,15 @@ impl Follower {
         let at = UnixNanos(clock.now_unix_nanos());
         self.report(at);
         self.metrics.silence.set(i64::try_from(self.standings.silence(at).as_secs()).unwrap_or(i64::MAX));
-        if self.scope == WatchScope::Node {
-            return Vec::new();
-        }
         let mut events = self.tracker.overdue(at);
         events.extend(self.tracker.lasting(at));
         self.metrics.dropped.set(signed(self.tracker.dropped()));
         if !self.retell.is_zero() {
             events.extend(self.tracker.retell(at, now, self.retell));
+        }
+        if self.scope == WatchScope::Node {
+            // Looked at all the same, so that what is gone is not kept; told by the agent that watches the whole cluster.
+            return Vec::new();
         }
         events.extend(self.standings.gaps(at).iter().map(|gap| gap.event(&self.node)));
         events
