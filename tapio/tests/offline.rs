@@ -143,6 +143,31 @@ fn the_same_facts_give_the_same_verdict_in_every_form() {
     assert!(gaps.contains("grant list of configmaps in all namespaces: configmaps is forbidden"), "{gaps}");
 }
 
+#[test]
+fn one_clock_that_is_ahead_does_not_move_the_time_of_the_others() {
+    let dir = TempDir::new().unwrap();
+    let scene = Scene::new(true);
+    let hours_ahead = scene.time(END_S + 2 * 3600);
+    let mut ahead = scene.node();
+    ahead["metadata"]["name"] = json!("n2");
+    ahead["status"]["conditions"][0]["lastTransitionTime"] = json!(hours_ahead);
+    let mut said = scene.event(1, 0);
+    said["metadata"]["uid"] = json!("e2");
+    for key in ["firstTimestamp", "lastTimestamp"] {
+        said[key] = json!(hours_ahead);
+    }
+    let mut standing = scene.standing();
+    standing.extend([ahead, said]);
+    let config = kubeconfig(&dir, serve(standing, &[]));
+    let (code, asked, output) = check(&["--kubeconfig", config.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{}", stderr(&output));
+    let finding = &asked["findings"][0];
+    let at = |value: &Value| value.as_str().unwrap().parse::<UnixNanos>().unwrap();
+    let limit = scene.at(END_S + 6 * 60 + 30);
+    assert!(at(&asked["freshness"]["watermark"]) <= limit && at(&finding["updated_at"]) <= limit, "{asked}");
+    assert!(asked["freshness"]["gaps"].to_string().contains("a clock is wrong"), "{asked}");
+}
+
 /// A machine that nobody has heard of since, and of which nobody says anything again: as watches told it, and as it stands.
 fn silent_machine(scene: &Scene, minutes: u64) -> (String, Vec<Value>) {
     let machine = |name: &str, status: &str, since: &str| {
