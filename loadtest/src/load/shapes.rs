@@ -16,8 +16,8 @@ use tapio_schemas::{
 
 use super::kubernetes;
 use super::random::{Random, mix};
-use super::traces::HOPS;
-use super::world::{SPREAD, Workload, World};
+use super::traces::Hop;
+use super::world::{HOPS, PATHS, ROUTES, SPREAD, Workload, World};
 
 /// What part an event takes in a trace; its ids are filled in when it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +25,11 @@ pub enum Role {
     /// None.
     None,
     /// The callee's span of a hop; comes first, because it ends first.
-    Server(usize),
+    Server(Hop),
     /// The caller's span of a hop.
-    Client(usize),
+    Client(Hop),
     /// A log record written inside a trace that is at this hop.
-    Log(usize),
+    Log(Hop),
 }
 
 /// A background event of one shard, without times and ids.
@@ -64,7 +64,6 @@ pub struct Shaper<'a> {
     shard: usize,
     random: Random,
     made: [u64; MIX.len()],
-    hop: usize,
     /// Pods of the shard's workloads on the machines that speak now: (workload, instance).
     pods: Vec<(usize, usize)>,
 }
@@ -73,7 +72,7 @@ impl<'a> Shaper<'a> {
     /// A shaper of one shard.
     pub fn new(world: &'a World, shard: usize, seed: &Random) -> Self {
         let random = seed.fork(1000 + shard as u64);
-        Self { world, shard, random, made: [0; MIX.len()], hop: HOPS - 1, pods: Vec::new() }
+        Self { world, shard, random, made: [0; MIX.len()], pods: Vec::new() }
     }
 
     /// From now on one of `groups` groups of the shard's pods speaks: a node agent knows its own machine's pods alone, so a
@@ -84,15 +83,17 @@ impl<'a> Shaper<'a> {
         self.pods = all.enumerate().filter(|(at, _)| at % groups == group).map(|(_, pod)| pod).collect();
     }
 
-    /// Appends one event, or the two spans of a hop.
+    /// Appends one event, or the spans of a path.
     pub fn next(&mut self, out: &mut Vec<Shape>) {
         let total: u64 = self.made.iter().sum::<u64>() + 1;
-        let lack = |at: usize| i64::from(MIX[at].1) * total as i64 - 1000 * self.made[at] as i64;
+        // Spans come all of a path at once: as many too early as too late.
+        let ahead = |at: usize| if MIX[at].0 == Class::Span { 1000 * HOPS as i64 } else { 0 };
+        let lack = |at: usize| i64::from(MIX[at].1) * total as i64 - 1000 * self.made[at] as i64 - ahead(at);
         let at = (0..MIX.len()).max_by_key(|at| lack(*at)).unwrap_or(0);
         let before = out.len();
         match MIX[at].0 {
             Class::Kernel => out.push(plain(self.kernel())),
-            Class::Span => self.hop(out),
+            Class::Span => self.spans(out),
             Class::Telemetry => {
                 let shape = self.telemetry();
                 out.push(shape);
@@ -102,29 +103,35 @@ impl<'a> Shaper<'a> {
         self.made[at] += (out.len() - before) as u64;
     }
 
-    /// A workload of the shard, and an instance of it that speaks now.
-    fn pod(&mut self) -> (&'a Workload, usize) {
-        let (workload, instance) = self.pods[self.random.below(self.pods.len())];
-        (&self.world.workloads[workload], instance)
+    /// The number of a workload of the shard, and an instance of it that speaks now.
+    fn pod(&mut self) -> (usize, usize) {
+        self.pods[self.random.below(self.pods.len())]
     }
 
     fn container(&mut self) -> &'a Arc<EntityRef> {
         let (workload, instance) = self.pod();
-        &workload.containers[instance]
+        &self.world.workloads[workload].containers[instance]
+    }
+
+    /// A path on the machines that speak now, and the instance of its workloads that is there.
+    fn path(&mut self) -> (usize, usize) {
+        let (near, instance) = self.pod();
+        (near % SPREAD + SPREAD * self.random.below(PATHS / SPREAD), instance)
     }
 
     fn kernel(&mut self) -> UnifiedEvent {
         let units = &self.world.units_by_shard[self.shard];
+        let (workload, instance) = self.pod();
         let entity = match self.random.of(units) {
             Some(unit) if self.random.below(10) == 0 => &self.world.units[*unit],
-            _ => self.container(),
+            _ => &self.world.workloads[workload].containers[instance],
         };
         let (kind, payload) = match self.random.below(100) {
             0..=8 => (EventKind::ProcessExec, self.process(true)),
             9..=18 => (EventKind::ProcessExit, self.process(false)),
-            19..=46 => (EventKind::NetConnect, self.connection(false)),
-            47..=71 => (EventKind::NetAccept, self.connection(false)),
-            _ => (EventKind::NetClose, self.connection(true)),
+            19..=46 => (EventKind::NetConnect, self.connection(workload, false)),
+            47..=71 => (EventKind::NetAccept, self.connection(workload, false)),
+            _ => (EventKind::NetClose, self.connection(workload, true)),
         };
         let pid = 1000 + self.random.below(60_000) as u32;
         UnifiedEvent { pid, ..event(kind, Source::Ebpf, EventSeverity::Debug, entity, payload) }
@@ -141,8 +148,8 @@ impl<'a> Shaper<'a> {
         }))
     }
 
-    fn connection(&mut self, closed: bool) -> Payload {
-        let peer = &self.world.workloads[self.random.below(self.world.workloads.len())];
+    fn connection(&mut self, of: usize, closed: bool) -> Payload {
+        let peer = self.world.peer(of, &mut self.random);
         let mut local_addr = peer.address;
         (local_addr[13], local_addr[14], local_addr[15]) =
             (244, self.random.below(50) as u8, self.random.below(250) as u8);
@@ -163,27 +170,25 @@ impl<'a> Shaper<'a> {
         }))
     }
 
-    /// Both spans of one call, the callee's first.
-    fn hop(&mut self, out: &mut Vec<Shape>) {
-        let hop = self.hop;
-        self.hop = if hop == 0 { HOPS - 1 } else { hop - 1 };
-        // Calls go from one tier to the next, so that the graph of calls has no circle.
-        let tier = self.world.workloads.len() / (HOPS + 1);
-        // Both are on the machines that speak now: workloads whose numbers differ by five are on the same ten.
-        let (near, instance) = self.pods[self.random.below(self.pods.len())];
-        let mut on = |hop: usize| hop * tier + near % SPREAD + SPREAD * self.random.below(tier / SPREAD);
-        let (caller, callee) = (on(hop), on(hop + 1));
-        let (caller, callee) = (&self.world.workloads[caller], &self.world.workloads[callee]);
-        let route = ROUTES[self.random.below(ROUTES.len())];
-        let duration_ns = 400_000 + self.random.below(3_000_000) as u64;
-        let mut server = span(callee, instance, SpanKind::Server, route, duration_ns, "");
-        let mut client =
-            span(caller, instance, SpanKind::Client, route, duration_ns + 300_000, callee.name.as_str());
-        for event in [&mut server, &mut client] {
-            event.pid = 1 + self.random.below(60_000) as u32;
+    /// The spans of all calls of a path, the callee's before the caller's. Each call is of another trace: the one that has
+    /// come so far.
+    fn spans(&mut self, out: &mut Vec<Shape>) {
+        let (number, instance) = self.path();
+        let path = &self.world.paths[number];
+        for hop in (0..HOPS).rev() {
+            let end = |at: usize| &self.world.workloads[path.workloads[at]];
+            let (caller, callee, route) = (end(hop), end(hop + 1), path.routes[hop]);
+            let duration_ns = 400_000 + self.random.below(3_000_000) as u64;
+            let mut server = span(callee, instance, SpanKind::Server, route, duration_ns, "");
+            let mut client =
+                span(caller, instance, SpanKind::Client, route, duration_ns + 300_000, callee.name.as_str());
+            for event in [&mut server, &mut client] {
+                event.pid = 1 + self.random.below(60_000) as u32;
+            }
+            let hop = Hop { path: number, number: hop };
+            out.push(Shape { event: server, role: Role::Server(hop) });
+            out.push(Shape { event: client, role: Role::Client(hop) });
         }
-        out.push(Shape { event: server, role: Role::Server(hop) });
-        out.push(Shape { event: client, role: Role::Client(hop) });
     }
 
     fn telemetry(&mut self) -> Shape {
@@ -216,7 +221,7 @@ impl<'a> Shaper<'a> {
 
     fn histogram(&mut self) -> UnifiedEvent {
         let (workload, instance) = self.pod();
-        let entity = &workload.services[instance];
+        let entity = &self.world.workloads[workload].services[instance];
         let route = ROUTES[self.random.below(ROUTES.len())];
         let payload = Payload::Metric(Box::new(MetricData {
             name: "http.server.request.duration".into(),
@@ -236,10 +241,23 @@ impl<'a> Shaper<'a> {
         event(EventKind::Metric, Source::Otlp, EventSeverity::Info, entity, payload)
     }
 
+    /// A line of an access log: every second one within a request that names its trace.
     fn log(&mut self) -> Shape {
-        let (workload, instance) = self.pod();
-        let entity = &workload.services[instance];
-        let route = ROUTES[self.random.below(ROUTES.len())];
+        if self.random.below(2) == 0 {
+            let (workload, instance) = self.pod();
+            let route = ROUTES[self.random.below(ROUTES.len())];
+            return plain(self.access(workload, instance, route));
+        }
+        let (number, instance) = self.path();
+        let (path, hop) = (&self.world.paths[number], self.random.below(HOPS));
+        let line = self.access(path.workloads[hop + 1], instance, path.routes[hop]);
+        // Ids are filled in later; the place for them has to be there.
+        let trace =
+            Some(Box::new(TraceContext { trace_id: TraceId(1), flags: 1, ..TraceContext::default() }));
+        Shape { event: UnifiedEvent { trace, ..line }, role: Role::Log(Hop { path: number, number: hop }) }
+    }
+
+    fn access(&mut self, workload: usize, instance: usize, route: &'static str) -> UnifiedEvent {
         let body = format!("GET {route}/{} 200 in {} ms", self.random.below(1000), self.random.below(90));
         let payload = Payload::Log(Box::new(LogData {
             severity_number: 9,
@@ -251,14 +269,8 @@ impl<'a> Shaper<'a> {
             ],
             ..LogData::default()
         }));
-        let event = event(EventKind::Log, Source::Otlp, EventSeverity::Info, entity, payload);
-        if self.random.below(2) == 0 {
-            return plain(event);
-        }
-        // Ids are filled in later; the place for them has to be there.
-        let trace =
-            Some(Box::new(TraceContext { trace_id: TraceId(1), flags: 1, ..TraceContext::default() }));
-        Shape { event: UnifiedEvent { trace, ..event }, role: Role::Log(self.random.below(HOPS)) }
+        let entity = &self.world.workloads[workload].services[instance];
+        event(EventKind::Log, Source::Otlp, EventSeverity::Info, entity, payload)
     }
 
     fn kubernetes(&mut self) -> UnifiedEvent {
@@ -275,9 +287,6 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("server", "/app/server"),
     ("pg_isready", "/usr/bin/pg_isready"),
 ];
-
-const ROUTES: [&str; 6] =
-    ["/api/v1/items", "/api/v1/cart", "/api/v1/orders", "/api/v1/users", "/healthz", "/api/v1/search"];
 
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)))
@@ -335,5 +344,32 @@ fn span(
         trace: Some(Box::new(TraceContext { trace_id: TraceId(1), flags: 1, ..TraceContext::default() })),
         semantic: Some(Box::new(semantic)),
         ..event(EventKind::Span, Source::Otlp, EventSeverity::Info, entity, Payload::Span(Box::new(data)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_asked_asks_on() {
+        let world = World::new("load", 1);
+        let mut shaper = Shaper::new(&world, 3, &Random::new(1));
+        shaper.group(0, 6);
+        let mut shapes = Vec::new();
+        while shapes.len() < 2000 {
+            shaper.next(&mut shapes);
+        }
+        let of = |role: Role| shapes.iter().find(|s| s.role == role).map(|s| s.event.entity.workload.clone());
+        let paths = (0..PATHS).filter(|path| of(Role::Server(Hop { path: *path, number: 0 })).is_some());
+        let mut seen = 0;
+        for path in paths {
+            for number in 1..HOPS {
+                let asked = of(Role::Server(Hop { path, number: number - 1 }));
+                assert_eq!(of(Role::Client(Hop { path, number })), asked);
+                seen += 1;
+            }
+        }
+        assert!(seen > 10, "{seen}");
     }
 }

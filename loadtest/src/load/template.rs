@@ -9,7 +9,8 @@ use tapio_schemas::{EventId, ProducerId, UnixNanos};
 
 use super::random::Random;
 use super::shapes::{Role, Shape};
-use super::traces::{HOPS, Traces, span_id};
+use super::traces::{Traces, span_id};
+use super::world::HOPS;
 
 /// Offsets of the header's numbers: wire law, see `schemas/src/wire/header.rs`.
 const PRODUCER_AT: usize = 16;
@@ -165,11 +166,11 @@ impl Template {
         for place in &self.traces {
             let (trace, span, parent) = match place.role {
                 Role::Server(hop) => {
-                    of_hop[hop] = traces.advance(shard, hop);
-                    (of_hop[hop], 2 * hop + 1, Some(2 * hop))
+                    of_hop[hop.number] = traces.advance(shard, hop);
+                    (of_hop[hop.number], 2 * hop.number + 1, Some(2 * hop.number))
                 }
-                Role::Client(hop) => (of_hop[hop], 2 * hop, (2 * hop).checked_sub(1)),
-                Role::Log(hop) => (traces.at(shard, hop), 2 * hop + 1, None),
+                Role::Client(hop) => (of_hop[hop.number], 2 * hop.number, (2 * hop.number).checked_sub(1)),
+                Role::Log(hop) => (traces.at(shard, hop), 2 * hop.number + 1, None),
                 Role::None => continue,
             };
             write(out, place.trace, trace.to_le_bytes());

@@ -6,60 +6,73 @@ use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::shard;
 
 use super::random::{Random, mix};
+use super::world::{HOPS, PATHS};
 
-/// Calls in a trace, deepest first on the wire; each has a client span and a server span.
-pub const HOPS: usize = 4;
 /// Traces that are open at a time.
 pub const LIVE: usize = 50_000;
+
+/// A call of a path: the number of the path, and of the call from the top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// Path of the [`World`](super::world::World).
+    pub path: usize,
+    /// Call of it.
+    pub number: usize,
+}
 
 /// The open traces of all shards.
 pub struct Traces {
     random: Random,
-    /// For each shard and hop: traces whose next call is that hop.
+    /// For each shard, path and hop: traces whose next call is that hop.
     waiting: Vec<[VecDeque<u128>; HOPS]>,
     /// Ids that were drawn and fell into another shard than the one asked for.
     spare: Vec<Vec<u128>>,
 }
 
 impl Traces {
-    /// `live` traces over all shards and hops.
+    /// `live` traces over all shards, paths and hops.
     pub fn new(live: usize, seed: &Random) -> Self {
         let shards = usize::from(SHARD_COUNT);
         let mut traces = Self {
             random: seed.fork(2),
-            waiting: (0..shards).map(|_| Default::default()).collect(),
+            waiting: (0..shards * PATHS).map(|_| Default::default()).collect(),
             spare: vec![Vec::new(); shards],
         };
         for number in 0..live {
-            let of_shard = number % shards;
+            let (of_shard, turn) = (number % shards, number / shards);
             let id = traces.fresh(of_shard);
-            traces.waiting[of_shard][(number / shards) % HOPS].push_back(id);
+            let hop = Hop { path: turn / HOPS % PATHS, number: turn % HOPS };
+            traces.waiting(of_shard, hop).push_back(id);
         }
         traces
     }
 
     /// The trace whose call of this hop comes next; it then waits for the hop above, or is over and replaced.
-    pub fn advance(&mut self, of_shard: usize, hop: usize) -> u128 {
-        let id = match self.waiting[of_shard][hop].pop_front() {
+    pub fn advance(&mut self, of_shard: usize, hop: Hop) -> u128 {
+        let id = match self.waiting(of_shard, hop).pop_front() {
             Some(id) => id,
             None => self.fresh(of_shard),
         };
-        match hop {
+        match hop.number {
             0 => {
                 let next = self.fresh(of_shard);
-                self.waiting[of_shard][HOPS - 1].push_back(next);
+                self.waiting(of_shard, Hop { number: HOPS - 1, ..hop }).push_back(next);
             }
-            _ => self.waiting[of_shard][hop - 1].push_back(id),
+            number => self.waiting(of_shard, Hop { number: number - 1, ..hop }).push_back(id),
         }
         id
     }
 
     /// A trace that is at this hop, without moving it.
-    pub fn at(&mut self, of_shard: usize, hop: usize) -> u128 {
-        match self.waiting[of_shard][hop].front() {
-            Some(id) => *id,
+    pub fn at(&mut self, of_shard: usize, hop: Hop) -> u128 {
+        match self.waiting(of_shard, hop).front().copied() {
+            Some(id) => id,
             None => self.fresh(of_shard),
         }
+    }
+
+    fn waiting(&mut self, of_shard: usize, hop: Hop) -> &mut VecDeque<u128> {
+        &mut self.waiting[of_shard * PATHS + hop.path][hop.number]
     }
 
     /// Open traces.
@@ -88,19 +101,21 @@ mod tests {
 
     #[test]
     fn a_trace_stays_in_its_shard_and_ends_at_the_top() {
-        let mut traces = Traces::new(1024, &Random::new(5));
-        assert_eq!(traces.live(), 1024);
-        let first = traces.advance(9, HOPS - 1);
+        let live = 64 * HOPS * PATHS;
+        let mut traces = Traces::new(live, &Random::new(5));
+        assert_eq!(traces.live(), live);
+        let hop = |number| Hop { path: 7, number };
+        let first = traces.advance(9, hop(HOPS - 1));
         assert_eq!(shard(first), 9);
         let mut seen = 0;
-        for hop in (0..HOPS - 1).rev() {
+        for number in (0..HOPS - 1).rev() {
             // Those that waited before it come first.
-            while traces.advance(9, hop) != first {
+            while traces.advance(9, hop(number)) != first {
                 seen += 1;
-                assert!(seen < 1024);
+                assert!(seen < live);
             }
         }
-        assert_eq!(traces.live(), 1024);
-        assert!(!traces.waiting[9].iter().flatten().any(|id| *id == first));
+        assert_eq!(traces.live(), live);
+        assert!(!traces.waiting.iter().flatten().flatten().any(|id| *id == first));
     }
 }

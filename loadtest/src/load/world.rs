@@ -16,6 +16,12 @@ pub const WORKLOADS: usize = 200;
 pub const PODS: usize = 2_000;
 /// Workloads whose numbers differ by this have their pods on the same machines.
 pub const SPREAD: usize = NODES * WORKLOADS / PODS;
+/// Calls of a request, one below the other; each has a client span and a server span.
+pub const HOPS: usize = 4;
+/// Ways that requests take: an even share for each of the [`SPREAD`] groups of machines.
+pub const PATHS: usize = 16 * SPREAD;
+/// Workloads that one workload has connections to.
+const PEERS: usize = 4;
 /// Workloads in which nothing is injected; only their pods come and go in the background.
 pub const CALM_WORKLOADS: usize = 64;
 /// Units per machine outside of pods.
@@ -39,6 +45,15 @@ pub struct Workload {
     pub address: [u8; 16],
 }
 
+/// A way that requests take through the cluster: the same callers, callees and routes in each.
+#[derive(Debug)]
+pub struct Path {
+    /// The caller and those called one below the other, by number.
+    pub workloads: [usize; HOPS + 1],
+    /// What each call asks for.
+    pub routes: [&'static str; HOPS],
+}
+
 /// All of it.
 #[derive(Debug)]
 pub struct World {
@@ -46,6 +61,8 @@ pub struct World {
     pub cluster: SmolStr,
     /// Workloads.
     pub workloads: Vec<Workload>,
+    /// Ways that requests take; those whose numbers differ by [`SPREAD`] have their pods on the same machines.
+    pub paths: Vec<Path>,
     /// Units outside of pods, by machine.
     pub units: Vec<Arc<EntityRef>>,
     /// For each shard: its workloads.
@@ -75,13 +92,28 @@ impl World {
         for (number, unit) in units.iter().enumerate() {
             units_by_shard[usize::from(shard(unit.lineage))].push(number);
         }
-        Self { cluster: cluster.into(), workloads, units, by_shard, units_by_shard }
+        let paths = (0..PATHS).map(|number| path(number, &mut random)).collect();
+        Self { cluster: cluster.into(), workloads, paths, units, by_shard, units_by_shard }
+    }
+
+    /// One of those that the workload with this number has connections to.
+    pub fn peer(&self, number: usize, random: &mut Random) -> &Workload {
+        // As far apart as seven others are: each is somebody's peer.
+        &self.workloads[(number + 1 + 7 * random.below(PEERS)) % self.workloads.len()]
     }
 }
 
 /// Name of a machine.
 pub fn node(number: usize) -> SmolStr {
     format!("node-{:02}", number % NODES).into()
+}
+
+/// Calls go from one tier to the next, so that the graph of calls has no circle.
+fn path(number: usize, random: &mut Random) -> Path {
+    let tier = WORKLOADS / (HOPS + 1);
+    let mut at = |level: usize| level * tier + number % SPREAD + SPREAD * random.below(tier / SPREAD);
+    let workloads = std::array::from_fn(&mut at);
+    Path { workloads, routes: std::array::from_fn(|_| ROUTES[random.below(ROUTES.len())]) }
 }
 
 fn workload(cluster: &str, number: usize, wanted: u16, random: &mut Random) -> Workload {
@@ -135,6 +167,10 @@ fn workload(cluster: &str, number: usize, wanted: u16, random: &mut Random) -> W
         address: address.to_ipv6_mapped().octets(),
     }
 }
+
+/// What services are asked for.
+pub const ROUTES: [&str; 6] =
+    ["/api/v1/items", "/api/v1/cart", "/api/v1/orders", "/api/v1/users", "/healthz", "/api/v1/search"];
 
 const ROLES: [&str; 8] = ["api", "cart", "search", "billing", "mail", "stock", "auth", "feed"];
 
