@@ -134,7 +134,7 @@ pub struct SignalConfig {
     pub refresh: HumanDuration,
     /// Open deviations per shard. Default 4096; the longest silent are closed and counted.
     pub open_max: usize,
-    /// Client spans remembered per shard to find their callee. Default 16384; the oldest are forgotten.
+    /// Answered calls per shard whose client span is still waited for. Default 16384; the older half is forgotten.
     pub open_calls_max: usize,
     /// Entities per shard whose place in the graph is remembered. Default 16384; the oldest are told again.
     pub entities_max: usize,

@@ -49,8 +49,10 @@ pub struct StageTwoCounters {
     pub fences: FenceCounters,
     /// Deviations closed because too many were united.
     pub united_evicted: u64,
+    /// Counts of edges for which there was no room before they were added up.
+    pub tallies_refused: u64,
     /// In the service model.
-    pub services: [(&'static str, u64); 5],
+    pub services: [(&'static str, u64); 6],
     /// In the incidents.
     pub incidents: IncidentCounters,
 }
@@ -59,13 +61,14 @@ impl StageTwoCounters {
     /// Every count with its name.
     pub fn by_reason(&self) -> [(&'static str, u64); 20] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
-        let [refused, unlearnt, evicted, flows, doubtful] = self.services;
+        let [refused, unlearnt, evicted, flows, doubtful, unfollowed] = self.services;
         [
             refused,
             unlearnt,
             evicted,
             flows,
             doubtful,
+            unfollowed,
             ("overtook", order.overtook),
             ("abandoned", order.abandoned),
             ("repeated_message", order.repeated),
@@ -79,7 +82,7 @@ impl StageTwoCounters {
             ("pending_early", incidents.pending_early),
             ("late", incidents.late),
             ("edges_refused", incidents.edges_refused),
-            ("tallies_refused", incidents.tallies_refused),
+            ("tallies_refused", incidents.tallies_refused + self.tallies_refused),
             ("incidents_evicted", incidents.incidents_evicted),
         ]
     }
@@ -184,6 +187,7 @@ impl StageTwo {
             order: self.order.counters(),
             fences: self.fences.counters(),
             united_evicted: self.uniter.evicted,
+            tallies_refused: self.uniter.tallies_refused,
             services: self.uniter.losses(),
             incidents: self.incidents.counters(),
         }

@@ -18,6 +18,8 @@ use crate::shards::{SLOW_BUCKETS, SLOW_EXTRA_NS, TICK_NS, add_evidence, bucket_n
 const UNITED_MAX: usize = 8192;
 /// Call edges whose counts are kept; the longest silent are forgotten.
 const EDGES_MAX: usize = 65_536;
+/// Counts of edges that wait until all shards have passed their window; further ones are refused and counted.
+const WAITING_MAX: usize = 131_072;
 /// Tally windows kept per edge.
 const WINDOWS_KEPT: usize = 6;
 /// Windows that count as "now".
@@ -31,13 +33,18 @@ pub struct Uniter {
     /// Step up to which parts are united.
     step: UnixNanos,
     waiting: BTreeMap<(UnixNanos, SignalId, u32), Signal>,
-    waiting_tallies: BTreeMap<UnixNanos, Vec<Tally>>,
+    /// By end of the window: what shards counted, added up.
+    waiting_tallies: BTreeMap<UnixNanos, BTreeMap<(Entity, Entity), Tally>>,
+    /// How many they are.
+    waiting_count: usize,
     open: BTreeMap<Key, United>,
     edges: HashMap<(Entity, Entity), Edge>,
     /// What requests did.
     services: Services,
     /// Deviations closed because there were too many.
     pub evicted: u64,
+    /// Counts of edges for which there was no room.
+    pub tallies_refused: u64,
 }
 
 type Key = (SignalKind, Entity, Entity);
@@ -144,10 +151,12 @@ impl Uniter {
             step: UnixNanos(0),
             waiting: BTreeMap::new(),
             waiting_tallies: BTreeMap::new(),
+            waiting_count: 0,
             open: BTreeMap::new(),
             edges: HashMap::new(),
             services: Services::new(cluster),
             evicted: 0,
+            tallies_refused: 0,
         }
     }
 }
@@ -178,9 +187,8 @@ impl Uniter {
         for part in parts {
             self.waiting.insert((part.last_seen, part.id, part.revision), part);
         }
-        for tally in &section.tallies {
-            let end = tally.window_start.plus(tally.window_ns);
-            self.waiting_tallies.entry(end).or_default().push(tally.clone());
+        for tally in std::mem::take(&mut section.tallies) {
+            self.wait(tally);
         }
         self.services.apply(&mut section);
         let all_passed = self.watermarks.iter().min().copied().unwrap_or_default();
@@ -188,7 +196,7 @@ impl Uniter {
             self.services.run(step, &mut section.signals);
         }
         while let Some(step) = self.next_step(all_passed) {
-            self.run(step, &mut section.signals);
+            self.run(step, &mut section);
         }
         self.step = self.step.max(all_passed);
         section
@@ -200,7 +208,7 @@ impl Uniter {
     }
 
     /// What the service model refused or forgot so far, by reason.
-    pub fn losses(&self) -> [(&'static str, u64); 5] {
+    pub fn losses(&self) -> [(&'static str, u64); 6] {
         self.services.losses()
     }
 
@@ -227,12 +235,30 @@ impl Uniter {
         (step <= target).then_some(step)
     }
 
-    fn run(&mut self, step: UnixNanos, out: &mut Vec<Signal>) {
+    /// Adds what another shard counted of the same edge and window.
+    fn wait(&mut self, tally: Tally) {
+        let window = self.waiting_tallies.entry(tally.window_start.plus(tally.window_ns)).or_default();
+        if let Some(known) = window.get_mut(&(tally.from.clone(), tally.to.clone())) {
+            add_up(known, &tally);
+        } else if self.waiting_count >= WAITING_MAX {
+            self.tallies_refused += 1;
+        } else {
+            window.insert((tally.from.clone(), tally.to.clone()), tally);
+            self.waiting_count += 1;
+        }
+    }
+
+    fn run(&mut self, step: UnixNanos, out: &mut SignalSection) {
         while let Some(entry) = self.waiting_tallies.first_entry() {
             if *entry.key() > step {
                 break;
             }
-            entry.remove().into_iter().for_each(|tally| self.count(&tally));
+            let window = entry.remove();
+            self.waiting_count -= window.len();
+            for tally in window.into_values() {
+                self.count(&tally);
+                out.tallies.push(tally);
+            }
         }
         let mut touched: Vec<Key> = Vec::new();
         while let Some(entry) = self.waiting.first_entry() {
@@ -247,7 +273,7 @@ impl Uniter {
         }
         touched.sort();
         for key in touched {
-            self.say(&key, step, out);
+            self.say(&key, step, &mut out.signals);
         }
         self.step = step;
         self.make_room();
@@ -355,6 +381,19 @@ impl Uniter {
             let Some(key) = oldest else { return };
             self.open.remove(&key);
             self.evicted += 1;
+        }
+    }
+}
+
+/// One tally of what two shards counted.
+fn add_up(known: &mut Tally, more: &Tally) {
+    known.calls = known.calls.saturating_add(more.calls);
+    known.errors = known.errors.saturating_add(more.errors);
+    known.duration_ns_sum = known.duration_ns_sum.saturating_add(more.duration_ns_sum);
+    for (bucket, count) in &more.latency {
+        match known.latency.binary_search_by_key(bucket, |(bucket, _)| *bucket) {
+            Ok(at) => known.latency[at].1 = known.latency[at].1.saturating_add(*count),
+            Err(at) => known.latency.insert(at, (*bucket, *count)),
         }
     }
 }

@@ -55,8 +55,9 @@ const GAP_LEVELS_MAX: usize = 16_384;
 const DOUBT_MAX_NS: u64 = 600 * SECOND_NS;
 /// Windows that wait to be learnt; the oldest are dropped and counted.
 const HELD_MAX: usize = 64;
-/// Windows that wait until all shards have passed them; tallies of further ones are refused and counted.
-const WAITING_MAX: usize = 1024;
+/// Windows that wait until all shards have passed them, 15 min: what a restart reads again. Tallies of further ones are
+/// refused and counted.
+const WAITING_MAX: usize = 192;
 
 /// The model.
 #[derive(Debug)]
@@ -143,7 +144,7 @@ impl Services {
             self.refused += 1;
             return;
         }
-        let window = self.waiting.entry(end).or_insert_with(|| Window { start, ..Window::default() });
+        let window = self.waiting.entry(end).or_insert_with(|| Window::new(start));
         window.start = window.start.min(start);
         self.refused += u64::from(!add(window));
     }
@@ -237,7 +238,7 @@ impl Services {
     }
 
     /// What was refused or forgotten, by reason.
-    pub fn losses(&self) -> [(&'static str, u64); 5] {
+    pub fn losses(&self) -> [(&'static str, u64); 6] {
         let evicted = self.own.evicted + self.gaps.evicted + self.ways.evicted + self.meters.evicted;
         [
             ("service_refused", self.refused + self.book.refused),
@@ -245,6 +246,7 @@ impl Services {
             ("service_evicted", evicted),
             ("service_flows_refused", self.flows.refused),
             ("service_doubtful", self.doubtful),
+            ("service_unfollowed", self.ways.unfollowed),
         ]
     }
 }

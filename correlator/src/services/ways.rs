@@ -134,6 +134,8 @@ pub struct Ways {
     odd: BTreeMap<u64, UnixNanos>,
     /// Operations forgotten because there were too many.
     pub evicted: u64,
+    /// Windows of operations whose requests took more ways than there is room for.
+    pub unfollowed: u64,
 }
 
 impl Ways {
@@ -149,6 +151,10 @@ impl Ways {
         for ((service, operation), requests) in &window.requests {
             let key = self.key(window.start, service, operation);
             let known = self.operations.get(&key);
+            if !requests.are_known() {
+                self.unfollowed += 1;
+                continue;
+            }
             let all = requests.ways.iter().map(|(id, shape)| (*id, judge(known, shape)));
             judged.insert(key, all.collect());
         }
@@ -215,7 +221,7 @@ impl Ways {
             let key = self.key(window.start, service, name);
             let operation = self.operations.entry(key).or_default();
             operation.seen = operation.seen.max(window.start);
-            if operation.forbids_learning(window.start, now) {
+            if !requests.are_known() || operation.forbids_learning(window.start, now) {
                 continue;
             }
             for shape in requests.ways.values() {

@@ -11,11 +11,15 @@ const KEYS_MAX: usize = 65_536;
 /// Ways of one operation in one window, of all shards: those with the smallest identities, so that it does not matter who is
 /// heard first. The others are refused and counted.
 const WAYS_MAX: usize = 64;
+/// Ways of all operations of a window. When there are more, each operation may have a quarter of what it might before.
+const WAYS_OF_WINDOW_MAX: usize = 32_768;
 /// Ways of all operations of a window that is kept; every operation has its share, and its most frequent ones stay.
 const WAYS_KEPT_MAX: usize = 16_384;
 /// Ways that an operation keeps in any case.
 const WAYS_KEPT_MIN: usize = 4;
 
+/// Of so many requests of an operation at most one may have gone a way that is not known, or the others say nothing.
+const UNKNOWN_SHARE: u64 = 10;
 /// Of so many requests at most one event may be lost, or the window is doubtful.
 const LOST_SHARE: u64 = 100;
 
@@ -55,6 +59,29 @@ pub struct Requests {
     pub own: Durations,
     /// Ways, by id.
     pub ways: BTreeMap<u64, Shape>,
+    /// Requests on ways for which there was no room.
+    unshaped: u64,
+}
+
+impl Requests {
+    /// True when the ways stand for what the requests did: of those for which there was no room nobody knows whether they
+    /// were like the others.
+    pub fn are_known(&self) -> bool {
+        let known: u64 = self.ways.values().map(|way| u64::from(way.count)).sum();
+        self.unshaped <= (known + self.unshaped) / UNKNOWN_SHARE
+    }
+
+    /// Leaves the `count` ways with the smallest identities; how many others there were.
+    fn keep(&mut self, count: usize) -> usize {
+        let mut gone = 0;
+        while self.ways.len() > count
+            && let Some((_, way)) = self.ways.pop_last()
+        {
+            self.unshaped += u64::from(way.count);
+            gone += 1;
+        }
+        gone
+    }
 }
 
 /// Identity of a meter: pod, measure, label.
@@ -73,9 +100,18 @@ pub struct Window {
     pub meters: BTreeMap<(Entity, MeterKey), (UnixNanos, f64, EventId)>,
     /// Events of its time that were lost.
     pub lost: u64,
+    /// Ways of all operations.
+    ways: usize,
+    /// Each operation may have a quarter of this often fewer ways.
+    quartered: u32,
 }
 
 impl Window {
+    /// Nothing is told of it yet.
+    pub fn new(start: UnixNanos) -> Self {
+        Self { start, ..Self::default() }
+    }
+
     fn is_full(&self) -> bool {
         self.requests.len() + self.gaps.len() + self.meters.len() >= KEYS_MAX
     }
@@ -86,9 +122,12 @@ impl Window {
         if self.is_full() && !self.requests.contains_key(&key) {
             return false;
         }
+        let count_max = WAYS_MAX >> (2 * self.quartered);
         let requests = self.requests.entry(key).or_default();
         requests.own.add(&tally.own_time, tally.evidence);
-        let mut fits = true;
+        requests.unshaped += tally.unshaped;
+        let before = requests.ways.len();
+        let mut gone = 0;
         for shape in tally.shapes {
             if let Some(known) = requests.ways.get_mut(&shape.id) {
                 known.count = known.count.saturating_add(shape.count);
@@ -96,13 +135,25 @@ impl Window {
             } else {
                 requests.ways.insert(shape.id, shape);
                 // One that was taken out has a larger identity than all that stay, and is taken out again.
-                if requests.ways.len() > WAYS_MAX {
-                    requests.ways.pop_last();
-                    fits = false;
-                }
+                gone += requests.keep(count_max);
             }
         }
-        fits
+        self.ways += requests.ways.len() - before.min(requests.ways.len());
+        gone += self.quarter();
+        gone == 0
+    }
+
+    /// Too many ways: every operation keeps fewer, those with the smallest identities. Whether it comes to this depends on
+    /// the window alone, not on the order in which it is told.
+    fn quarter(&mut self) -> usize {
+        let mut gone = 0;
+        while self.ways > WAYS_OF_WINDOW_MAX && WAYS_MAX >> (2 * self.quartered) > WAYS_KEPT_MIN {
+            self.quartered += 1;
+            let count_max = WAYS_MAX >> (2 * self.quartered);
+            gone += self.requests.values_mut().map(|requests| requests.keep(count_max)).sum::<usize>();
+            self.ways = self.requests.values().map(|requests| requests.ways.len()).sum();
+        }
+        gone
     }
 
     /// True when so much of its time was lost that its requests say nothing: a step that was not seen is no step that was
@@ -126,7 +177,8 @@ impl Window {
                 requests.ways.values().map(|way| (std::cmp::Reverse(way.count), way.id)).collect();
             order.sort_unstable();
             for (_, id) in &order[share..] {
-                requests.ways.remove(id);
+                let way = requests.ways.remove(id);
+                requests.unshaped += way.map_or(0, |way| u64::from(way.count));
             }
         }
         (before - count(self)) as u64
@@ -186,15 +238,48 @@ mod tests {
     }
 
     #[test]
+    fn what_ways_without_room_were_like_nobody_knows() {
+        let mut window = Window::default();
+        window.add_requests(OperationTally { unshaped: 10, ..tally("a", 0..20) });
+        assert!(!window.requests.values().all(Requests::are_known), "10 of 78 requests");
+        let mut window = Window::default();
+        window.add_requests(OperationTally { unshaped: 5, ..tally("a", 0..20) });
+        assert!(window.requests.values().all(Requests::are_known), "5 of 73 requests");
+        window.add_requests(tally("a", 100..200));
+        assert!(
+            !window.requests.values().all(Requests::are_known),
+            "the ways of the other shard find no room"
+        );
+    }
+
+    #[test]
+    fn a_window_of_many_ways_is_bounded_while_it_is_told_and_in_any_order() {
+        let parts: Vec<OperationTally> = (0..4096)
+            .map(|n| tally(&format!("op {}", n % 1024), n as u64 / 1024 * 16..n as u64 / 1024 * 16 + 16))
+            .collect();
+        let add = |parts: &mut dyn Iterator<Item = &OperationTally>| {
+            let mut window = Window::default();
+            for part in parts {
+                window.add_requests(part.clone());
+                assert!(window.ways <= WAYS_OF_WINDOW_MAX);
+            }
+            ways(&window)
+        };
+        let first = add(&mut parts.iter());
+        assert_eq!(first.len(), 1024 * WAYS_MAX / 4);
+        assert_eq!(first, add(&mut parts.iter().rev()));
+    }
+
+    #[test]
     fn a_window_that_is_kept_has_a_bound_and_keeps_what_is_frequent() {
         let mut window = Window::default();
         for operation in 0..1024 {
-            assert!(window.add_requests(tally(&format!("op {operation}"), 0..40)));
+            assert!(window.add_requests(tally(&format!("op {operation}"), 0..30)));
         }
-        assert_eq!(window.trim(), 1024 * (40 - 16));
+        assert_eq!(window.trim(), 1024 * (30 - 16));
         assert_eq!(ways(&window).len(), WAYS_KEPT_MAX);
         let least = ways(&window).iter().map(|(_, count)| *count).min();
-        assert_eq!(least, Some(5), "of 40 ways 15 have a count of 6 or 7, and one of 5 finds room");
+        assert_eq!(least, Some(4), "of 30 ways four each have the counts 4 to 7");
         assert_eq!(window.trim(), 0);
     }
 }

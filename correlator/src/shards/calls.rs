@@ -4,7 +4,7 @@
 //! does; else by the name the client calls it. Traces are spread over all shards, so failures said here are
 //! parts that stage two unites (see `unite.rs`), and counts are tallies that it adds up.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use foldhash::{HashMap, HashMapExt};
 use tapio_schemas::entity::{Entity, kinds};
 use tapio_schemas::payload::SpanKind;
 use tapio_schemas::signal::EdgeKind;
-use tapio_schemas::{EntityRef, Fact, ShardKey, SignalKind, SpanId, Tally, TraceId, UnixNanos};
+use tapio_schemas::{EntityRef, Fact, ShardKey, SignalKind, Tally, UnixNanos};
 
+use super::callees::Callees;
 use super::counters::Counters;
-use super::entities::Known;
 use super::episode::Observation;
 use super::record::{Failure, SpanRecord, entity_identity, hash_parts};
 use super::topology::Topology;
@@ -24,11 +24,8 @@ use crate::config::{SignalConfig, nanos};
 /// Spans of a shard.
 pub struct Calls {
     window_ns: u64,
-    open_max: usize,
     edges_max: usize,
-    /// Callee by the client span that is its parent.
-    callees: HashMap<(TraceId, SpanId), Arc<Known>>,
-    callee_order: VecDeque<(TraceId, SpanId)>,
+    callees: Callees,
     /// Callees by the names that clients call them, and the clients' namespaces.
     names: HashMap<u128, Option<Arc<Node>>>,
     /// By start of the window: counts by edge.
@@ -124,10 +121,8 @@ impl Calls {
     pub fn new(config: &SignalConfig) -> Self {
         Self {
             window_ns: nanos(config.tally_window).max(1),
-            open_max: config.open_calls_max,
             edges_max: config.edges_max,
-            callees: HashMap::new(),
-            callee_order: VecDeque::new(),
+            callees: Callees::new(config.open_calls_max),
             names: HashMap::new(),
             windows: BTreeMap::new(),
             paces: HashMap::new(),
@@ -148,7 +143,7 @@ impl Calls {
             SpanKind::Client | SpanKind::Producer => {
                 let named = self.callee_named(&span.peer, &span.of.entity.namespace);
                 let named = named.as_deref().map(|node| (&node.entity, node.id));
-                let child = self.callees.get(&(span.trace, span.span)).cloned();
+                let child = self.callees.take(&(span.trace, span.span));
                 let child = child.as_deref().map(|known| (&known.tenant, known.tenant_id));
                 if let (Some(child), Some(named)) = (child, named)
                     && named.0.kind == kinds::SERVICE
@@ -169,7 +164,7 @@ impl Calls {
             }
             SpanKind::Server | SpanKind::Consumer => {
                 if span.parent.0 != 0 {
-                    self.remember((span.trace, span.parent), &span.of, counters);
+                    self.callees.remember(span.at, (span.trace, span.parent), &span.of, counters);
                 }
                 let slow = self.tally(span, own, own, counters);
                 match &span.failure {
@@ -253,18 +248,6 @@ impl Calls {
         edges.entry(edge).or_insert_with(|| Counts::between(from.0, to.0)).add(span, bucket);
         let pace = self.paces.entry(edge).or_insert(Pace { bucket: f64::from(bucket), seen: 0 });
         pace.next(span.duration_ns)
-    }
-
-    fn remember(&mut self, key: (TraceId, SpanId), callee: &Arc<Known>, counters: &mut Counters) {
-        if self.callees.insert(key, Arc::clone(callee)).is_none() {
-            self.callee_order.push_back(key);
-        }
-        if self.callee_order.len() > self.open_max
-            && let Some(oldest) = self.callee_order.pop_front()
-        {
-            self.callees.remove(&oldest);
-            counters.evicted.calls += 1;
-        }
     }
 }
 

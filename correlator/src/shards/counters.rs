@@ -96,6 +96,8 @@ pub struct Evicted {
     pub texts: u64,
     /// Measures of services.
     pub meters: u64,
+    /// Sights of entities and connections; those that last are seen again.
+    pub sights: u64,
 }
 
 impl Dropped {
@@ -151,7 +153,7 @@ impl Unsaid {
 
 impl Evicted {
     /// Counts with the map they are shown under.
-    pub fn by_map(&self) -> [(&'static str, u64); 19] {
+    pub fn by_map(&self) -> [(&'static str, u64); 20] {
         [
             ("reorder", self.reorder),
             ("series", self.series),
@@ -172,6 +174,7 @@ impl Evicted {
             ("doubted", self.doubted),
             ("texts", self.texts),
             ("meters", self.meters),
+            ("sights", self.sights),
         ]
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::HashMap;
 use tapio_schemas::entity::Entity;
 use tapio_schemas::wire::EventBatchView;
 use tapio_schemas::{EntityRef, UnixNanos};
@@ -10,11 +10,16 @@ use tapio_schemas::{EntityRef, UnixNanos};
 use super::record::{entity_identity, owner_identity};
 use super::topology::place_identity;
 
+/// Entities remembered per worker.
+const KNOWN_MAX: usize = 65_536;
+
+/// Entities that the shards of one worker know: all of them hear of most services.
+#[derive(Default)]
+pub struct KnownEntities(HashMap<u128, Arc<Known>>);
+
 /// The entities of the batch at hand, by their index in its table.
 #[derive(Default)]
 pub struct Entities {
-    known: HashMap<u128, Arc<Known>>,
-    known_max: usize,
     /// Of the batch at hand.
     pub batch: Vec<BatchEntity>,
 }
@@ -58,20 +63,15 @@ impl Known {
 }
 
 impl Entities {
-    /// Remembers at most so many.
-    pub fn new(known_max: usize) -> Self {
-        Self { known: HashMap::new(), known_max: known_max.max(1), batch: Vec::new() }
-    }
-
     /// Fills [`Self::batch`] from the table of a batch.
-    pub fn load(&mut self, batch: &EventBatchView<'_>) {
+    pub fn load(&mut self, batch: &EventBatchView<'_>, all: &mut KnownEntities) {
         self.batch.clear();
-        if self.known.len() > self.known_max {
+        if all.0.len() > KNOWN_MAX {
             // Those still in use come back with the next batches.
-            self.known.clear();
+            all.0.clear();
         }
         for index in 0..batch.entities().len() {
-            let known = self.known.entry(batch.entity_identity(index));
+            let known = all.0.entry(batch.entity_identity(index));
             let known = Arc::clone(known.or_insert_with(|| Arc::new(Known::new(batch.own_entity(index)))));
             self.batch.push(BatchEntity { known, sighted: UnixNanos(0) });
         }

@@ -2,6 +2,7 @@
 
 mod budget;
 mod bursts;
+mod callees;
 mod calls;
 mod confirm;
 mod context;

@@ -52,6 +52,8 @@ pub struct Node {
     pub is_detached: bool,
     /// It is counted as a request.
     pub is_counted: bool,
+    /// Some of its children, or of those of its spans below, were left out: its way is not known.
+    pub is_partial: bool,
     /// How far it is.
     pub state: State,
     /// A place is used again: what points to an earlier use is void.
@@ -87,6 +89,7 @@ impl Node {
             has_parent,
             is_detached: !has_parent,
             is_counted: false,
+            is_partial: false,
             state: State::Open,
             generation,
             next: NONE,

@@ -10,8 +10,10 @@ use tapio_schemas::{EventId, UnixNanos};
 use super::record::Record;
 use super::watermark::grid_ceil;
 
-/// Empty buckets that are kept to be used again: twice what a lateness of a second needs.
-const SPARE_MAX: usize = 16;
+/// Empty buckets that are kept to be used again: as many as a lateness of a second needs.
+const SPARE_MAX: usize = 4;
+/// A bucket that is kept has room for at most so many times what it held last: after a flood it becomes small again.
+const ROOM_KEPT: usize = 4;
 
 /// Events that wait until the watermark has passed them.
 pub struct Reorder {
@@ -74,8 +76,12 @@ impl Bucket {
     }
 
     fn clear(&mut self) {
+        let room = ROOM_KEPT * self.records.len().max(HOLES_MIN / ROOM_KEPT);
         self.order.clear();
         self.records.clear();
+        self.order.shrink_to(room);
+        self.records.shrink_to(room);
+        self.closed.shrink_to(room);
         self.in_order = false;
         self.last = None;
     }
@@ -200,5 +206,22 @@ mod tests {
         let places = reorder.buckets.values().map(|b| b.records.capacity()).sum::<usize>();
         assert!(places <= 4 * HOLES_MIN, "{places} places for ten events");
         assert_eq!(ids(&mut reorder, TICK).len(), 10);
+    }
+
+    #[test]
+    fn what_is_used_again_becomes_small_after_a_flood() {
+        let mut reorder = Reorder::new(100_000);
+        let mut fill = |step: u64, count: u128| {
+            for id in 0..count {
+                let (at, id, record) = event(step * TICK + 1 + id as u64, id);
+                reorder.admit(at, id, record);
+            }
+            while reorder.pop_until(UnixNanos((step + 1) * TICK)).is_some() {}
+            reorder.spare.iter().map(|b| b.records.capacity()).sum::<usize>()
+        };
+        assert!(fill(0, 50_000) >= 50_000);
+        fill(1, 100);
+        let kept = fill(2, 100);
+        assert!(kept <= 2 * HOLES_MIN, "{kept} places kept");
     }
 }

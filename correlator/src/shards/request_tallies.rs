@@ -80,6 +80,8 @@ pub struct Request<'a> {
     pub steps: &'a [TextId],
     /// Sorted.
     pub inner: &'a [u64],
+    /// Its steps are not all known.
+    pub is_partial: bool,
 }
 
 impl Request<'_> {
@@ -138,6 +140,10 @@ impl RequestTallies {
         operation.requests += 1;
         add(&mut operation.own_time, latency_bucket(request.own_ns));
         slower(&mut operation.slowest, request.duration_ns, request.id);
+        if request.is_partial {
+            operation.unshaped += 1;
+            return shape;
+        }
         match operation.shapes.iter().position(|known| known.id == shape) {
             Some(at) => operation.shapes[at].count += 1,
             None if operation.shapes.len() >= SHAPES_MAX || *shapes >= SHAPES_OF_WINDOW_MAX => {

@@ -25,6 +25,8 @@ use super::texts::{TextId, Texts};
 pub const GRACE_NS: u64 = 500_000_000;
 /// Children and lines wait so long for their span.
 const WAIT_NS: u64 = 60_000_000_000;
+/// What has waited so long for its span has lost it: its trace was sampled out, or its sender does not tell all.
+const ORPHAN_NS: u64 = 15_000_000_000;
 /// Requests that end so long after a loss may miss some of their spans.
 const DOUBT_NS: u64 = 5_000_000_000;
 /// Event time between two looks for what waits in vain.
@@ -33,15 +35,15 @@ const SWEEP_NS: u64 = 5_000_000_000;
 const OPEN_MAX: usize = 16_384;
 /// Log lines under way per shard; further ones are left out.
 const LINES_MAX: usize = 16_384;
-/// Children of one span; further ones count for themselves, but are left out of their parent.
+/// Children of one span. Further ones count for themselves, and the way of their parent's request is not known.
 const CHILDREN_MAX: u32 = 1024;
 /// Steps of a request; further ones are left out.
 const STEPS_MAX: usize = 64;
 /// Shapes of requests to others within a request; further ones are left out.
 const INNER_MAX: usize = 32;
 /// Sets that are kept to be used again: so many, each no larger than this.
-const SPARE_MAX: usize = 4096;
-const SPARE_CAPACITY_MAX: usize = 256;
+const SPARE_MAX: usize = 1024;
+const SPARE_CAPACITY_MAX: usize = 64;
 
 /// All requests under way in a shard.
 pub struct Requests {
@@ -101,11 +103,12 @@ impl Requests {
             return;
         }
         if self.nodes.len() >= OPEN_MAX && self.free.is_empty() {
-            self.make_room(counters);
+            self.make_room(counters, |family| family.children > 0);
         }
         if self.nodes.len() >= OPEN_MAX && self.free.is_empty() {
             // All of them are within their grace.
             counters.evicted.open_spans += 1;
+            self.doubt((span.at, span.at));
             return;
         }
         let has_parent = span.parent.0 != 0 && span.parent != span.span;
@@ -122,7 +125,11 @@ impl Requests {
     /// Takes a log line that belongs to a span.
     pub fn line(&mut self, line: &LineRecord, counters: &mut Counters) {
         if self.free_lines.is_empty() && self.lines.len() >= LINES_MAX {
+            self.make_room(counters, |family| family.first_line != NONE);
+        }
+        if self.free_lines.is_empty() && self.lines.len() >= LINES_MAX {
             counters.evicted.open_lines += 1;
+            self.doubt((line.at, line.at));
             return;
         }
         let family = self.families.entry((line.trace, line.span)).or_insert_with(|| family(line.at));
@@ -227,6 +234,7 @@ impl Requests {
             let Some(family) = self.families.remove(&key) else { continue };
             let node = self.node_mut(at);
             (node.first_child, node.first_line) = (family.first_child, family.first_line);
+            node.is_partial = family.children >= CHILDREN_MAX;
             let mut child = family.first_child;
             while child != NONE {
                 let node = self.node_mut(child);
@@ -249,6 +257,7 @@ impl Requests {
         let mut inner = self.spare.pop().unwrap_or_default();
         let mut own_ns = 0u64;
         let mut remote_ns = 0u64;
+        let mut is_partial = self.node(at).is_partial;
         // The first to end of those of other services.
         let mut callee: Option<(u64, EventId, u32)> = None;
         self.intervals.clear();
@@ -265,6 +274,7 @@ impl Requests {
                 steps.push(node.operation);
                 if node.of.tenant_id == tenant {
                     own_ns = own_ns.saturating_add(node.own_ns);
+                    is_partial |= node.is_partial;
                     steps.extend_from_slice(&node.steps);
                     inner.extend_from_slice(&node.inner);
                 } else {
@@ -287,6 +297,7 @@ impl Requests {
             own_ns = own_ns.saturating_add(node.duration_ns().saturating_sub(covered_ns));
         }
         (node.own_ns, node.steps, node.inner) = (own_ns, steps, inner);
+        node.is_partial = is_partial;
         node.state = State::Closed;
         if self.node(at).kind == SpanKind::Client
             && let Some((_, _, callee)) = callee
@@ -322,6 +333,7 @@ impl Requests {
             own_ns: node.own_ns,
             steps: &node.steps,
             inner: &node.inner,
+            is_partial: node.is_partial,
         };
         let shape = self.tallies.request(&request, counters);
         let node = self.node_mut(at);
@@ -393,14 +405,18 @@ impl Requests {
         self.ages = ages;
     }
 
-    /// Forgets the eighth that has waited longest: the search costs as much for one as for many.
-    fn make_room(&mut self, counters: &mut Counters) {
+    /// Forgets the eighth of those families that has waited longest: the search costs as much for one as for many.
+    fn make_room(&mut self, counters: &mut Counters, of: impl Fn(&Family) -> bool) {
         let mut ages = std::mem::take(&mut self.ages);
         ages.clear();
-        ages.extend(self.families.iter().map(|(key, f)| (f.since, *key)));
+        ages.extend(self.families.iter().filter(|(_, f)| of(f)).map(|(key, f)| (f.since, *key)));
         ages.sort_unstable();
-        for (_, key) in ages.iter().take(ages.len().div_ceil(8)) {
+        ages.truncate(ages.len().div_ceil(8));
+        for (_, key) in &ages {
             counters.evicted.open_spans += self.forget(key);
+        }
+        if let Some((since, _)) = ages.last().filter(|(since, _)| self.ran.since(*since) < ORPHAN_NS) {
+            self.doubt((*since, self.ran));
         }
         self.ages = ages;
     }

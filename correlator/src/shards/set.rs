@@ -5,6 +5,7 @@ use tapio_schemas::{Signal, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::counters::Counters;
+use super::entities::KnownEntities;
 use super::sequences::AccountLine;
 use super::shard::{Advanced, Shard};
 use crate::config::CorrelatorConfig;
@@ -51,6 +52,7 @@ impl BatchError {
 /// Shards that one thread owns.
 pub struct ShardSet {
     shards: Vec<Shard>,
+    known: KnownEntities,
     unpacker: Unpacker,
 }
 
@@ -69,7 +71,7 @@ impl ShardSet {
     /// The given shards of a cluster.
     pub fn new(cluster: &str, ids: impl IntoIterator<Item = u16>, config: &CorrelatorConfig) -> Self {
         let shards = ids.into_iter().map(|id| Shard::new(cluster, id, 0, config)).collect();
-        Self { shards, unpacker: Unpacker::default() }
+        Self { shards, known: KnownEntities::default(), unpacker: Unpacker::default() }
     }
 
     /// Checks a message and gives it to its shard. `subject_shard`: the shard that the subject names, when there is one.
@@ -93,7 +95,7 @@ impl ShardSet {
         budget: &mut Budget<'_>,
     ) -> Result<Taken, BatchError> {
         let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
-        let is_done = shard.take(&batch, cursor, budget);
+        let is_done = shard.take(&batch, &mut self.known, cursor, budget);
         let first_words = shard.first_words.take();
         Ok(Taken { newest: newest(&batch, cursor), is_done, first_words })
     }
@@ -106,7 +108,7 @@ impl ShardSet {
         cursor: &Cursor,
     ) -> Result<Taken, BatchError> {
         let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
-        shard.give_up(&batch, cursor);
+        shard.give_up(&batch, &mut self.known, cursor);
         Ok(Taken { newest: newest(&batch, cursor), is_done: true, first_words: Vec::new() })
     }
 

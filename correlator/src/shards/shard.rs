@@ -13,7 +13,7 @@ use super::calls::Calls;
 use super::context::{self, Bounds};
 use super::counters::{Counters, Dropped};
 use super::endings;
-use super::entities::{Entities, Known};
+use super::entities::{Entities, Known, KnownEntities};
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::first_words::FirstWords;
@@ -91,7 +91,7 @@ impl Shard {
             rate_max: config.producer_events_per_s_max,
             step: UnixNanos(0),
             amid: None,
-            entities: Entities::new(config.signals.entities_max),
+            entities: Entities::default(),
             reorder: Reorder::new(config.reorder_events_max),
             sequences: Sequences::new(config.producers_max),
             episodes: Episodes::new(cluster, config.signals.clone()),
@@ -114,12 +114,18 @@ impl Shard {
     /// Takes a checked batch, from the cursor on: events after its `newest_allowed` are refused. Nothing is said before
     /// [`Self::advance`] but the first words, when the cursor is live. False when the budget is over first; the cursor is where to go on, with this shard untouched
     /// meanwhile.
-    pub fn take(&mut self, batch: &EventBatchView<'_>, cursor: &mut Cursor, budget: &mut Budget<'_>) -> bool {
-        if cursor.next == 0 && !self.begin(batch) {
+    pub fn take(
+        &mut self,
+        batch: &EventBatchView<'_>,
+        known: &mut KnownEntities,
+        cursor: &mut Cursor,
+        budget: &mut Budget<'_>,
+    ) -> bool {
+        if cursor.next == 0 && !self.begin(batch, known) {
             return true;
         }
         if cursor.next > 0 {
-            self.entities.load(batch);
+            self.entities.load(batch, known);
         }
         let Some(producer) = self.sequences.of(batch.header()) else { return true };
         let entities = &mut self.entities.batch;
@@ -152,7 +158,7 @@ impl Shard {
             let step = grid_ceil(at);
             if entity.sighted != step {
                 entity.sighted = step;
-                self.topology.sight(step, &entity.known);
+                self.topology.sight(step, &entity.known, &mut self.counters);
             }
             self.meters.take(&view, &entity.known, self.step, &mut self.counters);
             match triage(&view, &entity.known, &mut self.texts, &mut self.counters) {
@@ -163,7 +169,8 @@ impl Shard {
                     self.reorder.admit(at, EventId(view.event.id.0.to_native()), record);
                 }
                 Triage::Connection(data) => {
-                    self.topology.connection(step, &entity.known, data, view.text(&data.peer));
+                    let peer = view.text(&data.peer);
+                    self.topology.connection(step, &entity.known, data, peer, &mut self.counters);
                 }
                 Triage::Sighting => {}
             }
@@ -181,8 +188,8 @@ impl Shard {
     }
 
     /// Notes a batch. False for one that was read before.
-    fn begin(&mut self, batch: &EventBatchView<'_>) -> bool {
-        self.entities.load(batch);
+    fn begin(&mut self, batch: &EventBatchView<'_>, known: &mut KnownEntities) -> bool {
+        self.entities.load(batch, known);
         let newest = batch.iter().map(|e| e.timestamp()).max().unwrap_or_default();
         let node = self.entities.batch.first().map_or("", |e| e.known.entity.node.as_str());
         let (order, producer) = self.sequences.observe(batch.header(), newest, node, &mut self.counters);
@@ -195,8 +202,8 @@ impl Shard {
     }
 
     /// The rest of a batch is not taken, because there was no time for it: a drop that is counted, and a gap.
-    pub fn give_up(&mut self, batch: &EventBatchView<'_>, cursor: &Cursor) {
-        if cursor.next == 0 && !self.begin(batch) {
+    pub fn give_up(&mut self, batch: &EventBatchView<'_>, known: &mut KnownEntities, cursor: &Cursor) {
+        if cursor.next == 0 && !self.begin(batch, known) {
             return;
         }
         let lost = (batch.len() - cursor.next) as u64;

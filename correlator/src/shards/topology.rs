@@ -1,6 +1,7 @@
 //! Who owns, runs on, calls and is whom: edges of the entity graph from what events carry.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashMapExt};
@@ -9,6 +10,7 @@ use tapio_schemas::payload::{ArchivedNetworkData, KubernetesData};
 use tapio_schemas::signal::EdgeKind;
 use tapio_schemas::{EntityRef, EventKind, Fact, UnifiedEvent, UnixNanos};
 
+use super::counters::Counters;
 use super::entities::Known;
 use super::news;
 use super::record::{entity_identity, hash_parts};
@@ -31,6 +33,8 @@ pub struct Topology {
     known_max: usize,
     /// What was seen, by the step in which it was and by its identity.
     seen: BTreeMap<UnixNanos, BTreeMap<u128, Seen>>,
+    /// How many they are.
+    seen_count: usize,
     /// When an entity's place or an edge was last told.
     told: HashMap<u128, UnixNanos>,
 }
@@ -42,16 +46,16 @@ impl Topology {
             refresh_ns: nanos(config.topology_refresh),
             known_max: config.entities_max,
             seen: BTreeMap::new(),
+            seen_count: 0,
             told: HashMap::new(),
         }
     }
 
     /// An event of this entity falls into this step.
-    pub fn sight(&mut self, step: UnixNanos, known: &Arc<Known>) {
+    pub fn sight(&mut self, step: UnixNanos, known: &Arc<Known>, counters: &mut Counters) {
         // What is told by an earlier step need not wait to be left out.
         if !self.is_told(known.place, step) {
-            let of_step = self.seen.entry(step).or_default();
-            of_step.entry(known.place).or_insert_with(|| Seen::Place(Arc::clone(known)));
+            self.wait(step, known.place, || Some(Seen::Place(Arc::clone(known))), counters);
         }
     }
 
@@ -62,6 +66,7 @@ impl Topology {
         known: &Arc<Known>,
         data: &ArchivedNetworkData,
         peer: &str,
+        counters: &mut Counters,
     ) {
         let remote = (data.remote_addr, data.remote_port.to_native());
         let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
@@ -73,11 +78,28 @@ impl Topology {
         if self.is_told(key, step) {
             return;
         }
-        if let std::collections::btree_map::Entry::Vacant(vacant) =
-            self.seen.entry(step).or_default().entry(key)
-            && let Some(peer) = news::peer_of(&known.entity.namespace, peer, remote.0, remote.1)
-        {
-            vacant.insert(Seen::Reached(Arc::clone(known), peer));
+        let reached = || {
+            let peer = news::peer_of(&known.entity.namespace, peer, remote.0, remote.1)?;
+            Some(Seen::Reached(Arc::clone(known), peer))
+        };
+        self.wait(step, key, reached, counters);
+    }
+
+    /// What is seen waits for its step, once.
+    fn wait(
+        &mut self,
+        step: UnixNanos,
+        key: u128,
+        seen: impl FnOnce() -> Option<Seen>,
+        counters: &mut Counters,
+    ) {
+        let is_full = self.seen_count >= self.known_max;
+        let Entry::Vacant(place) = self.seen.entry(step).or_default().entry(key) else { return };
+        if is_full {
+            counters.evicted.sights += 1;
+        } else if let Some(seen) = seen() {
+            place.insert(seen);
+            self.seen_count += 1;
         }
     }
 
@@ -92,7 +114,9 @@ impl Topology {
             if *entry.key() > step {
                 break;
             }
-            for (key, seen) in entry.remove() {
+            let of_step = entry.remove();
+            self.seen_count -= of_step.len();
+            for (key, seen) in of_step {
                 if !self.is_due(key, step) {
                     continue;
                 }
@@ -195,8 +219,9 @@ impl Topology {
             return;
         }
         let mut ages: Vec<(UnixNanos, u128)> = self.told.iter().map(|(key, at)| (*at, *key)).collect();
-        ages.sort_unstable();
-        for (_, key) in ages.iter().take(self.known_max / 4) {
+        let surplus = self.told.len() - self.known_max * 3 / 4;
+        ages.select_nth_unstable(surplus - 1);
+        for (_, key) in &ages[..surplus] {
             self.told.remove(key);
         }
     }
