@@ -99,8 +99,11 @@ impl StageTwoParts {
         };
         let worker =
             IncidentWorker::new(parts, decider, BusOutlet::new(&self.bus, PUBLISH_WINDOW, Some(fence)));
-        let thread =
-            std::thread::Builder::new().name("incidents".to_owned()).spawn(move || worker.run(sections))?;
+        let thread = std::thread::Builder::new().name("incidents".to_owned()).spawn(move || {
+            // A verdict takes some seconds anyway; the first word of what happens must not wait for it.
+            tapio_runtime::background::lower_priority();
+            worker.run(sections)
+        })?;
         let mut reader = Reader {
             parts: self,
             ring: Some(ring),

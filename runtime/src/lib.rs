@@ -6,6 +6,7 @@
 
 #![deny(missing_docs)]
 
+pub mod background;
 pub mod backoff;
 pub mod bus;
 pub mod clock;

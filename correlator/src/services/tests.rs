@@ -115,6 +115,19 @@ fn slow_requests_are_told_with_usual_and_present_time_and_normal_ones_are_not() 
 }
 
 #[test]
+fn what_was_under_way_when_listening_began_is_no_reference() {
+    let mut all = Vec::new();
+    for s in (0..150).step_by(5) {
+        let mut section = SignalSection::default();
+        // What a request did before anyone listened is not known.
+        let steps = if s < 10 { &USUAL[..1] } else { &USUAL };
+        section.operations.push(requests(s, "api", 4.0, steps, 400));
+        all.push((s, section));
+    }
+    assert!(last_of(&said(&mut Services::new("c"), all), SignalKind::TraceShape).is_none());
+}
+
+#[test]
 fn a_gap_is_told_of_its_edge() {
     let mut services = Services::new("c");
     let all = said(

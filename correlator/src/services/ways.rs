@@ -25,6 +25,9 @@ const DEPTH_MAX: usize = 64;
 /// A fault of some requests is looked for in operations of which at least so many are known.
 const SOME_OF_MIN: u64 = 40;
 
+/// Requests of so long after the first one heard of may have been under way before anyone listened: parts of them are missing.
+const HALF_HEARD_NS: u64 = 10 * SECOND_NS;
+
 /// Service, operation, and whether the service logs by then.
 type OperationKey = (Entity, SmolStr, bool);
 /// A rule: given this step (or any request), that one.
@@ -132,6 +135,8 @@ pub struct Ways {
     operations: BTreeMap<OperationKey, Operation>,
     logs_since: BTreeMap<Entity, UnixNanos>,
     odd: BTreeMap<u64, UnixNanos>,
+    /// Start of the first window in which there were requests.
+    heard_since: Option<UnixNanos>,
     /// Operations forgotten because there were too many.
     pub evicted: u64,
     /// Windows of operations whose requests took more ways than there is room for.
@@ -146,6 +151,9 @@ impl Ways {
 
     /// Compares the ways of a window with the rules.
     pub fn observe(&mut self, window: &Window) {
+        if !window.requests.is_empty() {
+            self.heard_since = self.heard_since.or(Some(window.start));
+        }
         self.notice_logs(window);
         let mut judged: BTreeMap<OperationKey, Vec<(u64, Judged)>> = BTreeMap::new();
         for ((service, operation), requests) in &window.requests {
@@ -217,6 +225,10 @@ impl Ways {
 
     /// Learns the ways of a window of a while ago.
     pub fn learn(&mut self, window: &Window, now: UnixNanos) {
+        let since = self.heard_since.filter(|_| !window.requests.is_empty());
+        if since.is_some_and(|since| window.start < since.plus(HALF_HEARD_NS)) {
+            return;
+        }
         for ((service, name), requests) in &window.requests {
             let key = self.key(window.start, service, name);
             let operation = self.operations.entry(key).or_default();
