@@ -59,7 +59,7 @@ pub struct StageTwoCounters {
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 20] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 21] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
         let [refused, unlearnt, evicted, flows, doubtful, unfollowed] = self.services;
         [
@@ -187,7 +187,7 @@ impl StageTwo {
             order: self.order.counters(),
             fences: self.fences.counters(),
             united_evicted: self.uniter.evicted,
-            tallies_refused: self.uniter.tallies_refused,
+            tallies_refused: self.uniter.tallies_refused(),
             services: self.uniter.losses(),
             incidents: self.incidents.counters(),
         }

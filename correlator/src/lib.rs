@@ -9,6 +9,7 @@ pub mod calibration;
 mod checkpoint;
 pub mod config;
 mod decider;
+mod edges;
 pub mod engine;
 pub mod fence;
 mod incident_worker;

@@ -4,47 +4,31 @@
 //! deviation (kind, entity, peer) are united here, step by step, when all shards have passed the step: the result
 //! does not depend on which shard was heard first. Shares come from the tallies of all shards.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 
 use tapio_schemas::entity::Entity;
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{Score, Signal, SignalId, SignalKind, Tally, UnixNanos};
+use tapio_schemas::{Score, Signal, SignalId, SignalKind, UnixNanos};
 
+use crate::edges::{Edges, share};
 use crate::services::{ServiceState, Services};
-use crate::shards::{SLOW_BUCKETS, SLOW_EXTRA_NS, TICK_NS, add_evidence, bucket_ns, grid_ceil, stamped};
+use crate::shards::{TICK_NS, add_evidence, grid_ceil, stamped};
 
 /// Deviations united at a time; the longest silent are closed first.
 const UNITED_MAX: usize = 8192;
-/// Call edges whose counts are kept; the longest silent are forgotten.
-const EDGES_MAX: usize = 65_536;
-/// Counts of edges that wait until all shards have passed their window; further ones are refused and counted.
-const WAITING_MAX: usize = 131_072;
-/// Tally windows kept per edge.
-const WINDOWS_KEPT: usize = 6;
-/// Windows that count as "now".
-const WINDOWS_RECENT: usize = 3;
-/// The baseline forgets half of its calls when it has this many.
-const BASELINE_CALLS_MAX: f64 = 1_000_000.0;
-
 /// Unites the parts.
 pub struct Uniter {
     watermarks: Vec<UnixNanos>,
     /// Step up to which parts are united.
     step: UnixNanos,
     waiting: BTreeMap<(UnixNanos, SignalId, u32), Signal>,
-    /// By end of the window: what shards counted, added up.
-    waiting_tallies: BTreeMap<UnixNanos, BTreeMap<(Entity, Entity), Tally>>,
-    /// How many they are.
-    waiting_count: usize,
     open: BTreeMap<Key, United>,
-    edges: HashMap<(Entity, Entity), Edge>,
+    edges: Edges,
     /// What requests did.
     services: Services,
     /// Deviations closed because there were too many.
     pub evicted: u64,
-    /// Counts of edges for which there was no room.
-    pub tallies_refused: u64,
 }
 
 type Key = (SignalKind, Entity, Entity);
@@ -67,82 +51,6 @@ struct Part {
     ended: bool,
 }
 
-/// Counts of one edge, of all shards.
-#[derive(Default)]
-struct Edge {
-    windows: VecDeque<Window>,
-    base: Counts,
-    /// Usual latency bucket: follows the windows' medians slowly.
-    pace: Option<f64>,
-}
-
-struct Window {
-    start: UnixNanos,
-    counts: Counts,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Counts {
-    calls: f64,
-    errors: f64,
-    slow: f64,
-}
-
-impl Counts {
-    fn add(&mut self, other: Self) {
-        self.calls += other.calls;
-        self.errors += other.errors;
-        self.slow += other.slow;
-    }
-
-    fn divided(self, by: f64) -> Self {
-        Self { calls: self.calls / by, errors: self.errors / by, slow: self.slow / by }
-    }
-
-    /// Occurrences to expect among so many calls, when this is what is usual; `None` when nothing is known.
-    fn expected(self, kind: SignalKind, calls: f64) -> Option<f64> {
-        (self.calls > 0.0).then(|| self.of(kind) / self.calls * calls)
-    }
-
-    /// Occurrences of what a kind of signal is about.
-    fn of(self, kind: SignalKind) -> f64 {
-        if kind == SignalKind::SpanSlow { self.slow } else { self.errors }
-    }
-}
-
-/// Most occurrences that chance explains where so many are expected: three deviations of a Poisson count.
-fn by_chance(expected: f64) -> f64 {
-    expected + 3.0 * expected.sqrt()
-}
-
-/// Share of the way to the median of all recent calls that the usual latency goes in the time of those calls.
-const PACE_FOLLOWS: f64 = 0.05;
-/// A share that is never ordinary from the start.
-const SHARE_ODD: f64 = 0.05;
-/// What is out of the ordinary becomes ordinary this many times slower.
-const ODD_DIVISOR: f64 = 16.0;
-
-impl Edge {
-    /// Calls of a tally that are far slower than usual.
-    fn slow_calls(&mut self, tally: &Tally) -> u64 {
-        let half = tally.calls / 2;
-        let mut below = 0u64;
-        let median = tally.latency.iter().find(|(_, count)| {
-            below += u64::from(*count);
-            below > half
-        });
-        let Some(median) = median.map(|(bucket, _)| f64::from(*bucket)) else { return 0 };
-        let pace = *self.pace.get_or_insert(median);
-        let slow_ns = bucket_ns(pace).saturating_add(SLOW_EXTRA_NS);
-        let recent: f64 = self.windows.iter().map(|w| w.counts.calls).sum();
-        let calls = tally.calls as f64;
-        let weight = calls / (recent + calls).max(1.0);
-        self.pace = Some(pace + PACE_FOLLOWS * weight * (median - pace));
-        let is_slow = |bucket: f64| bucket >= pace + SLOW_BUCKETS && bucket_ns(bucket) >= slow_ns;
-        tally.latency.iter().filter(|(bucket, _)| is_slow(f64::from(*bucket))).map(|l| u64::from(l.1)).sum()
-    }
-}
-
 impl Uniter {
     /// Knows nothing yet of `cluster`.
     pub fn new(cluster: &str) -> Self {
@@ -150,13 +58,10 @@ impl Uniter {
             watermarks: vec![UnixNanos(0); usize::from(SHARD_COUNT)],
             step: UnixNanos(0),
             waiting: BTreeMap::new(),
-            waiting_tallies: BTreeMap::new(),
-            waiting_count: 0,
             open: BTreeMap::new(),
-            edges: HashMap::new(),
+            edges: Edges::default(),
             services: Services::new(cluster),
             evicted: 0,
-            tallies_refused: 0,
         }
     }
 }
@@ -188,7 +93,7 @@ impl Uniter {
             self.waiting.insert((part.last_seen, part.id, part.revision), part);
         }
         for tally in std::mem::take(&mut section.tallies) {
-            self.wait(tally);
+            self.edges.wait(tally);
         }
         self.services.apply(&mut section);
         let all_passed = self.watermarks.iter().min().copied().unwrap_or_default();
@@ -205,6 +110,11 @@ impl Uniter {
     /// What has changed about the state of services since it was last taken.
     pub fn take_states(&mut self) -> Vec<ServiceState> {
         self.services.take_states()
+    }
+
+    /// Counts of edges for which there was no room.
+    pub fn tallies_refused(&self) -> u64 {
+        self.edges.refused
     }
 
     /// What the service model refused or forgot so far, by reason.
@@ -230,36 +140,13 @@ impl Uniter {
 
     fn next_step(&self, target: UnixNanos) -> Option<UnixNanos> {
         let part = self.waiting.first_key_value().map(|((at, _, _), _)| *at);
-        let tally = self.waiting_tallies.first_key_value().map(|(at, _)| *at);
+        let tally = self.edges.next();
         let step = grid_ceil(part.into_iter().chain(tally).min()?).max(self.step.plus(1));
         (step <= target).then_some(step)
     }
 
-    /// Adds what another shard counted of the same edge and window.
-    fn wait(&mut self, tally: Tally) {
-        let window = self.waiting_tallies.entry(tally.window_start.plus(tally.window_ns)).or_default();
-        if let Some(known) = window.get_mut(&(tally.from.clone(), tally.to.clone())) {
-            add_up(known, &tally);
-        } else if self.waiting_count >= WAITING_MAX {
-            self.tallies_refused += 1;
-        } else {
-            window.insert((tally.from.clone(), tally.to.clone()), tally);
-            self.waiting_count += 1;
-        }
-    }
-
     fn run(&mut self, step: UnixNanos, out: &mut SignalSection) {
-        while let Some(entry) = self.waiting_tallies.first_entry() {
-            if *entry.key() > step {
-                break;
-            }
-            let window = entry.remove();
-            self.waiting_count -= window.len();
-            for tally in window.into_values() {
-                self.count(&tally);
-                out.tallies.push(tally);
-            }
-        }
+        self.edges.count_until(step, &mut out.tallies);
         let mut touched: Vec<Key> = Vec::new();
         while let Some(entry) = self.waiting.first_entry() {
             if entry.key().0 > step {
@@ -338,40 +225,13 @@ impl Uniter {
             // No count of calls says how much a log line means.
             signal.strength = united.part_strength;
         } else {
-            share(&mut signal, self.edges.get(&(from, to)), united.strength);
+            share(&mut signal, self.edges.of(from, to), united.strength);
             united.strength = signal.observed.is_finite().then_some(signal.strength).or(united.strength);
         }
         let seen = if united.changed.plus(TICK_NS) > step { united.changed.min(step) } else { step };
         out.push(stamped(signal, if ended { step } else { seen }));
         if ended {
             self.open.remove(key);
-        }
-    }
-
-    fn count(&mut self, tally: &Tally) {
-        if self.edges.len() >= EDGES_MAX {
-            let newest = |edge: &Edge| edge.windows.back().map_or(UnixNanos(0), |w| w.start);
-            let horizon = tally.window_start.minus(tally.window_ns.saturating_mul(WINDOWS_KEPT as u64));
-            self.edges.retain(|_, edge| newest(edge) >= horizon);
-        }
-        let edge = self.edges.entry((tally.from.clone(), tally.to.clone())).or_default();
-        let slow = edge.slow_calls(tally) as f64;
-        let counts = Counts { calls: tally.calls as f64, errors: tally.errors as f64, slow };
-        match edge.windows.iter_mut().find(|w| w.start == tally.window_start) {
-            Some(window) => window.counts.add(counts),
-            None => edge.windows.push_back(Window { start: tally.window_start, counts }),
-        }
-        if edge.windows.len() > WINDOWS_KEPT
-            && let Some(window) = edge.windows.pop_front()
-        {
-            let odd = [SignalKind::SpanErrors, SignalKind::SpanSlow].into_iter().any(|kind| {
-                let usual = edge.base.expected(kind, window.counts.calls).map(by_chance);
-                window.counts.of(kind) > usual.unwrap_or(SHARE_ODD * window.counts.calls)
-            });
-            edge.base.add(if odd { window.counts.divided(ODD_DIVISOR) } else { window.counts });
-            if edge.base.calls > BASELINE_CALLS_MAX {
-                edge.base = edge.base.divided(2.0);
-            }
         }
     }
 
@@ -385,60 +245,13 @@ impl Uniter {
     }
 }
 
-/// One tally of what two shards counted.
-fn add_up(known: &mut Tally, more: &Tally) {
-    known.calls = known.calls.saturating_add(more.calls);
-    known.errors = known.errors.saturating_add(more.errors);
-    known.duration_ns_sum = known.duration_ns_sum.saturating_add(more.duration_ns_sum);
-    for (bucket, count) in &more.latency {
-        match known.latency.binary_search_by_key(bucket, |(bucket, _)| *bucket) {
-            Ok(at) => known.latency[at].1 = known.latency[at].1.saturating_add(*count),
-            Err(at) => known.latency.insert(at, (*bucket, *count)),
-        }
-    }
-}
-
-/// Sets baseline, observed share and strength from the counts of all shards.
-///
-/// The strength is the share of failed calls, with one successful call added for what was not seen. A share that
-/// chance explains from the baseline is worth a tenth of that. What no count knows of keeps the strength it had, or has
-/// that of its number.
-fn share(signal: &mut Signal, edge: Option<&Edge>, before: Option<Score>) {
-    signal.unit = "1".into();
-    let mut recent = Counts::default();
-    if let Some(edge) = edge {
-        edge.windows.iter().rev().take(WINDOWS_RECENT).for_each(|window| recent.add(window.counts));
-    }
-    let (calls, bad) = (recent.calls, recent.of(signal.kind));
-    if bad == 0.0 {
-        let count = signal.count as f64;
-        signal.strength = before.unwrap_or(Score::clamped(count / (count + 1.0)));
-        return;
-    }
-    signal.observed = bad / calls;
-    let mut strength = bad / (calls + 1.0);
-    if bad / calls >= SHARE_ODD {
-        strength = strength.max(0.5);
-    }
-    if let Some(expected) = edge.and_then(|e| e.base.expected(signal.kind, calls)) {
-        signal.baseline = expected / calls;
-        if bad <= by_chance(expected) {
-            strength *= 0.1;
-        }
-    }
-    signal.strength = Score::clamped(strength);
-    signal.attributes.retain(|a| a.key != "calls" && a.key != "errors");
-    signal.attributes.push(tapio_schemas::Attribute::new("calls", recent.calls as i64));
-    signal.attributes.push(tapio_schemas::Attribute::new("errors", recent.errors as i64));
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
     use tapio_schemas::wire::ShardMark;
-    use tapio_schemas::{EntityRef, EventId};
+    use tapio_schemas::{EntityRef, EventId, Tally};
 
     fn service(name: &str) -> Arc<EntityRef> {
         let entity = EntityRef {
