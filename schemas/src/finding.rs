@@ -221,12 +221,19 @@ impl Finding {
         self.root_cause.as_ref().map(|r| &r.entity).or_else(|| self.chain.first().map(|l| &l.entity))
     }
 
-    /// True when `query` names the root cause or anything in the chain.
+    /// Where the cause is thought to be while none is proven.
+    pub fn suspect(&self) -> Option<&Entity> {
+        self.hypotheses.first().map(|likely| &likely.entity).filter(|_| self.root_cause.is_none())
+    }
+
+    /// What it tells of: the root cause, or what is thought to be it, and everything in the chain.
+    pub fn entities(&self) -> impl Iterator<Item = &Entity> {
+        let root = self.root_cause.as_ref().map(|root| &root.entity);
+        root.or(self.suspect()).into_iter().chain(self.chain.iter().map(|link| &link.entity))
+    }
+
+    /// True when `query` names one of its [`Self::entities`].
     pub fn mentions(&self, query: &Entity) -> bool {
-        self.root_cause
-            .iter()
-            .map(|r| &r.entity)
-            .chain(self.chain.iter().map(|l| &l.entity))
-            .any(|e| query.matches(e))
+        self.entities().any(|entity| query.matches(entity))
     }
 }

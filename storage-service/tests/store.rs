@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{EPOCH, SECOND, finding, incoming, link};
 use proptest::prelude::*;
-use tapio_schemas::finding::{Prediction, Status};
+use tapio_schemas::finding::{Hypothesis, Prediction, Status};
 use tapio_schemas::{Entity, Finding, FindingId, Score, Severity, UnixNanos};
 use tapio_storage::store::{
     Filter, Incoming, Limits, PageSize, Position, PutReport, Store, StoreError, StoreMetrics, StoreOptions,
@@ -147,6 +147,33 @@ fn why_prefers_root_causes_and_knows_names_as_people_write_them() {
     assert_eq!(why("/demo/leak"), "finding 0");
     assert_eq!(why("demo/leak"), "", "a kind and a name");
     assert_eq!(why("web"), "finding 5");
+}
+
+#[test]
+fn while_no_cause_is_proven_a_finding_is_found_under_the_likely_one() {
+    let it = fixture();
+    let mut unproven = finding(0);
+    let suspect = unproven.root_cause.take().unwrap().entity;
+    let likely = |entity: Entity, probability| Hypothesis {
+        entity,
+        cause: "memory.leak".into(),
+        probability: Score::clamped(probability),
+        explains: vec![],
+        missing: vec![],
+        refuted_by: vec![],
+    };
+    let other = likely(Entity::namespaced("Deployment", "shop", "web"), 0.2);
+    (unproven.status, unproven.hypotheses) = (Status::NotProvable, vec![likely(suspect, 0.5), other]);
+    unproven.chain = vec![link(EPOCH, Entity::namespaced("Pod", "shop", "a-pod"))];
+    it.put([unproven]);
+    let found = |query: &str| {
+        let entity = Entity::parse_query(query);
+        let filter = Filter { entity: Some(entity.clone()), ..Filter::default() };
+        (it.titles(&filter).len(), it.store.why(&entity).unwrap().is_some())
+    };
+    assert_eq!(found("deploy/api"), (1, true));
+    assert_eq!(found("pod/a-pod"), (1, true));
+    assert_eq!(found("deploy/web"), (0, false), "of several the likeliest");
 }
 
 #[test]

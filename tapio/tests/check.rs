@@ -102,6 +102,18 @@ fn what_goes_on_is_told_proven_or_not() {
     let (code, answer) = world.check(&["deployment/other"]);
     assert_eq!((code, &answer["verdict"]), (Some(0), &"healthy".into()), "{answer}");
 
+    // What is not proven is found where it is thought to be, as when lists are asked.
+    let mut guessed = finding(3, "not_provable", 0.2);
+    guessed.chain[0].entity.kind = "Pod".into();
+    guessed.chain[0].entity.name = "a-pod".into();
+    guessed.hypotheses = serde_json::from_value(json!([{"cause": "memory.leak", "probability": 0.4,
+        "entity": {"kind": "Deployment", "namespace": "shop", "name": "guessed"}}]))
+    .unwrap();
+    world.publish(&guessed);
+    let (code, answer) = world.check(&["deploy/guessed"]);
+    assert_eq!((code, titles(&answer)), (Some(2), vec!["trouble 3".to_owned()]), "{answer}");
+    world.publish(&Finding { revision: 2, status: tapio_schemas::finding::Status::Recovered, ..guessed });
+
     // It ends: the same finding with a later revision.
     for number in [1, 2] {
         world.publish(&Finding { revision: 2, ..finding(number, "recovered", 0.2) });

@@ -37,7 +37,8 @@ fn keys_of(finding: &Finding) -> impl Iterator<Item = Vec<u8>> {
         prefixes.extend(keys::terms(&root.entity.name).map(|t| keys::by_entity(Role::RootCause, &t)));
     }
     let chain: BTreeSet<_> = finding.chain.iter().map(|link| &link.entity.name).collect();
-    for name in chain.into_iter().take(ENTITIES_INDEXED_MAX) {
+    let suspect = finding.suspect().map(|entity| &entity.name).filter(|name| !chain.contains(name));
+    for name in suspect.into_iter().chain(chain.iter().copied()).take(ENTITIES_INDEXED_MAX) {
         prefixes.extend(keys::terms(name).map(|term| keys::by_entity(Role::Chain, &term)));
     }
     if finding.prediction.is_some() {

@@ -13,7 +13,7 @@ use super::{Store, StoreError, Totals, index, keys, record};
 /// Format this version writes.
 const FORMAT: u32 = 1;
 /// Grows when `index::entries_of` or the keys change; older indexes are built again.
-const INDEX_VERSION: u32 = 2;
+const INDEX_VERSION: u32 = 3;
 /// Keys changed in one step.
 const STEP_KEYS_MAX: usize = 4096;
 

@@ -36,7 +36,7 @@ impl About {
 
     /// Whether a finding concerns it; `selected` is what the selector matches.
     pub fn concerns(&self, finding: &Finding, selected: &BTreeSet<Named>) -> bool {
-        let mentioned: Vec<&Entity> = mentions(finding).collect();
+        let mentioned: Vec<&Entity> = finding.entities().collect();
         let is_selected = |entity: &Entity| {
             selected.contains(&(entity.kind.clone(), entity.namespace.clone(), entity.name.clone()))
         };
@@ -47,7 +47,7 @@ impl About {
 
     /// What an instance answered, without what is in other namespaces.
     pub fn of_namespace(&self, mut answer: Answer) -> Answer {
-        let keep = |finding: &Finding| self.is_in_namespace(&mentions(finding).collect::<Vec<_>>());
+        let keep = |finding: &Finding| self.is_in_namespace(&finding.entities().collect::<Vec<_>>());
         answer.findings.retain(keep);
         answer.recovered.retain(keep);
         answer.judge_again();
@@ -63,11 +63,4 @@ impl About {
             .as_deref()
             .is_none_or(|wanted| mentioned.iter().any(|entity| is_wanted(wanted, entity)))
     }
-}
-
-/// The cause, or what is thought to be it, and everything that the story tells of.
-fn mentions(finding: &Finding) -> impl Iterator<Item = &Entity> {
-    let root = finding.root_cause.as_ref().map(|root| &root.entity);
-    let likely = finding.hypotheses.first().map(|hypothesis| &hypothesis.entity);
-    root.or(likely).into_iter().chain(finding.chain.iter().map(|link| &link.entity))
 }
