@@ -1,10 +1,16 @@
 //! A correlator that is killed and started again, at any moment and as often as one likes, publishes what one that was
 //! left alone publishes: the same findings, revisions and words.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use proptest::prelude::*;
+use tapio_runtime::bus::{BusError, Headers, Outgoing, TrySubmitError, Untold};
+use tapio_runtime::clock::ManualClock;
+use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::payload::{KernelData, KubernetesData, MetricData, SpanData, SpanKind, SpanStatus};
 use tapio_schemas::wire::{EventBatch, ShardMark, SignalSection, encode_signals};
@@ -13,11 +19,17 @@ use tapio_schemas::{
     TraceId, UnifiedEvent, UnixNanos,
 };
 
-use crate::checkpoint::{Kept, Memory, Standing};
+use tokio::sync::watch;
+
+use crate::checkpoint::{Fresh, Kept, Memory, Standing};
 use crate::config::CorrelatorConfig;
 use crate::decider::Decider;
+use crate::incident_worker::{IncidentParts, IncidentWorker, Section};
 use crate::ledger::Ledger;
+use crate::metrics::CorrelatorMetrics;
 use crate::model::Model;
+use crate::outbox::Outlet;
+use crate::own_patterns::Patterns;
 use crate::shards::{ShardSet, Watermark};
 
 const SECOND: u64 = 1_000_000_000;
@@ -222,10 +234,17 @@ impl Durable {
         }
     }
 
-    /// What was sent and not acknowledged when it was killed may be lost, from some message on.
+    /// What was sent and not acknowledged when it was killed may be lost: of one tick whatever was repeated on its way, and
+    /// all that is later, which had not been sent.
     fn lose(&mut self, share: f64) {
         let sent = self.published.len() - self.acknowledged;
-        self.published.truncate(self.acknowledged + (sent as f64 * share) as usize);
+        let first = self.acknowledged + (sent as f64 * share) as usize;
+        let Some(tick) = self.published.get(first).map(|finding| finding.emitted_at) else { return };
+        let (mut place, acknowledged) = (0.., self.acknowledged);
+        self.published.retain(|finding| {
+            let at = place.next().unwrap_or_default();
+            at < acknowledged || finding.emitted_at < tick || (finding.emitted_at == tick && at > first)
+        });
     }
 
     fn as_text(&self) -> BTreeMap<(String, u32), String> {
@@ -242,6 +261,51 @@ static ALONE: LazyLock<BTreeMap<(String, u32), String>> = LazyLock::new(|| {
     durable.live(&SECTIONS, SECTIONS.len() + 1, usize::MAX);
     durable.as_text()
 });
+
+/// Takes everything, and stores nothing of it.
+struct Stuck(Rc<RefCell<Vec<Finding>>>);
+
+impl Outlet for Stuck {
+    fn try_submit(&mut self, outgoing: Outgoing) -> Result<(), TrySubmitError> {
+        self.0.borrow_mut().push(serde_json::from_slice(&outgoing.payload).expect("a finding"));
+        Ok(())
+    }
+
+    fn try_end(&mut self) -> Option<Result<(), BusError>> {
+        None
+    }
+
+    fn stamp(&self, headers: Headers) -> Headers {
+        headers
+    }
+
+    fn tell(&self, _subject: &str, _payload: Bytes) -> Result<(), Untold> {
+        Ok(())
+    }
+}
+
+/// Who goes on takes the newest finding that is stored for how far all was published.
+#[test]
+fn no_finding_goes_out_before_those_of_earlier_ticks_are_stored() {
+    let decider = Decider::new(&config(), Arc::clone(&MODEL), Ledger::new(0), Kept::default(), false);
+    let parts = IncidentParts {
+        cluster: "c".to_owned(),
+        to_keep: tokio::sync::mpsc::channel(1).0,
+        fresh: watch::channel(Fresh::default()).0,
+        priors: watch::channel(Arc::default()).1,
+        patterns: watch::channel(Patterns::of(Arc::clone(&MODEL))).1,
+        clock: ManualClock::new(START).shared(),
+        metrics: CorrelatorMetrics::new(&Metrics::new()),
+    };
+    let sent = Rc::new(RefCell::new(Vec::new()));
+    let mut worker = IncidentWorker::new(parts, decider, Stuck(Rc::clone(&sent)));
+    for ((_, payload), sequence) in SECTIONS.iter().zip(1..) {
+        worker.section(&Section { sequence, payload: Bytes::from(payload.clone()) }).expect("taken");
+        worker.turn().expect("sent");
+    }
+    let ticks: BTreeSet<UnixNanos> = sent.borrow().iter().map(|finding| finding.emitted_at).collect();
+    assert_eq!((ticks.len(), worker.is_ready()), (1, false), "{ticks:?}");
+}
 
 #[test]
 fn the_scene_is_worth_it() {
