@@ -128,6 +128,30 @@ fn what_was_under_way_when_listening_began_is_no_reference() {
 }
 
 #[test]
+fn requests_without_a_line_are_a_kind_of_their_own_from_the_first_window_on() {
+    const CALLS: [(StepKind, &str); 2] = [(StepKind::Call, "GET /cart"), (StepKind::Call, "GET /users")];
+    let line = (StepKind::Log, "begin");
+    // Two branches, each with and without a line, under identities in every order.
+    for turn in 0..4u64 {
+        let mut all = Vec::new();
+        for s in (0..150).step_by(5) {
+            let mut section = SignalSection::default();
+            for (number, way) in [vec![line, CALLS[0]], vec![CALLS[0]], vec![line, CALLS[1]], vec![CALLS[1]]]
+                .iter()
+                .enumerate()
+            {
+                let mut tally = requests(s, "api", 4.0, way, 300);
+                tally.shapes[0].id = (number as u64 + turn) % 4;
+                section.operations.push(tally);
+            }
+            all.push((s, section));
+        }
+        let told = said(&mut Services::new("c"), all);
+        assert!(last_of(&told, SignalKind::TraceShape).is_none(), "turn {turn}: {told:?}");
+    }
+}
+
+#[test]
 fn a_gap_is_told_of_its_edge() {
     let mut services = Services::new("c");
     let all = said(

@@ -236,11 +236,12 @@ impl Ways {
             if !requests.are_known() || operation.forbids_learning(window.start, now) {
                 continue;
             }
-            for shape in requests.ways.values() {
-                let way = Way::new(&shape.steps);
-                if !way.failed_to_call() {
-                    operation.reference.learn(&way, u64::from(shape.count));
-                }
+            let ways = requests.ways.values().map(|shape| (Way::new(&shape.steps), shape.count));
+            // What was logged first: that others log makes those without a line a kind of their own, whoever comes first.
+            let (logged, silent): (Vec<_>, Vec<_>) =
+                ways.filter(|(way, _)| !way.failed_to_call()).partition(|(way, _)| way.logged());
+            for (way, count) in logged.into_iter().chain(silent) {
+                operation.reference.learn(&way, u64::from(count));
             }
         }
         self.evicted += make_room(&mut self.operations, OPERATIONS_MAX, |o| o.seen);
