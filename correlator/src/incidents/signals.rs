@@ -193,17 +193,30 @@ impl Known {
         self.signals.retain(|_, signal| keep(signal));
     }
 
-    /// Forgets the longest silent ones above the limit; returns how many.
+    /// Forgets those above the limit; returns how many. What is over goes first, then what is longest silent. Changes are the
+    /// oldest of all in a flood, and explain it: they go last, as long as they are no more than half.
     pub fn shrink(&mut self, count_max: usize) -> u64 {
-        let mut evicted = 0;
-        while self.signals.len() > count_max {
-            let Some(oldest) = self.signals.values().min_by_key(|s| (s.last_seen, s.id)).map(|s| s.id) else {
-                break;
-            };
-            self.signals.remove(&oldest);
-            evicted += 1;
+        let surplus = self.signals.len().saturating_sub(count_max);
+        if surplus == 0 {
+            return 0;
         }
-        evicted
+        let mut changes: Vec<_> =
+            self.signals.values().filter(|s| is_change(s.kind)).map(|s| (s.last_seen, s.id)).collect();
+        changes.sort_unstable();
+        let first_kept = changes.len().checked_sub(count_max / 2).and_then(|at| changes.get(at)).copied();
+        let mut all: Vec<_> = self
+            .signals
+            .values()
+            .map(|s| {
+                let kept = is_change(s.kind) && first_kept.is_none_or(|first| (s.last_seen, s.id) >= first);
+                (kept, !s.ended && !is_change(s.kind), s.last_seen, s.id)
+            })
+            .collect();
+        all.sort_unstable();
+        for (.., id) in all.iter().take(surplus) {
+            self.signals.remove(id);
+        }
+        surplus as u64
     }
 
     /// How many.
@@ -295,5 +308,50 @@ pub fn leak_probability(kind: SignalKind) -> f64 {
         K::NetRetransmits => 0.05,
         K::ExitNonzero | K::SpanErrors | K::Killed | K::NetRefused => 0.02,
         _ => 0.005,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tapio_schemas::EntityRef;
+
+    use super::*;
+
+    fn known(signals: &[(SignalKind, u64, bool)]) -> Known {
+        let mut known = Known::default();
+        for (kind, at, ended) in signals {
+            let mut signal = Signal::new(*kind, Arc::new(EntityRef::default()), None, UnixNanos(*at));
+            (signal.revision, signal.ended) = (1, *ended);
+            assert!(known.update(signal));
+        }
+        known
+    }
+
+    fn left(known: &Known) -> Vec<(SignalKind, u64)> {
+        known.in_time_order().iter().map(|s| (s.kind, s.onset.0)).collect()
+    }
+
+    #[test]
+    fn in_a_flood_the_change_that_explains_it_stays() {
+        let flood = (2..100).map(|at| (SignalKind::NetRefused, at, at % 2 == 0));
+        let change = [(SignalKind::ConfigChanged, 1, true)];
+        let mut known = known(&change.into_iter().chain(flood).collect::<Vec<_>>());
+        assert_eq!(known.shrink(4), 95);
+        use SignalKind::{ConfigChanged, NetRefused};
+        assert_eq!(left(&known), [(ConfigChanged, 1), (NetRefused, 95), (NetRefused, 97), (NetRefused, 99)]);
+        assert_eq!(known.shrink(4), 0);
+    }
+
+    #[test]
+    fn a_flood_of_changes_leaves_half_to_what_failed() {
+        let flood = (2..100).map(|at| (SignalKind::ChangeApplied, at, false));
+        let failed = [(SignalKind::NetRefused, 0, false), (SignalKind::OomKill, 1, true)];
+        let mut known = known(&failed.into_iter().chain(flood).collect::<Vec<_>>());
+        assert_eq!(known.shrink(4), 96);
+        use SignalKind::{ChangeApplied, NetRefused};
+        let newest = [(ChangeApplied, 97), (ChangeApplied, 98), (ChangeApplied, 99)];
+        assert_eq!(left(&known), [&[(NetRefused, 0)][..], &newest].concat());
     }
 }
