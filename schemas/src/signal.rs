@@ -52,10 +52,9 @@ vocabulary! {
         TraceShape = 86 => "span.shape_changed",
         OwnTime = 87 => "span.own_time",
 
+        // 101 and 103 were never sent and stay free.
         LogErrors = 100 => "log.errors",
-        LogNewTemplate = 101 => "log.new_template",
         MetricShift = 102 => "metric.shift",
-        MetricBurst = 103 => "metric.burst",
         /// A log line, of a program or of the kernel, whose words say by themselves what is wrong.
         LogFault = 104 => "log.fault",
         /// A metric of known meaning is beyond what is sound.

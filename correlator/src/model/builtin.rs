@@ -22,6 +22,7 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ("config.service_deleted.yaml", include_str!("../../patterns/config.service_deleted.yaml")),
     ("controlplane.api_overloaded.yaml", include_str!("../../patterns/controlplane.api_overloaded.yaml")),
     ("controlplane.backlog.yaml", include_str!("../../patterns/controlplane.backlog.yaml")),
+    ("controlplane.component_down.yaml", include_str!("../../patterns/controlplane.component_down.yaml")),
     ("controlplane.etcd_slow.yaml", include_str!("../../patterns/controlplane.etcd_slow.yaml")),
     ("controlplane.finalizer_stuck.yaml", include_str!("../../patterns/controlplane.finalizer_stuck.yaml")),
     ("controlplane.scheduler_down.yaml", include_str!("../../patterns/controlplane.scheduler_down.yaml")),

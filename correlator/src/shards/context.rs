@@ -56,14 +56,14 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         | K::DiskFull
         | K::PidsNearLimit
         | K::MetricBeyond => ("resource_exhaustion", "resource-exhaustion", Category::Resource),
-        K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogNewTemplate | K::LogFault => {
+        K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogFault => {
             ("service_failure", "request-failure", Category::Reliability)
         }
         K::CertificateExpiring | K::CertificateExpired => {
             ("certificate_end", "certificate-expiry", Category::Reliability)
         }
         K::SpanTimeouts => ("service_failure", "dependency-timeout", Category::Reliability),
-        K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift | K::MetricBurst => {
+        K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift => {
             ("service_degradation", "latency-degradation", Category::Performance)
         }
         K::ImageChanged

@@ -1,7 +1,7 @@
 //! How the parts of a cluster fare, by the gauges of the scraper (`agents/src/collectors/scrape`). Thresholds follow the
 //! public kubernetes, node and etcd mixins.
 
-use tapio_schemas::SignalKind;
+use tapio_schemas::{Entity, SignalKind};
 
 use super::level::Threshold;
 use super::{EpisodeKey, Finding, Meter, Sample, Series, Stands, episode_key, observation};
@@ -76,6 +76,7 @@ pub(super) fn take(series: &mut Series, sample: &Sample, out: &mut Vec<Finding>)
         Stands::Above => {
             let mut seen = observation(rule.kind, sample);
             (seen.baseline, seen.unit, seen.topic) = (rule.enter, rule.unit, topic(sample));
+            seen.peer = needed_part(sample);
             seen.idle_ns = IDLE_NS;
             // Half certain at the threshold, certain at twice of it. What fails fails.
             let is_plain = sample.meter == Meter::ComponentFailing;
@@ -92,7 +93,15 @@ fn topic(sample: &Sample) -> u64 {
 }
 
 fn key(kind: SignalKind, sample: &Sample) -> EpisodeKey {
-    episode_key(kind, &sample.entity, None, topic(sample))
+    episode_key(kind, &sample.entity, needed_part(sample).as_ref(), topic(sample))
+}
+
+/// The part that a check of another one asks: `etcd` and `etcd-readiness` of the API server fail when etcd does not answer.
+fn needed_part(sample: &Sample) -> Option<Entity> {
+    let is_of_etcd = sample.meter == Meter::ComponentFailing
+        && matches!(sample.label.as_str(), "etcd" | "etcd-readiness")
+        && sample.entity.object != "etcd";
+    is_of_etcd.then(|| Entity::new("Component", "", "etcd", ""))
 }
 
 #[cfg(test)]
@@ -106,6 +115,23 @@ mod tests {
     use crate::shards::counters::Counters;
     use crate::shards::series::SeriesStore;
 
+    fn sample(entity: &Arc<EntityRef>, name: &str, value: f64) -> Sample {
+        Sample {
+            at: UnixNanos(1_000_000_000_000),
+            id: EventId(1),
+            series: 1,
+            owner: 1,
+            entity: Arc::clone(entity),
+            meter: Meter::of(name, |_| None).unwrap(),
+            value,
+            limit: 0.0,
+            count: 0,
+            row: u8::MAX,
+            label: "".into(),
+            place: 0,
+        }
+    }
+
     fn told(name: &str, labels: &[&str], values: &[f64]) -> Vec<String> {
         let entity =
             EntityRef { object_kind: "Component".into(), object: "etcd".into(), ..EntityRef::default() };
@@ -114,20 +140,12 @@ mod tests {
         let (mut out, mut counters) = (Vec::new(), Counters::default());
         for (at, value) in values.iter().enumerate() {
             for (series, label) in labels.iter().enumerate() {
-                let sample = Sample {
-                    at: UnixNanos(1_000_000_000_000 + at as u64 * 15_000_000_000),
-                    id: EventId(at as u128 + 1),
-                    series: series as u128 + 1,
-                    owner: 1,
-                    entity: Arc::clone(&entity),
-                    meter: Meter::of(name, |_| None).unwrap(),
-                    // Only the first of them is bad.
-                    value: if series == 0 { *value } else { 0.0 },
-                    limit: 0.0,
-                    count: 0,
-                    row: u8::MAX,
-                    label: (*label).into(),
-                };
+                // Only the first of them is bad.
+                let value = if series == 0 { *value } else { 0.0 };
+                let mut sample = sample(&entity, name, value);
+                sample.at = UnixNanos(1_000_000_000_000 + at as u64 * 15_000_000_000);
+                (sample.id, sample.series) = (EventId(at as u128 + 1), series as u128 + 1);
+                sample.label = (*label).into();
                 store.take(&sample, &mut out, &mut counters);
             }
         }
@@ -150,5 +168,23 @@ mod tests {
     fn one_check_that_is_well_does_not_end_another() {
         let told = told("k8s.component.failing", &["etcd", "ping"], &[1.0, 1.0, 1.0]);
         assert_eq!(told, ["controlplane.component_fails 1", "controlplane.component_fails 1"]);
+    }
+
+    #[test]
+    fn a_check_of_another_part_is_about_both() {
+        let peer = |object: &str, check: &str| {
+            let entity =
+                EntityRef { object_kind: "Component".into(), object: object.into(), ..Default::default() };
+            let mut sample = sample(&Arc::new(entity.sealed()), "k8s.component.failing", 1.0);
+            sample.label = check.into();
+            let (mut series, mut out) = (Series::default(), Vec::new());
+            (0..2).for_each(|_| take(&mut series, &sample, &mut out));
+            let Some(Finding::Seen(seen)) = out.pop() else { panic!("{out:?}") };
+            assert_eq!(seen.episode(), key(SignalKind::ComponentFails, &sample), "it ends as what it began");
+            seen.peer.map(|peer| peer.name)
+        };
+        assert_eq!(peer("kube-apiserver", "etcd").as_deref(), Some("etcd"));
+        assert_eq!(peer("kube-apiserver", "ping"), None);
+        assert_eq!(peer("etcd", "etcd"), None);
     }
 }
