@@ -6,7 +6,7 @@
 
 use smol_str::SmolStr;
 use tapio_schemas::SignalKind;
-use tapio_schemas::entity::{Entity, kinds};
+use tapio_schemas::entity::{Entity, EntityRef, kinds};
 
 /// (words of which one is in the message, fault); the first that fits.
 type Faults = &'static [(&'static [&'static str], &'static str)];
@@ -96,8 +96,6 @@ const LOG: Faults = &[
     (&["too many open files", "Too many open files"], "open_files"),
     (&["nf_conntrack: table full", "nf_conntrack: nf_conntrack: table full"], "conntrack"),
     (&["neighbor table overflow", "neighbour table overflow"], "neighbours"),
-    (&["cannot assign requested address", "Cannot assign requested address", "EADDRNOTAVAIL"], "ports"),
-    (&["blocked for more than"], "hung_task"),
     (
         &[
             "fork: Resource temporarily unavailable",
@@ -115,9 +113,44 @@ const LOG: Faults = &[
 
 const FORBIDDEN: Faults = &[(&["is forbidden: User \""], "rbac")];
 
-/// What a log line says is wrong; `None` when its words leave it open.
-pub fn of_log(body: &str) -> Option<&'static str> {
-    first_of(LOG, body).or_else(|| first_of(FORBIDDEN, body))
+/// No address of its own is left to connect from, or one to listen on is not there.
+const NO_ADDRESS: Faults =
+    &[(&["cannot assign requested address", "Cannot assign requested address", "EADDRNOTAVAIL"], "ports")];
+/// Who says so of an address to listen on.
+const LISTENING: [&str; 4] = ["bind", "Bind", "listen", "Listen"];
+
+/// What is read of a line: what is wrong stands at its beginning, and a dump of memory may follow.
+const READ_BYTES_MAX: usize = 1024;
+
+/// What a log line says is wrong; `None` when its words leave it open. About 30 searches in a KiB: ask once per line.
+pub fn of_log(of: &EntityRef, body: &str) -> Option<&'static str> {
+    let end = body.floor_char_boundary(READ_BYTES_MAX);
+    let text = &body[..end];
+    first_of(LOG, text)
+        .or_else(|| first_of(FORBIDDEN, text))
+        .or_else(|| first_of(NO_ADDRESS, text).filter(|_| !is_of_a_listener(text)))
+        .or_else(|| (is_of_a_machine(of) && is_hung_task(text)).then_some("hung_task"))
+}
+
+/// `listen tcp 10.0.0.9:80: bind: cannot assign requested address`: the address is not there. Java calls what fails when
+/// it connects a `BindException` too.
+fn is_of_a_listener(text: &str) -> bool {
+    LISTENING.iter().any(|word| text.contains(word)) && !text.contains("connect")
+}
+
+/// The kernel's own lines are those of a machine; a workload's are not, whatever they say.
+fn is_of_a_machine(of: &EntityRef) -> bool {
+    [&of.workload, &of.pod, &of.container, &of.service].iter().all(|name| name.is_empty())
+}
+
+/// `INFO: task jbd2/vda1-8:412 blocked for more than 120 seconds.`; newer kernels add what it is blocked in.
+fn is_hung_task(text: &str) -> bool {
+    let Some((before, after)) = text.split_once(" for more than ") else { return false };
+    let task = before.split_once("task ").and_then(|(_, task)| task.split_once(" blocked"));
+    let pid = task.and_then(|(name, _)| name.rsplit_once(':')).map_or("", |(_, pid)| pid);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = after.split_once(" seconds").map_or("", |(seconds, _)| seconds);
+    is_number(pid) && is_number(seconds)
 }
 
 fn first_of(faults: Faults, text: &str) -> Option<&'static str> {
@@ -275,6 +308,39 @@ mod tests {
         assert_eq!(rule(claim), Some("claim_absent"));
         assert_eq!(absent_object("shop", claim).unwrap().kind, "PersistentVolumeClaim");
         assert_eq!(rule("no nodes"), None);
+    }
+
+    #[test]
+    fn lines_are_read_by_the_words_that_leave_nothing_open() {
+        let node = EntityRef { node: "n1".into(), ..EntityRef::default() };
+        let pod = EntityRef { pod: "api-1".into(), ..node.clone() };
+        let hung = "INFO: task jbd2/vda1-8:412 blocked for more than 120 seconds.";
+        assert_eq!(of_log(&node, hung), Some("hung_task"));
+        let waits = "INFO: task dd:7 blocked in I/O wait for more than 245 seconds.";
+        assert_eq!(of_log(&node, waits), Some("hung_task"));
+        assert_eq!(of_log(&pod, hung), None);
+        for others in [
+            "client blocked for more than 30 s",
+            "task export blocked for more than 30 seconds",
+            "worker task 7:1 blocked for more than a few seconds",
+        ] {
+            assert_eq!(of_log(&node, others), None, "{others}");
+        }
+        let no_port = "dial tcp 10.96.4.4:5432: connect: cannot assign requested address";
+        assert_eq!(of_log(&pod, no_port), Some("ports"));
+        let java = "java.net.BindException: Cannot assign requested address (connect failed)";
+        assert_eq!(of_log(&pod, java), Some("ports"));
+        for absent in [
+            "listen tcp 10.0.0.9:80: bind: cannot assign requested address",
+            "Error: listen EADDRNOTAVAIL: address not available 10.1.1.1:80",
+            "nginx: [emerg] bind() to 10.0.0.9:80 failed (99: Cannot assign requested address)",
+            "java.net.BindException: Cannot assign requested address (Bind failed)",
+        ] {
+            assert_eq!(of_log(&pod, absent), None, "{absent}");
+        }
+        // Only the beginning is read, and cut at a character.
+        assert_eq!(of_log(&pod, &format!("{}too many open files", "é".repeat(600))), None);
+        assert_eq!(of_log(&pod, &format!("{}too many open files", "é".repeat(400))), Some("open_files"));
     }
 
     #[test]

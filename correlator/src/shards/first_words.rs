@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 
-use tapio_schemas::{Signal, UnifiedEvent, UnixNanos};
+use tapio_schemas::{Signal, UnixNanos};
 
 use super::counters::Counters;
 use super::episode::{EpisodeKey, Episodes};
 use super::news;
+use super::record::EventRecord;
 use super::watermark::{TICK_NS, grid_ceil};
 
 /// What happened longer ago than this is read again, or late: its signal tells it soon enough.
@@ -44,25 +45,25 @@ impl FirstWords {
     /// Hears an event, read at `now` in a shard that is at `step`.
     pub fn hear(
         &mut self,
-        event: &UnifiedEvent,
+        record: &EventRecord,
         now: UnixNanos,
         step: UnixNanos,
         episodes: &Episodes,
         counters: &mut Counters,
     ) {
-        let word = self.of(event, now, step, episodes, counters);
+        let word = self.of(record, now, step, episodes, counters);
         self.said.extend(word);
     }
 
     fn of(
         &mut self,
-        event: &UnifiedEvent,
+        record: &EventRecord,
         now: UnixNanos,
         step: UnixNanos,
         episodes: &Episodes,
         counters: &mut Counters,
     ) -> Option<Signal> {
-        if now.since(event.timestamp) > OLD_NS {
+        if now.since(record.event.timestamp) > OLD_NS {
             counters.unsaid.old += 1;
             return None;
         }
@@ -72,7 +73,7 @@ impl FirstWords {
             return None;
         }
         self.looks += 1;
-        let seen = news::at_once(event)?;
+        let seen = news::at_once(record)?;
         let key = seen.episode();
         self.told.retain(|(opens, _)| *opens > step);
         if episodes.is_open(key) || self.told.iter().any(|(_, told)| *told == key) {
@@ -87,7 +88,7 @@ impl FirstWords {
             self.told.pop_front();
         }
         // What comes late is judged in the next step.
-        self.told.push_back((grid_ceil(event.timestamp).max(step.plus(TICK_NS)), key));
+        self.told.push_back((grid_ceil(record.event.timestamp).max(step.plus(TICK_NS)), key));
         counters.first_words += 1;
         Some(seen.first_word())
     }

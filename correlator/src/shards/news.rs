@@ -12,37 +12,40 @@ use super::counters::Counters;
 use super::episode::Observation;
 use super::exits::{Exits, crash};
 use super::faults;
-use super::record::{cut, hash_parts, says_timeout};
+use super::record::{EventRecord, cut, hash_parts, says_timeout};
 
 /// What an event tells, beside what is known of exits.
-pub fn judge(event: &UnifiedEvent, exits: &mut Exits, counters: &mut Counters) -> Option<Observation> {
+pub fn judge(record: &EventRecord, exits: &mut Exits, counters: &mut Counters) -> Option<Observation> {
+    let event = &record.event;
     match (&event.payload, event.kind) {
         (Payload::Kernel(data), EventKind::ProcessExit) => {
             exits.judge(event, data, counters).map(|seen| keyed(event, seen))
         }
         (Payload::Kernel(_), EventKind::OomKill) => {
             exits.victim(event, counters);
-            by_itself(event)
+            by_itself(record)
         }
-        _ => by_itself(event),
+        _ => by_itself(record),
     }
 }
 
 /// What an event tells whatever came before it and may come after it: it is certain, and one is enough.
-pub fn at_once(event: &UnifiedEvent) -> Option<Observation> {
+pub fn at_once(record: &EventRecord) -> Option<Observation> {
+    let event = &record.event;
     let seen = match (&event.payload, event.kind) {
         // Of these, one is rarely enough.
-        (Payload::Log(data), _) if faults::of_log(&data.body).is_none() => None,
+        (Payload::Log(_), _) if record.fault.is_none() => None,
         (Payload::Application(_), _) => None,
         (_, EventKind::NetRetransmit | EventKind::NetDrop) => None,
         (Payload::Kernel(data), EventKind::ProcessExit) => crash(event, data).map(|seen| keyed(event, seen)),
-        _ => by_itself(event),
+        _ => by_itself(record),
     }?;
     (seen.confirm.is_none() && needed(seen.kind) == 1).then_some(seen)
 }
 
 /// What an event tells by itself.
-fn by_itself(event: &UnifiedEvent) -> Option<Observation> {
+fn by_itself(record: &EventRecord) -> Option<Observation> {
+    let event = &record.event;
     let seen = match &event.payload {
         Payload::Kernel(data) if event.kind == EventKind::OomKill => Some(oom_kill(event, data)),
         Payload::Network(data) => network(event, data),
@@ -80,13 +83,13 @@ fn by_itself(event: &UnifiedEvent) -> Option<Observation> {
                 .with("message", cut(&data.message).as_str())
                 .with("operation", data.operation.as_str()),
         ),
-        Payload::Log(data) if faults::of_log(&data.body).is_some() => Some(log_fault(event, &data.body)),
-        Payload::Log(data) => Some(
-            weak(at(event, SignalKind::LogErrors), 0.3)
+        Payload::Log(data) => Some(match record.fault {
+            Some(fault) => log_fault(event, &data.body, fault),
+            None => weak(at(event, SignalKind::LogErrors), 0.3)
                 .with("error_type", data.error_type.as_str())
                 .with("message", cut(&data.body).as_str())
                 .with("logger", data.logger.as_str()),
-        ),
+        }),
         _ => None,
     }?;
     Some(keyed(event, seen))
@@ -105,8 +108,7 @@ fn weak(mut seen: Observation, strength: f64) -> Observation {
 }
 
 /// A line whose words say what is wrong: one is enough.
-fn log_fault(event: &UnifiedEvent, body: &str) -> Observation {
-    let fault = faults::of_log(body).unwrap_or_default();
+fn log_fault(event: &UnifiedEvent, body: &str, fault: &str) -> Observation {
     let mut seen = weak(at(event, SignalKind::LogFault), 0.8);
     seen.topic = hash_parts(&[fault]) as u64;
     seen.peer = if fault == "rbac" { faults::account_named(body) } else { None };

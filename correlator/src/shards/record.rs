@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use smol_str::SmolStr;
+use smol_str::{SmolStr, format_smolstr};
 use tapio_schemas::entity::Entity;
 use tapio_schemas::event::ArchivedTraceContext;
 use tapio_schemas::kind::{ArchivedEventKind, ArchivedEventSeverity};
@@ -21,7 +21,7 @@ use super::texts::{TextId, Texts};
 /// Attributes that tell drops apart, the most telling first; `device` is an older name of the interface.
 const DROP_LABELS: [&str; 3] = ["reason", "network.interface.name", "device"];
 
-/// Attributes that tell file systems apart, the most telling first. Metrics of one file system all have them alike.
+/// Attributes by which file systems are told, the most telling first.
 const DISK_LABELS: [&str; 10] = [
     "system.filesystem.mountpoint",
     "mountpoint",
@@ -34,6 +34,9 @@ const DISK_LABELS: [&str; 10] = [
     "name",
     "path",
 ];
+
+/// Attributes that name a claim; with its namespace it is told as `namespace/name`.
+const CLAIM_LABELS: [&str; 2] = ["k8s.persistentvolumeclaim.name", "persistentvolumeclaim"];
 
 /// Attributes that tell certificates apart, the most telling first.
 const CERTIFICATE_LABELS: [&str; 12] = [
@@ -61,7 +64,16 @@ pub enum Record {
     /// A log line of a span.
     Line(LineRecord),
     /// Anything that may be news, whole.
-    Event(Box<UnifiedEvent>),
+    Event(Box<EventRecord>),
+}
+
+/// An event that may be news.
+#[derive(Debug)]
+pub struct EventRecord {
+    /// The event.
+    pub event: UnifiedEvent,
+    /// What its words say is wrong, when it is a log line whose words leave nothing open: read once.
+    pub fault: Option<&'static str>,
 }
 
 /// A value of a watched series.
@@ -89,6 +101,8 @@ pub struct Sample {
     pub row: u8,
     /// Why or where: of drops the reason, else the interface; of disks the mount point, else the volume.
     pub label: SmolStr,
+    /// Identity of what a file system or a bounded measure is of: parts and wholes of one thing find each other by it.
+    pub place: u128,
 }
 
 /// A span, reduced.
@@ -191,18 +205,7 @@ pub fn triage<'a>(
             }
             Triage::Keep(Record::Span(record))
         }
-        (ArchivedEventKind::Log, payload)
-            if view.event.severity < ArchivedEventSeverity::Error && !is_telling(view, payload) =>
-        {
-            match (payload, span_of(view)) {
-                (ArchivedPayload::Log(log), Some((trace, span))) => {
-                    let at = view.timestamp();
-                    let template = texts.line(of, view.text(&log.body), false, at, counters);
-                    Triage::Keep(Record::Line(LineRecord { at, trace, span, template }))
-                }
-                _ => Triage::Sighting,
-            }
-        }
+        (ArchivedEventKind::Log, payload) => log(view, payload, of, texts, counters),
         (ArchivedEventKind::NetConnect, ArchivedPayload::Network(data)) => Triage::Connection(data),
         // A connection that was given up by the kernel is closed with an errno.
         (ArchivedEventKind::NetClose, ArchivedPayload::Network(data)) if data.errno.to_native() == 0 => {
@@ -219,14 +222,41 @@ pub fn triage<'a>(
         {
             Triage::Sighting
         }
-        _ => Triage::Keep(Record::Event(Box::new(view.to_owned_with(entity)))),
+        _ => whole(view, entity, None),
     }
 }
 
-/// A warning whose words say by themselves what is wrong: the kernel warns where programs would call it an error.
-fn is_telling(view: &EventView<'_>, payload: &ArchivedPayload) -> bool {
-    let ArchivedPayload::Log(log) = payload else { return false };
-    view.event.severity >= ArchivedEventSeverity::Warning && faults::of_log(view.text(&log.body)).is_some()
+fn whole<'a>(view: &EventView<'_>, entity: &Arc<EntityRef>, fault: Option<&'static str>) -> Triage<'a> {
+    Triage::Keep(Record::Event(Box::new(EventRecord { event: view.to_owned_with(entity), fault })))
+}
+
+/// An error, and a warning whose words say by themselves what is wrong (the kernel warns where programs would call it an
+/// error), may be news; of other lines counts to which span they belong.
+fn log<'a>(
+    view: &EventView<'a>,
+    payload: &ArchivedPayload,
+    of: &Arc<Known>,
+    texts: &mut Texts,
+    counters: &mut Counters,
+) -> Triage<'a> {
+    let severity = view.event.severity;
+    let fault = match payload {
+        ArchivedPayload::Log(log) if severity >= ArchivedEventSeverity::Warning => {
+            faults::of_log(&of.entity, view.text(&log.body))
+        }
+        _ => None,
+    };
+    if severity >= ArchivedEventSeverity::Error || fault.is_some() {
+        return whole(view, &of.entity, fault);
+    }
+    match (payload, span_of(view)) {
+        (ArchivedPayload::Log(log), Some((trace, span))) => {
+            let at = view.timestamp();
+            let template = texts.line(of, view.text(&log.body), false, at, counters);
+            Triage::Keep(Record::Line(LineRecord { at, trace, span, template }))
+        }
+        _ => Triage::Sighting,
+    }
 }
 
 /// The span that an event belongs to.
@@ -279,7 +309,13 @@ fn sample(
     let label = match meter {
         Meter::NetDrops => first(&DROP_LABELS),
         Meter::CertificateEnd | Meter::CertificateLeft => first(&CERTIFICATE_LABELS),
-        meter if meter.is_of_a_disk() || meter == Meter::Bounded => first(&DISK_LABELS),
+        meter if meter.is_of_a_disk() || meter == Meter::Bounded => {
+            let namespace = first(&["k8s.namespace.name", "namespace"]);
+            match first(&CLAIM_LABELS) {
+                claim if !claim.is_empty() && !namespace.is_empty() => format_smolstr!("{namespace}/{claim}"),
+                _ => first(&DISK_LABELS),
+            }
+        }
         Meter::ComponentFailing | Meter::QueueDepth | Meter::DnsBroken => first(&["which"]),
         _ => SmolStr::default(),
     };
@@ -295,6 +331,23 @@ fn sample(
         count: metric.count.to_native(),
         row: if meter == Meter::Bounded { row_of(view.text(&metric.name)) } else { u8::MAX },
         label,
+        place: if meter.is_of_a_disk() || meter == Meter::Bounded { place(view, metric, owner) } else { 0 },
+    })
+}
+
+/// Attributes that tell the parts of one file system apart: used, free, reserved.
+const PART_LABELS: [&str; 2] = ["state", "system.filesystem.state"];
+
+/// Owner and the texts that say what a file system or a volume is, in any order and under any name: exporters name the same
+/// mount point differently, and claims of two namespaces may have one name.
+fn place(view: &EventView<'_>, metric: &ArchivedMetricData, owner: u128) -> u128 {
+    metric.attributes.iter().fold(owner, |place, attribute| match &attribute.value {
+        tapio_schemas::attribute::ArchivedAttributeValue::Text(value)
+            if !PART_LABELS.contains(&view.text(&attribute.key)) =>
+        {
+            place.wrapping_add(hash_parts(&[view.text(value)]))
+        }
+        _ => place,
     })
 }
 

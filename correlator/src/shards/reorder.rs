@@ -144,6 +144,7 @@ impl Reorder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::EventRecord;
     use super::*;
     use tapio_schemas::UnifiedEvent;
 
@@ -151,13 +152,13 @@ mod tests {
 
     fn event(at: u64, id: u128) -> (UnixNanos, EventId, Record) {
         let event = UnifiedEvent { timestamp: UnixNanos(at), id: EventId(id), ..UnifiedEvent::default() };
-        (UnixNanos(at), EventId(id), Record::Event(Box::new(event)))
+        (UnixNanos(at), EventId(id), Record::Event(Box::new(EventRecord { event, fault: None })))
     }
 
     fn ids(reorder: &mut Reorder, step: u64) -> Vec<u128> {
         std::iter::from_fn(|| reorder.pop_until(UnixNanos(step)))
             .map(|record| match record {
-                Record::Event(event) => event.id.0,
+                Record::Event(record) => record.event.id.0,
                 other => panic!("{other:?}"),
             })
             .collect()

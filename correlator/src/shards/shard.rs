@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tapio_runtime::memory::Pressure;
 use tapio_schemas::payload::Payload;
 use tapio_schemas::wire::{EventBatchView, ShardMark, SignalSection};
-use tapio_schemas::{EntityRef, EventId, EventKind, UnifiedEvent, UnixNanos};
+use tapio_schemas::{EntityRef, EventId, EventKind, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::bursts::{Bursts, needed};
@@ -21,7 +21,7 @@ use super::groups::Groups;
 use super::losses;
 use super::meters::Meters;
 use super::news;
-use super::record::{Record, Triage, line_of, owner_identity, triage};
+use super::record::{EventRecord, Record, Triage, line_of, owner_identity, triage};
 use super::reorder::Reorder;
 use super::requests::Requests;
 use super::sequences::{AccountLine, Order, Sequences};
@@ -365,11 +365,12 @@ impl Shard {
                 }
             }
             Record::Line(line) => self.requests.line(&line, &mut self.counters),
-            Record::Event(event) => self.event(step, &event, out),
+            Record::Event(record) => self.event(step, &record, out),
         }
     }
 
-    fn event(&mut self, step: UnixNanos, event: &UnifiedEvent, out: &mut SignalSection) {
+    fn event(&mut self, step: UnixNanos, record: &EventRecord, out: &mut SignalSection) {
+        let event = &record.event;
         match &event.payload {
             Payload::Kubernetes(data) => self.topology.object(step, event, data, &mut out.facts),
             Payload::Custom(data) => {
@@ -387,10 +388,10 @@ impl Shard {
             }
         }
         if event.kind == EventKind::OomKill {
-            self.series.kill_told(owner_of(&event.entity), event.timestamp);
+            self.series.kill_told(owner_of(&event.entity), event.timestamp, &mut self.counters);
         }
         endings::settle(step, event, &mut self.episodes);
-        let Some(mut seen) = news::judge(event, &mut self.exits, &mut self.counters) else { return };
+        let Some(mut seen) = news::judge(record, &mut self.exits, &mut self.counters) else { return };
         let (key, needed) = (seen.episode(), needed(seen.kind));
         seen.count = self.bursts.admit(key, event.timestamp, needed, self.episodes.is_open(key));
         if seen.count > 0 {

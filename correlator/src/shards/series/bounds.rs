@@ -122,8 +122,7 @@ pub(super) fn bounded(
     counters: &mut Counters,
 ) {
     let Some(row) = ROWS.get(usize::from(sample.row)) else { return };
-    let [high, low] = [(sample.owner >> 64) as u64, sample.owner as u64].map(|half| half.to_string());
-    let key = hash_parts(&[row.measure, &high, &low, &sample.label]);
+    let key = key_of(row, sample);
     if row.role == Role::Whole {
         return pairs.keep(key, sample.value, sample.at, counters);
     }
@@ -151,6 +150,16 @@ pub(super) fn bounded(
             out.push(Finding::Seen(Box::new(seen)));
         }
     }
+}
+
+/// A part and its whole have the measure and all texts alike; the series of one measure that stand alone are one deviation.
+fn key_of(row: &Row, sample: &Sample) -> u128 {
+    let (of, label) = match row.role {
+        Role::Part | Role::Left | Role::Whole => (sample.place, ""),
+        Role::Level | Role::Rate | Role::Mean => (sample.owner, sample.label.as_str()),
+    };
+    let [high, low] = [(of >> 64) as u64, of as u64].map(|half| half.to_string());
+    hash_parts(&[row.measure, &high, &low, label])
 }
 
 /// Value of the measure; `None` while it cannot be known.

@@ -100,3 +100,37 @@ fn sums_are_judged_by_their_pace() {
     );
     assert!(beyond(&[(name, &|_| 5000.0, 0)], ("priority_level", "workload-low")).is_empty());
 }
+
+#[test]
+fn claims_of_one_name_in_two_namespaces_have_their_own_inodes() {
+    let told = |free_in_a: f64| {
+        let claim = |name, at, value, namespace| {
+            let mut event = point(name, at, value, 0, ("namespace", namespace));
+            if let Payload::Metric(data) = &mut event.payload {
+                data.attributes.push(Attribute::new("persistentvolumeclaim", "data-0"));
+            }
+            event
+        };
+        let (inodes, free) = ("kubelet_volume_stats_inodes", "kubelet_volume_stats_inodes_free");
+        // The size of the one is told between size and room of the other.
+        let events = (0..20u32).flat_map(|i| {
+            let at = f64::from(i) * 30.0;
+            [
+                claim(inodes, at, 1000.0, "a"),
+                claim(inodes, at + 1.0, 100_000.0, "b"),
+                claim(free, at + 2.0, free_in_a, "a"),
+                claim(free, at + 3.0, 90_000.0, "b"),
+            ]
+        });
+        let mut sim = Sim::new();
+        sim.feed(&events.collect::<Vec<_>>());
+        sim.finish();
+        sim.signals.into_iter().filter(|s| s.kind == SignalKind::MetricBeyond).collect::<Vec<_>>()
+    };
+    assert!(told(500.0).is_empty());
+    let scarce = told(10.0);
+    assert!(
+        !scarce.is_empty()
+            && scarce.iter().all(|s| s.attribute("place").unwrap().as_text() == Some("a/data-0"))
+    );
+}

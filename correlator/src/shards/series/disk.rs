@@ -9,7 +9,6 @@
 //! the climb is weighed against the room that was left when it began, not against the size.
 
 use foldhash::HashMap;
-use smol_str::SmolStr;
 use tapio_schemas::signal::Forecast;
 use tapio_schemas::{Score, SignalKind, UnixNanos};
 
@@ -75,7 +74,7 @@ impl Volumes {
         out: &mut Vec<Finding>,
         counters: &mut Counters,
     ) {
-        let key = sample.owner ^ u128::from(topic(&sample.label));
+        let key = sample.place;
         self.make_room(key, counters);
         let volume = self.volumes.entry(key).or_default();
         let Some((used, limit)) = volume.put_together(sample) else { return };
@@ -126,7 +125,8 @@ struct Reading<'a> {
 impl Reading<'_> {
     fn seen(&self, kind: SignalKind) -> Observation {
         let mut seen = super::observation(kind, self.sample);
-        seen.topic = topic(&self.sample.label);
+        // Volumes of one machine or pod are full and over one by one.
+        seen.topic = self.sample.place as u64;
         (seen.observed, seen.baseline, seen.unit) = (self.used / self.limit, FULL_SHARE, "1");
         // Many are told once a minute: it is not over because they pause.
         seen.idle_ns = (3 * self.pace).max(30_000_000_000);
@@ -259,11 +259,6 @@ fn observation(growth: &Growth, told: &Reading<'_>) -> Observation {
     } else {
         seen
     }
-}
-
-/// Volumes of one machine or pod are told apart by their place.
-fn topic(place: &SmolStr) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(place.as_bytes())
 }
 
 #[cfg(test)]

@@ -186,3 +186,26 @@ fn growth_over_a_day_is_found_in_the_coarse_window() {
     assert!(forecast.earliest <= truth && truth <= forecast.latest, "{forecast:?}");
     assert!(forecast.latest.since(forecast.earliest) < 6 * 3_600_000_000_000, "{forecast:?}");
 }
+
+#[test]
+fn claims_of_one_name_in_two_namespaces_are_two_volumes() {
+    let told = |left_in_a: f64| {
+        let claim = |namespace, at: f64, capacity: f64, left: f64| {
+            let texts = [("namespace", namespace), ("persistentvolumeclaim", "data-0")];
+            let turned = [texts[1], texts[0]];
+            [
+                metric("kubelet_volume_stats_capacity_bytes", &texts, at, capacity * GIB, 0.0),
+                metric("kubelet_volume_stats_available_bytes", &turned, at + 2.0, left * GIB, 0.0),
+            ]
+        };
+        // The size of the one is told between size and room of the other.
+        let both = |at| [claim("a", at, 1.0, left_in_a), claim("b", at + 1.0, 100.0, 50.0)].concat();
+        signals((0..30u32).flat_map(|i| both(f64::from(i) * 10.0)).collect())
+    };
+    let sound = told(0.4);
+    assert!(of(&sound, SignalKind::DiskFull).is_empty() && of(&sound, SignalKind::DiskNearFull).is_empty());
+    let full = told(0.001);
+    let places: Vec<_> =
+        of(&full, SignalKind::DiskFull).iter().map(|s| s.attribute("place").unwrap().as_text()).collect();
+    assert!(!places.is_empty() && places.iter().all(|place| *place == Some("a/data-0")), "{places:?}");
+}

@@ -100,7 +100,11 @@ impl SeriesStore {
     }
 
     /// The kernel told of an out-of-memory kill on this thing; the counter that follows is the same kill.
-    pub fn kill_told(&mut self, owner: u128, at: UnixNanos) {
+    pub fn kill_told(&mut self, owner: u128, at: UnixNanos, counters: &mut Counters) {
+        // Of what nothing else is told, such as a cgroup that is gone with its kill, no series ever makes room.
+        if self.shared.len() >= self.config.count_max && !self.shared.contains_key(&owner) {
+            self.forget_silent(counters);
+        }
         let shared = self.shared.entry(owner).or_default();
         shared.kills_told += 1.0;
         shared.last = shared.last.max(at);
@@ -150,6 +154,16 @@ impl SeriesStore {
             .flatten()
             .chain(self.volumes.needs_from())
             .min()
+    }
+
+    /// Forgets the eighth of the things whose series say least; their series stay.
+    fn forget_silent(&mut self, counters: &mut Counters) {
+        let mut ages: Vec<(UnixNanos, u128)> = self.shared.iter().map(|(key, s)| (s.last, *key)).collect();
+        ages.sort_unstable();
+        for (_, key) in ages.iter().take((self.config.count_max / 8).max(1)) {
+            self.shared.remove(key);
+            counters.evicted.series += 1;
+        }
     }
 
     /// Series kept.

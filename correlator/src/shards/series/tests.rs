@@ -190,6 +190,18 @@ fn a_leak_until_the_limit_gives_growth_then_nearness_then_their_end() {
     assert!(!growth[0].evidence.is_empty());
 }
 
+#[test]
+fn kills_of_what_nothing_measures_are_bounded() {
+    const COUNT_MAX: usize = 16;
+    let config = SeriesConfig { count_max: COUNT_MAX, ..SeriesConfig::default() };
+    let (mut store, mut counters) = (SeriesStore::new(config), Counters::default());
+    for owner in 0..1000u32 {
+        store.kill_told(u128::from(owner), UnixNanos(1 + u64::from(owner)), &mut counters);
+    }
+    assert!(store.shared.len() <= COUNT_MAX && store.shared.contains_key(&999));
+    assert_eq!(counters.evicted.series, 1000 - store.shared.len() as u64);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
