@@ -107,6 +107,33 @@ const LOG: Faults = &[
         ],
         "processes",
     ),
+    // Words of the kernel: a program that may not write says much the same of a file system that is meant to be so.
+    (&["Remounting filesystem read-only"], "read_only"),
+    (
+        &[
+            "Buffer I/O error on dev",
+            "I/O error, dev ",
+            "critical medium error, dev ",
+            "EXT4-fs error (device",
+            "metadata I/O error in",
+            "BTRFS error (device",
+        ],
+        "disk_error",
+    ),
+    // Of a pool of the caller, then of databases that take no more.
+    (
+        &[
+            "connection pool exhausted",
+            "Connection is not available, request timed out",
+            "QueuePool limit of size",
+            "Timeout waiting for connection from pool",
+            "remaining connection slots are reserved",
+            "too many clients already",
+            "Too many connections",
+            "max number of clients reached",
+        ],
+        "connections",
+    ),
     (&["No space left on device", "no space left on device"], "no_space"),
     (&["certificate is not yet valid", "token used before issued", "Token used before issued"], "clock"),
 ];
@@ -122,11 +149,12 @@ const LISTENING: [&str; 4] = ["bind", "Bind", "listen", "Listen"];
 /// What is read of a line: what is wrong stands at its beginning, and a dump of memory may follow.
 const READ_BYTES_MAX: usize = 1024;
 
-/// What a log line says is wrong; `None` when its words leave it open. About 30 searches in a KiB: ask once per line.
+/// What a log line says is wrong; `None` when its words leave it open. About 50 searches in a KiB: ask once per line.
 pub fn of_log(of: &EntityRef, body: &str) -> Option<&'static str> {
     let end = body.floor_char_boundary(READ_BYTES_MAX);
     let text = &body[..end];
     first_of(LOG, text)
+        .map(|fault| if fault == "no_space" && is_of_shared_memory(text) { "shared_memory" } else { fault })
         .or_else(|| first_of(FORBIDDEN, text))
         .or_else(|| first_of(NO_ADDRESS, text).filter(|_| !is_of_a_listener(text)))
         .or_else(|| (is_of_a_machine(of) && is_hung_task(text)).then_some("hung_task"))
@@ -136,6 +164,11 @@ pub fn of_log(of: &EntityRef, body: &str) -> Option<&'static str> {
 /// it connects a `BindException` too.
 fn is_of_a_listener(text: &str) -> bool {
     LISTENING.iter().any(|word| text.contains(word)) && !text.contains("connect")
+}
+
+/// `could not resize shared memory segment "/PostgreSQL.1" to 8388608 bytes: No space left on device`: no disk is full.
+fn is_of_shared_memory(text: &str) -> bool {
+    text.contains("shared memory") || text.contains("/dev/shm")
 }
 
 /// The kernel's own lines are those of a machine; a workload's are not, whatever they say.
@@ -338,6 +371,16 @@ mod tests {
         ] {
             assert_eq!(of_log(&pod, absent), None, "{absent}");
         }
+        for (line, fault) in [
+            ("blk_update_request: I/O error, dev sda, sector 2048 op 0x0:(READ)", "disk_error"),
+            ("EXT4-fs (sda1): Remounting filesystem read-only", "read_only"),
+            ("FATAL: sorry, too many clients already", "connections"),
+            ("write /var/log/x: no space left on device", "no_space"),
+            ("could not resize shared memory segment \"/P.1\": No space left on device", "shared_memory"),
+        ] {
+            assert_eq!(of_log(&node, line), Some(fault), "{line}");
+        }
+        assert_eq!(of_log(&pod, "open /etc/x: read-only file system"), None);
         // Only the beginning is read, and cut at a character.
         assert_eq!(of_log(&pod, &format!("{}too many open files", "é".repeat(600))), None);
         assert_eq!(of_log(&pod, &format!("{}too many open files", "é".repeat(400))), Some("open_files"));
