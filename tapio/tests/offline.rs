@@ -263,10 +263,14 @@ fn only_what_was_asked_for_is_told() {
     for found in [&["-n", "shop"][..], &["-l", "app=api"], &["deploy/api"], &["shop/deployment/api", "-A"]] {
         assert_eq!(code(found), Some(2), "{found:?}");
     }
-    for other in [&["-n", "other"][..], &["-l", "app!=api"], &["deploy/other"]] {
+    for other in [&["-n", "other"][..], &["-l", "app!=api"], &["node/n1"]] {
         assert_eq!(code(other), Some(0), "{other:?}");
     }
     assert_eq!(code(&["-l", "app in"]), Some(1));
+    // A name that was misspelt is not healthy.
+    let (code, answer, _) = check(&["--from", file.to_str().unwrap(), "-n", "shop", "deploy/apy"]);
+    let reason = json!("Deployment apy in namespace shop is not among the objects that were listed");
+    assert_eq!((code, &answer["verdict"], &answer["reason"]), (Some(3), &json!("not_provable"), &reason));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::bail;
+use tapio_agents::collectors::kubernetes::Snapshot;
 use tapio_agents::collectors::kubernetes::snapshot::Named;
 use tapio_agents::collectors::kubernetes::snapshot::selector::Selector;
 use tapio_schemas::{Entity, Finding};
@@ -43,6 +44,27 @@ impl About {
         self.entity.as_ref().is_none_or(|wanted| mentioned.iter().any(|entity| wanted.matches(entity)))
             && (self.selector.is_none() || mentioned.iter().any(|entity| is_selected(entity)))
             && self.is_in_namespace(&mentioned)
+    }
+
+    /// What is asked for and is not there: of a name that was misspelt nothing is healthy.
+    pub fn absent_from(&self, snapshot: &Snapshot) -> Option<String> {
+        let wanted = self.entity.as_ref()?;
+        let in_namespace = |entity: &Entity| {
+            let wanted = self.namespace.as_deref().unwrap_or_default();
+            wanted.is_empty() || entity.namespace.is_empty() || entity.namespace == wanted
+        };
+        let is_there = snapshot.has(|entity| wanted.matches(entity) && in_namespace(entity));
+        (!is_there).then(|| format!("{} is not among the objects that were listed", self.words()))
+    }
+
+    /// As it was asked for, in words.
+    fn words(&self) -> String {
+        let wanted = self.entity.clone().unwrap_or_default();
+        let kind = if wanted.kind.is_empty() { String::new() } else { format!("{} ", wanted.kind) };
+        let namespace = self.namespace.clone().unwrap_or_else(|| wanted.namespace.to_string());
+        let namespace =
+            if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };
+        format!("{kind}{}{namespace}", wanted.name)
     }
 
     /// What an instance answered, without what is in other namespaces.

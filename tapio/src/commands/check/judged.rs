@@ -40,6 +40,10 @@ pub fn snapshot(
         holes.blind.get_or_insert_with(|| left_out.clone());
         holes.gaps.push(left_out);
     }
+    if let Some(absent) = about.absent_from(&snapshot) {
+        holes.blind.get_or_insert_with(|| absent.clone());
+        holes.gaps.push(absent);
+    }
     let selected = snapshot.selected().clone();
     let mut replay = Replay::new(&settings())?;
     let mut latest = Latest::default();

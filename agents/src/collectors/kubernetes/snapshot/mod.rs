@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use smol_str::SmolStr;
+use tapio_schemas::Entity;
 use tapio_schemas::event::UnifiedEvent;
 use tapio_schemas::ids::UnixNanos;
 
@@ -149,6 +150,14 @@ impl Snapshot {
     /// What the selector matches, with the owners.
     pub fn selected(&self) -> &BTreeSet<Named> {
         &self.selected
+    }
+
+    /// True when one of the objects is asked for.
+    pub fn has(&self, is_asked_for: impl Fn(&Entity) -> bool) -> bool {
+        self.objects.iter().any(|object| {
+            let object = &object.summary;
+            is_asked_for(&Entity::namespaced(&object.kind, &object.namespace, &object.name))
+        })
     }
 
     /// The events of the hour before `now`, in the order of their times.
