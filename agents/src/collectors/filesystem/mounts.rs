@@ -81,7 +81,7 @@ no line
         let found = mounts(LIST, &types, |m| m.point != "/");
         assert_eq!(
             found.iter().map(|m| m.point.as_str()).collect::<Vec<_>>(),
-            ["/run", "/var", "/mnt/with space"]
+            ["/run", "/var/bind", "/mnt/with space"]
         );
     }
 
