@@ -172,7 +172,9 @@ fn what_is_lost_on_the_way_is_sent_again_and_times_out() {
     let closed = closes(&records);
     assert_eq!(closed.len(), 1, "{closed:?}");
     assert_eq!(closed[0].reason, CloseReason::TimedOut);
-    assert_eq!(closed[0].retransmits as usize, again.len(), "{closed:?} {again:?}");
+    // Whether the connection counts its own request among them depends on when the answer came.
+    let counts = lost.len()..=again.len();
+    assert!(counts.contains(&(closed[0].retransmits as usize)), "{closed:?} {again:?}");
 
     // The other namespace is another network, and its listener another process.
     let other: u32 = ended.stdout.trim().parse().expect("a pid");

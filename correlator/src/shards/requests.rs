@@ -42,7 +42,7 @@ const STEPS_MAX: usize = 64;
 /// Shapes of requests to others within a request; further ones are left out.
 const INNER_MAX: usize = 32;
 /// Sets that are kept to be used again: so many, each no larger than this.
-const SPARE_MAX: usize = 1024;
+const SPARE_MAX: usize = 4096;
 const SPARE_CAPACITY_MAX: usize = 64;
 
 /// All requests under way in a shard.

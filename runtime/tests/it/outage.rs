@@ -168,6 +168,10 @@ async fn an_echo_comes_back_when_the_server_moves() {
     echo.call(1).unwrap();
     assert_eq!(in_time(echo.heard()).await, 1);
     signal(server.pid(), "-STOP");
+    // Each thread stops when it is next on its way out of the kernel.
+    while !stands_still(server.pid()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     echo.call(2).unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(300), echo.heard()).await.is_err());
     assert_eq!(bus.state(), ConnectionState::Connected);
@@ -185,6 +189,13 @@ async fn an_echo_comes_back_when_the_server_moves() {
         }
     };
     assert_eq!(in_time(called).await, 3);
+}
+
+/// True when all threads of a process are stopped (proc(5): the state follows the name in brackets).
+fn stands_still(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    states.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
 }
 
 fn signal(pid: u32, signal: &str) {
