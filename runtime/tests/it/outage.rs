@@ -170,7 +170,7 @@ async fn an_echo_comes_back_when_the_server_moves() {
     signal(server.pid(), "-STOP");
     // Each thread stops when it is next on its way out of the kernel.
     while !stands_still(server.pid()) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::task::yield_now().await;
     }
     echo.call(2).unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(300), echo.heard()).await.is_err());
