@@ -62,7 +62,15 @@ async fn wait_acked(acked: &mut watch::Receiver<u64>, more: u64) {
 /// All numbers in a stream; each must be there once.
 async fn read_all(bus: &Bus, stream: &str, numbers: &mut HashSet<u64>) {
     let count = in_time(bus.stream_state(stream)).await.unwrap().messages;
-    let mut reader = bus.ordered_consumer(OrderedConfig::new(stream)).await.unwrap();
+    // A stream whose leader has just come back may be too busy to answer the first time.
+    let open = async {
+        loop {
+            if let Ok(reader) = bus.ordered_consumer(OrderedConfig::new(stream)).await {
+                return reader;
+            }
+        }
+    };
+    let mut reader = in_time(open).await;
     for _ in 0..count {
         let message = in_time(reader.next()).await.unwrap();
         let number = u64::from_le_bytes(message.payload[..8].try_into().unwrap());
