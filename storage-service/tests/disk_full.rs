@@ -46,7 +46,8 @@ impl Drop for SmallDisk {
 }
 
 async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE * 2;
+    // On a busy machine a disk takes twice the usual half minute to fill.
+    let deadline = Instant::now() + PATIENCE * 4;
     loop {
         if let Some(found) = probe().await {
             return found;
