@@ -3,6 +3,7 @@
 //! Counts of one window are added up as they come, and used once all shards have passed it: it does not matter who is
 //! heard first.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tapio_schemas::entity::Entity;
@@ -10,7 +11,7 @@ use tapio_schemas::{Score, Signal, SignalKind, Tally, UnixNanos};
 
 use crate::shards::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 
-/// Call edges whose counts are kept; the longest silent are forgotten.
+/// Call edges whose counts are kept; silent ones make room, and what finds none is refused and counted.
 const EDGES_MAX: usize = 65_536;
 /// Counts of edges that wait until all shards have passed their window; further ones are refused and counted.
 const WAITING_MAX: usize = 131_072;
@@ -29,6 +30,8 @@ pub struct Edges {
     /// How many they are.
     waiting_count: usize,
     known: HashMap<(Entity, Entity), Edge>,
+    /// Window in which silent edges were looked for last.
+    pruned: UnixNanos,
     /// Counts for which there was no room.
     pub refused: u64,
 }
@@ -113,13 +116,13 @@ impl Edges {
     /// Adds what another shard counted of the same edge and window.
     pub fn wait(&mut self, tally: Tally) {
         let window = self.waiting.entry(tally.window_start.plus(tally.window_ns)).or_default();
-        if let Some(known) = window.get_mut(&(tally.from.clone(), tally.to.clone())) {
-            add_up(known, &tally);
-        } else if self.waiting_count >= WAITING_MAX {
-            self.refused += 1;
-        } else {
-            window.insert((tally.from.clone(), tally.to.clone()), tally);
-            self.waiting_count += 1;
+        match window.entry((tally.from.clone(), tally.to.clone())) {
+            Entry::Occupied(mut known) => add_up(known.get_mut(), &tally),
+            Entry::Vacant(_) if self.waiting_count >= WAITING_MAX => self.refused += 1,
+            Entry::Vacant(place) => {
+                place.insert(tally);
+                self.waiting_count += 1;
+            }
         }
     }
 
@@ -145,13 +148,27 @@ impl Edges {
         self.known.get(&(from, to))
     }
 
-    fn count(&mut self, tally: &Tally) {
-        if self.known.len() >= EDGES_MAX {
-            let newest = |edge: &Edge| edge.windows.back().map_or(UnixNanos(0), |w| w.start);
-            let horizon = tally.window_start.minus(tally.window_ns.saturating_mul(WINDOWS_KEPT as u64));
-            self.known.retain(|_, edge| newest(edge) >= horizon);
+    /// Forgets edges without a call in the windows that are kept; once per window, because it looks at all of them.
+    fn forget_silent(&mut self, tally: &Tally) {
+        if self.pruned >= tally.window_start {
+            return;
         }
-        let edge = self.known.entry((tally.from.clone(), tally.to.clone())).or_default();
+        self.pruned = tally.window_start;
+        let newest = |edge: &Edge| edge.windows.back().map_or(UnixNanos(0), |w| w.start);
+        let horizon = tally.window_start.minus(tally.window_ns.saturating_mul(WINDOWS_KEPT as u64));
+        self.known.retain(|_, edge| newest(edge) >= horizon);
+    }
+
+    fn count(&mut self, tally: &Tally) {
+        let key = (tally.from.clone(), tally.to.clone());
+        if self.known.len() >= EDGES_MAX && !self.known.contains_key(&key) {
+            self.forget_silent(tally);
+            if self.known.len() >= EDGES_MAX {
+                self.refused += 1;
+                return;
+            }
+        }
+        let edge = self.known.entry(key).or_default();
         let slow = edge.slow_calls(tally) as f64;
         let counts = Counts { calls: tally.calls as f64, errors: tally.errors as f64, slow };
         match edge.windows.iter_mut().find(|w| w.start == tally.window_start) {

@@ -33,6 +33,8 @@ pub struct Figures {
     pub latency_event_to_binding_signal_ms: Percentiles,
     /// From a fault's first event to the arrival of the first finding that names its cause.
     pub latency_event_to_insight_ms: Percentiles,
+    /// From the event that the cause follows from (of a crash loop the second end) to the same finding.
+    pub latency_deciding_event_to_insight_ms: Percentiles,
     /// CPU seconds per million events, by process.
     pub cpu_seconds_per_million: BTreeMap<String, f64>,
     /// Largest resident set, by process.
@@ -89,6 +91,7 @@ impl Report {
         line("event → signal", percentiles(&f.latency_event_to_signal_ms));
         line("event → binding signal", percentiles(&f.latency_event_to_binding_signal_ms));
         line("event → finding", percentiles(&f.latency_event_to_insight_ms));
+        line("deciding event → …", percentiles(&f.latency_deciding_event_to_insight_ms));
         for (name, seconds) in &f.cpu_seconds_per_million {
             let peak = f.peak_rss_bytes.get(name).map_or(0.0, |bytes| *bytes as f64 / 1048576.0);
             line(name, format!("{seconds:.3} CPU s per million events, peak {peak:.1} MiB"));

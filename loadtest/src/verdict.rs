@@ -88,6 +88,8 @@ pub struct Verdict {
     /// From the fault's first event to the first finding that names it. A leak is left out: there it is the sample that
     /// makes the climb a trend, not the first one.
     pub to_insight: Latencies,
+    /// The same from the event that the cause follows from.
+    pub deciding_to_insight: Latencies,
 }
 
 /// Compares the final state of the stream of findings with the truth.
@@ -109,7 +111,9 @@ pub fn judge(faults: &[Fault], findings: &HashMap<FindingId, Seen>, start: UnixN
                 let named = seen.named.get(&(fault.seat.clone(), fault.kind.cause().to_owned()));
                 if let (Some(at), true) = (named, fault.kind != Kind::Leak) {
                     let onset = start.plus(fault.at.as_nanos() as u64);
+                    let certain = onset.plus(fault.kind.certain_after().as_nanos() as u64);
                     verdict.to_insight.add(at.saturating_sub(onset.0));
+                    verdict.deciding_to_insight.add(at.saturating_sub(certain.0));
                 }
             }
             // That it falls behind on a busy machine is true, and said in the notes.

@@ -1,14 +1,18 @@
 //! A finding for people: at most a screen, root cause first.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use tapio_schemas::finding::Status;
+use tapio_schemas::finding::{ChainLink, Status};
 use tapio_schemas::learning::Feedback;
 use tapio_schemas::{Entity, Finding, Signal, UnixNanos};
 
 use crate::commands::why::Similar;
 
 const CHAIN_LINES_MAX: usize = 12;
+const WIDTH: usize = 100;
+/// What is left of it beside label and time.
+const SAYS_WIDTH: usize = WIDTH - 22;
 const ALTERNATIVES_MAX: usize = 4;
 /// What a line of news tells beside what and where: the first of these that is known.
 const FACTS_OF_NEWS: [&str; 6] = ["message", "image_new", "new", "reason", "signal_name", "comm"];
@@ -50,7 +54,7 @@ pub fn story(finding: &Finding) -> String {
     if let Some(other) = finding.superseded_by {
         let _ = writeln!(out, "Part of     {other}: tapio why {other}");
     }
-    let _ = writeln!(out, "\n{}", wrap(&finding.story, 100));
+    let _ = writeln!(out, "\n{}", wrap(&finding.story, WIDTH));
     if let Some(root) = &finding.root_cause {
         let _ = writeln!(
             out,
@@ -132,14 +136,36 @@ fn duration(seconds: f64) -> String {
     }
 }
 
+/// Links of the same words are one line: the same happened in several places.
 fn chain(out: &mut String, finding: &Finding) {
-    for (i, link) in finding.chain.iter().take(CHAIN_LINES_MAX).enumerate() {
-        let label = if i == 0 { "\nWhat        " } else { "            " };
-        let _ = writeln!(out, "{label}{}  {}", clock(link.at), link.says);
+    let mut folded: Vec<(&ChainLink, BTreeSet<&Entity>)> = Vec::new();
+    for link in &finding.chain {
+        let known = folded.iter_mut().find(|(first, _)| uncounted(&first.says) == uncounted(&link.says));
+        match known {
+            Some((_, places)) => drop(places.insert(&link.entity)),
+            None => folded.push((link, BTreeSet::from([&link.entity]))),
+        }
     }
-    let left = finding.chain.len().saturating_sub(CHAIN_LINES_MAX);
+    for (i, (link, places)) in folded.iter().take(CHAIN_LINES_MAX).enumerate() {
+        let label = if i == 0 { "\nWhat        " } else { "            " };
+        let says = match places.len() {
+            1 => link.says.clone(),
+            many => format!("{} (in {many} places)", uncounted(&link.says)),
+        };
+        let says = wrap(&says, SAYS_WIDTH).replace('\n', "\n                      ");
+        let _ = writeln!(out, "{label}{}  {says}", clock(link.at));
+    }
+    let left = folded.len().saturating_sub(CHAIN_LINES_MAX);
     if left > 0 {
         let _ = writeln!(out, "            … and {left} more");
+    }
+}
+
+/// Words without how often.
+fn uncounted(words: &str) -> &str {
+    match words.rfind(" (") {
+        Some(at) if words.ends_with(" times)") => &words[..at],
+        _ => words,
     }
 }
 

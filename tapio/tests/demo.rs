@@ -124,7 +124,9 @@ fn missed_by_s(line: &str) -> i64 {
         })
         .collect();
     let [_, from, to, killed] = times[..] else { panic!("not a prediction: {line}") };
-    (from - killed).max(killed - to).max(0)
+    // Times of a day, which may end meanwhile.
+    let after = |a: i64, b: i64| (a - b + 43_200).rem_euclid(86_400) - 43_200;
+    after(from, killed).max(after(killed, to)).max(0)
 }
 
 #[test]

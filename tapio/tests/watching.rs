@@ -7,7 +7,6 @@ mod told;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use api::{Api, path};
 use common::{tapio, wait_for};
@@ -72,10 +71,7 @@ fn an_interrupt_while_it_looks_ends_it_too() {
     wait_for("the second look", || (api.with(|store| store.lists) > before).then_some(()));
     // Nobody is answered meanwhile: after some rounds' time it waits for the lists.
     let ended = api.with(|_| {
-        let since = Instant::now();
-        while since.elapsed() < Duration::from_millis(600) {
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
+        wait_for("a look that is not answered", || (api.waiting() > 0).then_some(()));
         interrupt(&child);
         wait_for("the end of it", || child.try_wait().unwrap())
     });

@@ -334,9 +334,9 @@ async fn a_missing_permission_is_named_and_the_rest_works() {
         _ => None,
     })
     .await;
-    let words = states.watches();
-    let of = |name: &str| words.iter().find(|word| word.name == name).unwrap().clone();
-    assert_eq!((of("pods").state, of("configmaps").state), (WatchState::Live, WatchState::Forbidden));
+    let of = |name: &str| states.watches().into_iter().find(|word| word.name == name).unwrap();
+    until("the watch of pods", || (of("pods").state == WatchState::Live).then_some(())).await;
+    assert_eq!(of("configmaps").state, WatchState::Forbidden);
     assert_eq!(of("configmaps").reason, "test: Forbidden");
     running.stop().await;
 }

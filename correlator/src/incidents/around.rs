@@ -89,7 +89,10 @@ impl<'v, 'a> Around<'v, 'a> {
             Relation::Caller => {
                 !self.is_seat(home)
                     && match peer {
-                        Some(peer) => self.is_seat(peer) || self.view.named[at].as_ref() == Some(self.seat),
+                        // A Service is an object of its own by its name, whatever stands behind it.
+                        Some(peer) => {
+                            self.is_seat(peer) || self.view.signals[at].peer.as_ref() == Some(self.seat)
+                        }
                         None => self.callers().contains(home),
                     }
             }

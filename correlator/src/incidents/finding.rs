@@ -1,12 +1,12 @@
 //! From a component and its verdict to the finding that is published.
 
 use std::cell::OnceCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tapio_schemas::finding::{
     ChainLink, FINDING_SCHEMA, Finding, Freshness, Hypothesis, RootCause, SemanticGroup, Status,
 };
-use tapio_schemas::{Entity, Gap, Score, SmolStr, UnixNanos};
+use tapio_schemas::{Entity, Gap, Score, SignalKind, SmolStr, UnixNanos};
 
 use super::candidates::Candidate;
 use super::components::{Component, is_passing, passes};
@@ -240,6 +240,16 @@ impl Material<'_> {
         format!("{} on {}", signal.kind, says::name(&signal.entity.subject()))
     }
 
+    /// Signals of one kind.
+    fn all_named(&self, all: &[usize]) -> String {
+        let subjects: BTreeSet<Entity> =
+            all.iter().map(|at| self.view.signals[*at].entity.subject().clone()).collect();
+        match subjects.len() {
+            1 => self.named(all[0]),
+            many => format!("{} on {many} {}", self.view.signals[all[0]].kind, says::places(&subjects)),
+        }
+    }
+
     fn missing(&self, candidate: &Candidate<'_>) -> Vec<String> {
         let symptoms = candidate.missing.iter().map(|s| &candidate.pattern.symptoms[*s]);
         symptoms.map(|s| format!("{} was expected and not seen", s.signal)).collect()
@@ -269,7 +279,9 @@ impl Material<'_> {
                 .keys()
                 .filter(|at| component.members.contains(at) && !candidate.explains.contains_key(at))
                 .filter(|at| !is_change(self.view.signals[**at].kind));
-            reasons.extend(left.map(|at| format!("does not explain {}", self.named(*at))));
+            let mut of_kind: BTreeMap<SignalKind, Vec<usize>> = BTreeMap::new();
+            left.for_each(|at| of_kind.entry(self.view.signals[*at].kind).or_default().push(*at));
+            reasons.extend(of_kind.values().map(|all| format!("does not explain {}", self.all_named(all))));
             if reasons.is_empty() {
                 let by = format!("{} on {} explains the same", winner.pattern.id, says::name(&winner.seat));
                 reasons.push(format!("{by} and is more probable"));

@@ -1,5 +1,7 @@
 //! Signals in words. Every number said is one the signal carries.
 
+use std::collections::BTreeSet;
+
 use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Signal, SignalKind};
 
@@ -81,6 +83,38 @@ pub fn brief(signal: &Signal) -> String {
         _ => return sentence(signal),
     };
     format!("{what}{}", times(signal))
+}
+
+/// Words without how often.
+pub fn uncounted(words: &str) -> &str {
+    match words.rfind(" (") {
+        Some(at) if words.ends_with(" times)") => &words[..at],
+        _ => words,
+    }
+}
+
+/// Words that fit a line: a message of a machine can be as long as it likes.
+pub fn shortened(words: &str) -> String {
+    const CHARS_MAX: usize = 120;
+    let said = uncounted(words);
+    if said.chars().count() <= CHARS_MAX {
+        return words.to_owned();
+    }
+    let cut = said.char_indices().nth(CHARS_MAX).map_or(said.len(), |(at, _)| at);
+    let end = said[..cut].rfind(' ').filter(|at| *at > cut / 2).unwrap_or(cut);
+    format!("{} …{}", &said[..end], &words[said.len()..])
+}
+
+/// Several things in a word: `pods`.
+pub fn places(subjects: &BTreeSet<Entity>) -> &'static str {
+    let all = |kind: &str| subjects.iter().all(|subject| subject.kind == kind);
+    match () {
+        () if all(kinds::POD) => "pods",
+        () if all(kinds::CONTAINER) => "containers",
+        () if all(kinds::NODE) => "nodes",
+        () if all(kinds::SERVICE) => "services",
+        () => "places",
+    }
 }
 
 fn memory(signal: &Signal) -> Option<String> {

@@ -1,5 +1,7 @@
 //! The story: what happened, why, how we know, what is next, what to do. Never a sentence without data behind it.
 
+use std::collections::BTreeSet;
+
 use tapio_schemas::finding::{Action, Prediction, Status};
 use tapio_schemas::{Entity, Signal, UnixNanos};
 
@@ -164,21 +166,36 @@ pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String])
 
 fn how_we_know(view: &View<'_>, members: &[usize], seat: Option<&Entity>) -> String {
     const SHOWN_MAX: usize = 6;
-    let shown: Vec<String> = members
-        .iter()
-        .take(SHOWN_MAX)
-        .map(|at| {
-            let signal = view.signals[*at];
-            let elsewhere = seat != Some(&view.homes[*at]);
-            let place = elsewhere.then(|| format!(" on {}", says::name(&signal.entity.subject())));
-            format!("{} {}{}", clock_time(signal.onset), says::brief(signal), place.unwrap_or_default())
-        })
-        .collect();
-    let rest = match members.len().saturating_sub(SHOWN_MAX) {
+    let mut alike: Vec<(String, Vec<usize>)> = Vec::new();
+    for at in members {
+        let words = says::brief(view.signals[*at]);
+        match alike.iter_mut().find(|(known, _)| says::uncounted(known) == says::uncounted(&words)) {
+            Some((_, places)) => places.push(*at),
+            None => alike.push((words, vec![*at])),
+        }
+    }
+    let shown: Vec<String> = alike.iter().take(SHOWN_MAX).map(|group| seen(view, group, seat)).collect();
+    let rest = match alike.len().saturating_sub(SHOWN_MAX) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
     format!("Seen: {}{rest}.", shown.join("; "))
+}
+
+/// One thing that was seen, in one place or in several: when first, what, and where when that is not the cause's own place.
+fn seen(view: &View<'_>, (words, places): &(String, Vec<usize>), seat: Option<&Entity>) -> String {
+    let (at, words) = (clock_time(view.signals[places[0]].onset), says::shortened(words));
+    if let [one] = places[..] {
+        let elsewhere = seat != Some(&view.homes[one]);
+        let place = elsewhere.then(|| format!(" on {}", says::name(&view.signals[one].entity.subject())));
+        return format!("{at} {words}{}", place.unwrap_or_default());
+    }
+    let subjects: BTreeSet<Entity> =
+        places.iter().map(|at| view.signals[*at].entity.subject().clone()).collect();
+    match subjects.len() {
+        1 => format!("{at} {words}"),
+        many => format!("{at} {} ({many} {})", says::uncounted(&words), says::places(&subjects)),
+    }
 }
 
 fn outcome(prediction: &Prediction, first: UnixNanos) -> Option<String> {

@@ -23,8 +23,6 @@ pub struct View<'a> {
     pub homes: Vec<Entity>,
     /// What answers for the other end of each.
     pub peers: Vec<Option<Entity>>,
-    /// The other end as it was named: a Service that is an object of its own, whatever stands behind it.
-    pub named: Vec<Option<Entity>>,
     /// Where each kind is.
     by_kind: BTreeMap<SignalKind, Vec<usize>>,
     /// What each home has.
@@ -52,7 +50,6 @@ impl<'a> View<'a> {
             .map(|s| if is_of_object(s.kind) { s.entity.owner() } else { graph.home(&s.entity.owner()) })
             .collect();
         let peers = signals.iter().map(|s| s.peer.as_ref().map(|p| graph.home(&located(p, s)))).collect();
-        let named = signals.iter().map(|s| s.peer.clone()).collect();
         let mut by_kind: BTreeMap<SignalKind, Vec<usize>> = BTreeMap::new();
         for (at, signal) in signals.iter().enumerate() {
             by_kind.entry(signal.kind).or_default().push(at);
@@ -64,18 +61,7 @@ impl<'a> View<'a> {
                 None => drop(by_home.insert(home.clone(), vec![at])),
             }
         }
-        Self {
-            signals,
-            homes,
-            peers,
-            named,
-            by_kind,
-            by_home,
-            graph,
-            now,
-            kernel_nodes,
-            states: BTreeMap::new(),
-        }
+        Self { signals, homes, peers, by_kind, by_home, graph, now, kernel_nodes, states: BTreeMap::new() }
     }
 
     /// With the states of services.

@@ -4,6 +4,9 @@
 //! is read only where one reason stands for different faults. The word stays with a deviation: later events of the same
 //! deviation often say less than the first.
 
+use std::sync::LazyLock;
+
+use aho_corasick::AhoCorasick;
 use smol_str::SmolStr;
 use tapio_schemas::SignalKind;
 use tapio_schemas::entity::{Entity, EntityRef, kinds};
@@ -94,7 +97,7 @@ const EVICTED: Faults = &[
 /// Words of a program or of the kernel that leave nothing open.
 const LOG: Faults = &[
     (&["too many open files", "Too many open files"], "open_files"),
-    (&["nf_conntrack: table full", "nf_conntrack: nf_conntrack: table full"], "conntrack"),
+    (&["nf_conntrack: table full"], "conntrack"),
     (&["neighbor table overflow", "neighbour table overflow"], "neighbours"),
     (
         &[
@@ -149,15 +152,31 @@ const LISTENING: [&str; 4] = ["bind", "Bind", "listen", "Listen"];
 /// What is read of a line: what is wrong stands at its beginning, and a dump of memory may follow.
 const READ_BYTES_MAX: usize = 1024;
 
-/// What a log line says is wrong; `None` when its words leave it open. About 50 searches in a KiB: ask once per line.
+/// The words of all faults of log lines, and the fault of each.
+struct Words {
+    search: AhoCorasick,
+    faults: Vec<&'static str>,
+}
+
+static WORDS: LazyLock<Words> = LazyLock::new(|| {
+    let all = [LOG, FORBIDDEN, NO_ADDRESS].concat();
+    let each = || all.iter().flat_map(|(words, fault)| words.iter().map(|word| (*word, *fault)));
+    #[expect(clippy::expect_used, reason = "the words are constants, and a test reads a line by them")]
+    let search = AhoCorasick::new(each().map(|(word, _)| word)).expect("a few short words");
+    Words { search, faults: each().map(|(_, fault)| fault).collect() }
+});
+
+/// What a log line says is wrong; `None` when its words leave it open. Where several fit, the first of the lists counts.
 pub fn of_log(of: &EntityRef, body: &str) -> Option<&'static str> {
     let end = body.floor_char_boundary(READ_BYTES_MAX);
     let text = &body[..end];
-    first_of(LOG, text)
-        .map(|fault| if fault == "no_space" && is_of_shared_memory(text) { "shared_memory" } else { fault })
-        .or_else(|| first_of(FORBIDDEN, text))
-        .or_else(|| first_of(NO_ADDRESS, text).filter(|_| !is_of_a_listener(text)))
-        .or_else(|| (is_of_a_machine(of) && is_hung_task(text)).then_some("hung_task"))
+    let first = WORDS.search.find_overlapping_iter(text).map(|found| found.pattern().as_usize()).min();
+    match first.map(|at| WORDS.faults[at]) {
+        Some("no_space") if is_of_shared_memory(text) => Some("shared_memory"),
+        Some("ports") if is_of_a_listener(text) => None,
+        Some(fault) => Some(fault),
+        None => (is_of_a_machine(of) && is_hung_task(text)).then_some("hung_task"),
+    }
 }
 
 /// `listen tcp 10.0.0.9:80: bind: cannot assign requested address`: the address is not there. Java calls what fails when
@@ -184,10 +203,6 @@ fn is_hung_task(text: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let seconds = after.split_once(" seconds").map_or("", |(seconds, _)| seconds);
     is_number(pid) && is_number(seconds)
-}
-
-fn first_of(faults: Faults, text: &str) -> Option<&'static str> {
-    faults.iter().find(|(words, _)| words.iter().any(|word| text.contains(word))).map(|(_, fault)| *fault)
 }
 
 /// `… is forbidden: User "system:serviceaccount:shop:api" cannot list resource …` → ServiceAccount api of shop.

@@ -56,6 +56,8 @@ pub struct Requests {
     lines: Vec<Line>,
     free_lines: Vec<u32>,
     ran: UnixNanos,
+    /// Step at which room was looked for in vain.
+    searched: Option<UnixNanos>,
     swept: UnixNanos,
     tallies: RequestTallies,
     /// Used again: spans that are closed together, children's intervals, sets.
@@ -88,6 +90,7 @@ impl Requests {
             lines: Vec::new(),
             free_lines: Vec::new(),
             ran: UnixNanos(0),
+            searched: None,
             swept: UnixNanos(0),
             tallies: RequestTallies::new(window_ns),
             order: Vec::new(),
@@ -102,8 +105,12 @@ impl Requests {
         if span.trace.0 == 0 || span.span.0 == 0 {
             return;
         }
-        if self.nodes.len() >= OPEN_MAX && self.free.is_empty() {
+        // Within a step no place gets free again: one search is enough.
+        if self.nodes.len() >= OPEN_MAX && self.free.is_empty() && self.searched != Some(self.ran) {
             self.make_room(counters, |family| family.children > 0);
+            if self.free.is_empty() {
+                self.searched = Some(self.ran);
+            }
         }
         if self.nodes.len() >= OPEN_MAX && self.free.is_empty() {
             // All of them are within their grace.

@@ -99,7 +99,9 @@ impl OwnedShard {
         let from = needed.minus(LATE_NS).max(self.advanced.minus(self.replay_max_ns));
         let kept = self.kept.map_or(0, |kept| kept.sequence);
         let sequence = self.marks.sequence_for(from).filter(|sequence| *sequence > kept)?;
-        self.kept = Some(LowWater { sequence, from, said: self.advanced });
+        // Who still replays is behind what the owner before said.
+        let said = self.advanced.max(self.kept.map_or(UnixNanos(0), |kept| kept.said));
+        self.kept = Some(LowWater { sequence, from, said });
         self.kept
     }
 

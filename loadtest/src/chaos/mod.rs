@@ -320,6 +320,7 @@ fn report(
         latency_event_to_signal_ms: output.to_signal.percentiles(),
         latency_event_to_binding_signal_ms: output.to_binding_signal.percentiles(),
         latency_event_to_insight_ms: verdict.to_insight.percentiles(),
+        latency_deciding_event_to_insight_ms: verdict.deciding_to_insight.percentiles(),
         cpu_seconds_per_million,
         peak_rss_bytes,
     };

@@ -82,11 +82,14 @@ pub fn crash_signal(entity: &Arc<EntityRef>, pid: u32) -> Vec<Step> {
     vec![step(0, true, exit(entity, pid, 0, 11, true)), step(380, true, terminated(entity, "Error", 139, 1))]
 }
 
+/// Time between the first and the second end of a crash loop.
+pub const SECOND_END: Duration = Duration::from_secs(2);
+
 pub fn crash_loop(entity: &Arc<EntityRef>, pid: u32) -> Vec<Step> {
     vec![
         step(0, true, exit(entity, pid, 1, 0, true)),
         step(350, true, terminated(entity, "Error", 1, 1)),
-        step(2_000, false, exit(entity, pid + 1_000_000, 1, 0, true)),
+        step(SECOND_END.as_millis() as u64, false, exit(entity, pid + 1_000_000, 1, 0, true)),
         step(2_350, false, terminated(entity, "Error", 1, 2)),
         step(2_900, true, waiting(entity, "CrashLoopBackOff", "back-off 10s restarting failed container")),
         step(6_000, false, exit(entity, pid + 2_000_000, 1, 0, true)),

@@ -82,6 +82,14 @@ impl Kind {
             _ => Duration::from_secs(3),
         }
     }
+
+    /// Time from its first event to the one that the cause follows from: one end with code 1 is no loop yet.
+    pub fn certain_after(self) -> Duration {
+        match self {
+            Self::CrashLoop => make::SECOND_END,
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// An event of a fault.

@@ -1,6 +1,6 @@
 //! An endless source of batches of a healthy cluster; the same seed gives the same events.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -104,13 +104,24 @@ impl Templates {
     }
 }
 
+impl Templates {
+    /// Paths that are taken in each shard, each once.
+    fn paths(&self) -> Vec<Vec<usize>> {
+        let of = |templates: &Vec<Template>| {
+            let taken: BTreeSet<usize> = templates.iter().flat_map(Template::paths).collect();
+            taken.into_iter().collect()
+        };
+        self.by_shard.iter().map(of).collect()
+    }
+}
+
 impl Generator {
     /// A generator whose first events come after `start`. Its producers are `first_producer`, `first_producer` + 1, …
     pub fn new(templates: &Templates, first_producer: u64, start: UnixNanos) -> Self {
         let random = Random::new(templates.seed).fork(3);
         Self {
             templates: Arc::clone(&templates.by_shard),
-            traces: Traces::new(LIVE, &random),
+            traces: Traces::new(LIVE, &random, &templates.paths()),
             random: random.fork(4),
             packer: Packer::default(),
             producers: templates.producers,

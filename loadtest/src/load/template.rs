@@ -94,6 +94,14 @@ impl Template {
         self.events.len()
     }
 
+    /// Paths that its spans take.
+    pub fn paths(&self) -> impl Iterator<Item = usize> {
+        self.traces.iter().filter_map(|place| match place.role {
+            Role::Server(hop) => Some(hop.path),
+            _ => None,
+        })
+    }
+
     /// Size of the message.
     pub fn bytes(&self) -> usize {
         self.bytes.len()

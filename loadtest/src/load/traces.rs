@@ -30,8 +30,9 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// `live` traces over all shards, paths and hops.
-    pub fn new(live: usize, seed: &Random) -> Self {
+    /// `live` traces over all shards, hops and the paths that are taken in each shard: on another one a trace would be open
+    /// without ever being heard of.
+    pub fn new(live: usize, seed: &Random, taken: &[Vec<usize>]) -> Self {
         let shards = usize::from(SHARD_COUNT);
         let mut traces = Self {
             random: seed.fork(2),
@@ -40,8 +41,12 @@ impl Traces {
         };
         for number in 0..live {
             let (of_shard, turn) = (number % shards, number / shards);
+            let paths = &taken[of_shard];
+            if paths.is_empty() {
+                continue;
+            }
             let id = traces.fresh(of_shard);
-            let hop = Hop { path: turn / HOPS % PATHS, number: turn % HOPS };
+            let hop = Hop { path: paths[turn / HOPS % paths.len()], number: turn % HOPS };
             traces.waiting(of_shard, hop).push_back(id);
         }
         traces
@@ -102,7 +107,8 @@ mod tests {
     #[test]
     fn a_trace_stays_in_its_shard_and_ends_at_the_top() {
         let live = 64 * HOPS * PATHS;
-        let mut traces = Traces::new(live, &Random::new(5));
+        let all: Vec<Vec<usize>> = vec![(0..PATHS).collect(); 64];
+        let mut traces = Traces::new(live, &Random::new(5), &all);
         assert_eq!(traces.live(), live);
         let hop = |number| Hop { path: 7, number };
         let first = traces.advance(9, hop(HOPS - 1));

@@ -28,9 +28,14 @@ fn open(path: &Path) -> Result<Store, StoreError> {
     Store::open(&StoreOptions::new(path), StoreMetrics::default(), NOW)
 }
 
+/// The database without the store.
+fn open_raw(path: &Path) -> sled::Db {
+    open_db(&StoreOptions::new(path)).unwrap()
+}
+
 /// A directory as format 0 left it: a record is a zero byte and the document, and there is no more.
 fn write_format_0(path: &Path, findings: &[Finding]) {
-    let db = sled::open(path).unwrap();
+    let db = open_raw(path);
     for finding in findings {
         let record = [&[0][..], &serde_json::to_vec(finding).unwrap()].concat();
         db.insert(keys::record(finding.id, finding.revision), record).unwrap();
@@ -73,7 +78,7 @@ fn a_migration_that_was_cut_off_is_finished() {
     let earlier = UnixNanos(NOW.0 - 1);
     {
         // One record is of version 1 already and has an index entry that is wrong by now.
-        let db = sled::open(dir.path()).unwrap();
+        let db = open_raw(dir.path());
         let json = serde_json::to_vec(&finding(2, 1)).unwrap();
         db.insert(keys::record(finding(2, 1).id, 1), record::encode(earlier, &json)).unwrap();
         db.insert([&keys::by_time()[..], &[9; 24]].concat(), &[]).unwrap();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -16,7 +17,11 @@ use serde_json::{Value, json};
 pub type Controller = fn(&mut Store, path: &str);
 
 #[derive(Clone)]
-pub struct Api(Arc<Mutex<Store>>);
+pub struct Api {
+    store: Arc<Mutex<Store>>,
+    /// Requests that wait for the store.
+    waiting: Arc<AtomicUsize>,
+}
 
 pub struct Store {
     /// Objects by their path.
@@ -85,7 +90,7 @@ impl Api {
         for object in objects {
             store.put(&path(&object), object.clone());
         }
-        let api = Self(Arc::new(Mutex::new(store)));
+        let api = Self { store: Arc::new(Mutex::new(store)), waiting: Arc::default() };
         let routes = Router::new().fallback(answer).with_state(api.clone());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -101,7 +106,12 @@ impl Api {
     }
 
     pub fn with<T>(&self, look: impl FnOnce(&mut Store) -> T) -> T {
-        look(&mut self.0.lock().unwrap())
+        look(&mut self.store.lock().unwrap())
+    }
+
+    /// Requests that are not answered while somebody [looks](Self::with): one at most, it has one thread.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 }
 
@@ -116,7 +126,9 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, String) {
-    let mut store = api.0.lock().unwrap();
+    api.waiting.fetch_add(1, Ordering::SeqCst);
+    let mut store = api.store.lock().unwrap();
+    api.waiting.fetch_sub(1, Ordering::SeqCst);
     let path = uri.path().to_owned();
     let said: Value = serde_json::from_slice(&body).unwrap_or_default();
     if path.ends_with("/selfsubjectaccessreviews") {

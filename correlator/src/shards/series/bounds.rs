@@ -5,6 +5,7 @@
 //! nodes, Kubernetes and etcd, where these page somebody.
 
 use foldhash::HashMap;
+use smol_str::{SmolStr, format_smolstr};
 use tapio_schemas::{SignalKind, UnixNanos};
 
 use super::super::counters::Counters;
@@ -134,6 +135,8 @@ pub(super) fn bounded(
     seen.topic = key as u64;
     match series.level.next(value, threshold) {
         Stands::Below => {}
+        // Others of the same deviation may still be beyond: it is over when none is any more.
+        Stands::Left if is_one_of_many(row.role) => {}
         Stands::Left => out.push(Finding::Over(seen.episode())),
         Stands::Above => {
             (seen.observed, seen.baseline, seen.unit) = (value, row.bound, row.unit);
@@ -143,7 +146,7 @@ pub(super) fn bounded(
             seen.idle_ns = (3 * before).max(180_000_000_000);
             let seen = seen
                 .with("measure", row.measure)
-                .with("metric", row.name)
+                .with("metric", in_words(row).as_str())
                 .with("value", value)
                 .with("bound", row.bound)
                 .with("place", sample.label.as_str());
@@ -152,7 +155,22 @@ pub(super) fn bounded(
     }
 }
 
-/// A part and its whole have the measure and all texts alike; the series of one measure that stand alone are one deviation.
+/// Series of one measure that stand alone (each queue, each verb) are one deviation.
+fn is_one_of_many(role: Role) -> bool {
+    matches!(role, Role::Level | Role::Rate | Role::Mean)
+}
+
+/// What its value is of.
+fn in_words(row: &Row) -> SmolStr {
+    match row.role {
+        Role::Part | Role::Left => format_smolstr!("the share in use by {}", row.name),
+        Role::Rate => format_smolstr!("{} per second", row.name),
+        Role::Mean => format_smolstr!("the mean of {}", row.name),
+        Role::Level | Role::Whole => row.name.into(),
+    }
+}
+
+/// A part and its whole have the measure and all texts alike.
 fn key_of(row: &Row, sample: &Sample) -> u128 {
     let (of, label) = match row.role {
         Role::Part | Role::Left | Role::Whole => (sample.place, ""),

@@ -5,7 +5,6 @@ use tapio_schemas::{Entity, SignalKind};
 
 use super::level::Threshold;
 use super::{EpisodeKey, Finding, Meter, Sample, Series, Stands, episode_key, observation};
-use crate::shards::record::hash_parts;
 
 /// A gauge that is not told for so long is over: targets are asked every 15 s, or less often.
 const IDLE_NS: u64 = 90_000_000_000;
@@ -89,7 +88,7 @@ pub(super) fn take(series: &mut Series, sample: &Sample, out: &mut Vec<Finding>)
 
 /// Checks of one part, its measures and its replicas are bad and over one by one.
 fn topic(sample: &Sample) -> u64 {
-    hash_parts(&[&sample.series.to_string()]) as u64
+    sample.series as u64
 }
 
 fn key(kind: SignalKind, sample: &Sample) -> EpisodeKey {

@@ -40,15 +40,19 @@ pub fn snapshot(
         holes.blind.get_or_insert_with(|| left_out.clone());
         holes.gaps.push(left_out);
     }
-    if let Some(absent) = about.absent_from(&snapshot) {
-        holes.blind.get_or_insert_with(|| absent.clone());
-        holes.gaps.push(absent);
-    }
+    let absent = about.absent_from(&snapshot);
     let selected = snapshot.selected().clone();
     let mut replay = Replay::new(&settings())?;
     let mut latest = Latest::default();
     replay.run_events(snapshot.into_events(CLUSTER, now), now, |finding| latest.take(finding))?;
-    Ok(answer(latest, now, about, &selected, holes))
+    let mut answer = answer(latest, now, about, &selected, holes);
+    // What is not there can still be a cause: a Service that was deleted, a ServiceAccount that a pod names.
+    if let Some(absent) = absent.filter(|_| answer.findings.is_empty() && answer.recovered.is_empty()) {
+        answer.freshness.gaps.push(absent.clone());
+        answer.reason.get_or_insert(absent);
+        answer.judge_again();
+    }
+    Ok(answer)
 }
 
 /// A snapshot tells once what belongs to what; that holds for its whole window.

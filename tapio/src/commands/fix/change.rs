@@ -161,7 +161,6 @@ fn known(what: &What, flag: &str) -> bool {
     }
 }
 
-/// `a=b,c=d`.
 /// `a=1,b=2`; nothing when a part is no pair.
 pub fn pairs(text: &str) -> Option<BTreeMap<String, String>> {
     let pair = |part: &str| {

@@ -22,7 +22,10 @@ pub struct Wishes {
 impl Wishes {
     /// The wished quantities by resource, of `limits`: a bare quantity is for the one that is to be chosen, or for the
     /// only one.
-    fn quantities(&self, limits: &BTreeMap<String, String>) -> anyhow::Result<BTreeMap<String, String>> {
+    ///
+    /// # Errors
+    /// When the wish is no list of quantities, names another limit, or could mean several.
+    pub fn quantities(&self, limits: &BTreeMap<String, String>) -> anyhow::Result<BTreeMap<String, String>> {
         let Some(text) = &self.limit else { return Ok(BTreeMap::new()) };
         let named = text.contains('=');
         let wished = if named {

@@ -80,7 +80,7 @@ pub async fn run(args: FixArgs) -> anyhow::Result<i32> {
     let objects = lists.objects();
     let wishes = Wishes { container: args.container.clone(), limit: args.limit.clone() };
     let plan = Plan::of(&objects, &change, &wishes, &seconds(now())).await?;
-    let open = plan::is_open(&change.what) && args.limit.is_none();
+    let open = plan::is_open(&change.what, &wishes);
     let origin = Origin { instance, cluster: finding.cluster.to_string(), target: lists.describe() };
     let fix = Fix { args: &args, looker, objects, origin, finding, action, plan, answer };
     if !fix.shown(open).await? {

@@ -254,7 +254,9 @@ async fn pods_of(objects: &Objects, place: &Place, workload: &Value) -> anyhow::
     Ok(all)
 }
 
-/// Whether a value of the change is still to be chosen.
-pub fn is_open(what: &What) -> bool {
-    matches!(what, What::Limits { limits, .. } if limits.values().any(|value| value == NEW_LIMIT))
+/// Whether a value of the change is to be chosen and is not wished for.
+pub fn is_open(what: &What, wishes: &Wishes) -> bool {
+    let What::Limits { limits, .. } = what else { return false };
+    let wished = wishes.quantities(limits).unwrap_or_default();
+    limits.iter().any(|(key, value)| value == NEW_LIMIT && !wished.contains_key(key))
 }
