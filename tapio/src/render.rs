@@ -199,7 +199,8 @@ fn alternatives(out: &mut String, finding: &Finding) {
         } else {
             "less probable".to_owned()
         };
-        let _ = writeln!(out, "{label}{} in {} ({:.2}): {why}", h.cause, h.entity, h.probability.get());
+        let says = format!("{} in {} ({:.2}): {why}", h.cause, h.entity, h.probability.get());
+        let _ = writeln!(out, "{label}{}", wrap(&says, WIDTH - 14).replace('\n', "\n              "));
     }
 }
 

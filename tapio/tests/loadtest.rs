@@ -31,6 +31,7 @@ fn assert_keys(figures: &Value) {
         "latency_event_to_signal_ms",
         "latency_event_to_binding_signal_ms",
         "latency_event_to_insight_ms",
+        "latency_deciding_event_to_insight_ms",
         "cpu_seconds_per_million",
         "peak_rss_bytes",
     ];
