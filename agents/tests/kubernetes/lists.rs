@@ -50,7 +50,7 @@ fn an_init_container_that_waits_for_nobody_is_seen_in_a_list() {
     let other = named("Service", "shop", "other", json!({}));
     assert_eq!(stuck(&listed(&[waiting(), other])), expected);
     // As well when it is there, and nothing is behind it.
-    let service = named("Service", "shop", "db", json!({}));
+    let service = named("Service", "shop", "db", json!({"spec": {"selector": {"app": "db"}}}));
     let mut slice = named("EndpointSlice", "shop", "db-x", json!({"endpoints": []}));
     slice["metadata"]["ownerReferences"] = json!([{"kind": "Service", "name": "db", "controller": true}]);
     assert_eq!(stuck(&listed(&[waiting(), service.clone(), slice.clone()])), expected);
@@ -103,4 +103,33 @@ fn a_policy_is_for_pods_that_are_listed_or_come_after_it() {
     let again: Vec<UnifiedEvent> =
         (0..=301).flat_map(|s| tracker.retell(after(s), Duration::from_secs(s), interval)).collect();
     assert_eq!(limited(&again), expected);
+}
+
+fn job(name: &str, created: &str, owner: Option<&str>, condition: Value) -> Value {
+    let mut job = named("Job", "shop", name, json!({"status": {"conditions": [condition]}}));
+    job["metadata"]["creationTimestamp"] = json!(created);
+    if let Some(owner) = owner {
+        job["metadata"]["ownerReferences"] = json!([{"kind": "CronJob", "name": owner, "controller": true}]);
+    }
+    job
+}
+
+#[test]
+fn a_failed_job_is_history_once_its_next_run_has_begun() {
+    let failed = |at: &str| json!({"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": at});
+    let jobs = [
+        job("sync-1", "2030-01-01T07:00:00Z", Some("sync"), failed("2030-01-01T07:05:00Z")),
+        job("sync-2", "2030-01-01T10:20:00Z", Some("sync"), failed("2030-01-01T10:25:00Z")),
+        job("sync-3", "2030-01-01T10:50:00Z", Some("sync"), json!({"type": "Complete", "status": "True"})),
+        job("once", "2030-01-01T07:00:00Z", None, failed("2030-01-01T07:05:00Z")),
+    ];
+    let events = listed(&jobs);
+    let times = |name: &str| {
+        let of_it =
+            events.iter().filter(|e| e.kind == EventKind::K8sObjectChanged && data(e).object_name == name);
+        of_it.map(|event| event.timestamp).collect::<Vec<_>>()
+    };
+    assert_eq!(times("sync-1"), [], "long ago");
+    assert_eq!(times("sync-2"), [after(0).minus(2_100_000_000_000)], "when it was");
+    assert!(times("once").len() > 10 && times("once").contains(&after(0)), "nobody did better since");
 }

@@ -13,4 +13,5 @@ mod missed;
 mod protocol;
 mod rights;
 mod server;
+mod waiting;
 mod watching;

@@ -2,7 +2,7 @@
 //!
 //! All of it is a function of the objects and of event time, live and in replay.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use smol_str::{SmolStr, format_smolstr};
 use tapio_schemas::entity::kinds;
@@ -13,9 +13,10 @@ use tapio_schemas::payload::Relation;
 use tapio_schemas::signal::EdgeKind;
 
 use super::convert::{Consequence, Context, EventSummary, WatchType, consequence};
+use super::due::Due;
 use super::json::selects;
 use super::lasting::REPEAT_NS;
-use super::stock::{Key, Stock, key_of};
+use super::stock::{Stock, key_of};
 use super::summary::{Detail, LIMITS, Summary};
 use super::waits::Waits;
 
@@ -23,11 +24,9 @@ use super::waits::Waits;
 const UNSCHEDULED_NS: u64 = 60_000_000_000;
 /// An object whose deletion should have been done this long ago, ns.
 const TERMINATING_NS: u64 = 60_000_000_000;
-/// Objects that are waited for; further ones are not, and counted.
-const DUE_MAX: usize = 20_000;
 /// Pods that a NetworkPolicy is told to be for; further ones of it are left out.
 const LIMITED_MAX: usize = 1024;
-/// Services of which it is remembered who served; further ones are not.
+/// Services of which it is remembered who served; further ones are not, and counted.
 const SERVED_MAX: usize = 20_000;
 
 /// Namespace and name of a Service.
@@ -46,8 +45,9 @@ struct Served {
 /// What is remembered to see consequences.
 #[derive(Debug, Default)]
 pub(super) struct Consequences {
-    due: BTreeSet<(UnixNanos, Key)>,
-    dropped: u64,
+    due: Due,
+    /// Slices of Services that are not remembered.
+    unserved: u64,
     served: HashMap<ServiceName, Served>,
     waits: Waits,
 }
@@ -59,16 +59,11 @@ impl Consequences {
         if !LIMITS.contains(&new.kind.as_str()) {
             return;
         }
-        let limited = objects.values().filter(|o| o.namespace == new.namespace).filter(|o| {
-            o.pod().is_some_and(|pod| rules.selects_all || selects(&rules.selector, &pod.labels))
+        let limited = objects.pods_of(&new.namespace).filter(|object| {
+            object.pod().is_some_and(|pod| rules.selects_all || selects(&rules.selector, &pod.labels))
         });
-        let mut names: Vec<SmolStr> = limited.map(|pod| pod.name.clone()).collect();
-        names.sort();
-        new.relations = names
-            .into_iter()
-            .take(LIMITED_MAX)
-            .map(|name| relation(EdgeKind::Limits, kinds::POD, name))
-            .collect();
+        let limits = |pod: &Summary| relation(EdgeKind::Limits, kinds::POD, pod.name.clone());
+        new.relations = limited.take(LIMITED_MAX).map(limits).collect();
     }
 
     /// Remembers when to look at an object again.
@@ -83,15 +78,16 @@ impl Consequences {
         self.count(watch_type, new, objects);
         self.waits.note(observed_at, watch_type, new, previous, objects);
         if watch_type == WatchType::Deleted {
+            self.due.remove(&key_of(new));
             return;
         }
-        if is_unnoticed(new) && previous.is_none() {
-            self.wait(observed_at.plus(UNSCHEDULED_NS), key_of(new));
+        if is_unnoticed(new) && previous.is_none_or(|previous| !is_unnoticed(previous)) {
+            self.due.add(observed_at.plus(UNSCHEDULED_NS), key_of(new));
         }
         if let Some(gone_by) = new.gone_by
             && previous.is_none_or(|previous| previous.gone_by.is_none())
         {
-            self.wait(gone_by.max(observed_at).plus(TERMINATING_NS), key_of(new));
+            self.due.add(gone_by.max(observed_at).plus(TERMINATING_NS), key_of(new));
         }
     }
 
@@ -102,27 +98,22 @@ impl Consequences {
 
     /// Objects that were not waited for, because too many were.
     pub fn dropped(&self) -> u64 {
-        self.dropped + self.waits.dropped()
-    }
-
-    fn wait(&mut self, at: UnixNanos, key: Key) {
-        if self.due.len() < DUE_MAX {
-            self.due.insert((at, key));
-        } else {
-            self.dropped += 1;
-        }
+        self.due.dropped() + self.waits.dropped() + self.unserved
     }
 
     /// Events of what should have happened by now and has not.
     pub fn overdue(&mut self, context: &Context<'_>, objects: &Stock) -> Vec<UnifiedEvent> {
         let mut events = Vec::new();
-        while self.due.first().is_some_and(|(at, _)| *at <= context.observed_at) {
-            let Some((_, key)) = self.due.pop_first() else { break };
+        let now = context.observed_at;
+        while let Some(key) = self.due.pop(now) {
             let Some(object) = objects.get(&key) else { continue };
-            if let Some(stuck) = stuck(object) {
+            // It was looked at for another reason, and its deletion has time yet.
+            if let Some(by) = object.gone_by.map(|by| by.plus(TERMINATING_NS)).filter(|by| *by > now) {
+                self.due.add(by, key);
+            } else if let Some(stuck) = stuck(object) {
                 let kind = EventKind::K8sStuck;
                 events.extend(consequence(context, object, kind, EventSeverity::Error, stuck));
-                self.wait(context.observed_at.plus(REPEAT_NS), key);
+                self.due.add(now.plus(REPEAT_NS), key);
             }
         }
         let served = &self.served;
@@ -205,6 +196,7 @@ impl Consequences {
             return;
         }
         if !self.served.contains_key(&name) && self.served.len() >= SERVED_MAX {
+            self.unserved += 1;
             return;
         }
         let served = self.served.entry(name).or_default();
@@ -277,7 +269,7 @@ pub fn preemptor(context: &Context<'_>, event: &EventSummary, objects: &Stock) -
     let (_, rest) = event.message.split_once("by pod ")?;
     let uid = rest.split([' ', ',']).next()?;
     // Once per preemption, which is rare.
-    let pod = objects.values().find(|object| object.kind == kinds::POD && object.uid == uid)?;
+    let pod = objects.pods().find(|pod| pod.uid == uid)?;
     let (kind, name) = match &pod.owner {
         Some(owner) => context.owners.top(&pod.namespace, owner),
         None => (pod.kind.clone(), pod.name.clone()),
@@ -290,6 +282,7 @@ mod tests {
     use super::super::tracker::Tracker;
     use super::*;
     use serde_json::{Value, json};
+    use std::collections::BTreeSet;
     use tapio_schemas::payload::Payload;
 
     const START: UnixNanos = UnixNanos(1_900_000_000_000_000_000);

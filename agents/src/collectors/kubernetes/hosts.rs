@@ -1,4 +1,9 @@
 //! Whom init containers wait for, read from their commands: `until nslookup ledger; do sleep 2; done`.
+//!
+//! A host that is read wrongly is a Service that is missed wrongly: a word counts only where a known program takes a host, where it
+//! is an address of a protocol that is spoken to Services, or where it is written as a name of the cluster.
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 use smol_str::{SmolStr, ToSmolStr};
@@ -8,77 +13,233 @@ use super::json::{list, str_at};
 /// Hosts kept of a pod.
 const HOSTS_MAX: usize = 8;
 /// Programs that are given a host.
-const ASKERS: [&str; 9] =
-    ["nslookup", "host", "dig", "getent", "ping", "nc", "ncat", "telnet", "wait-for-it.sh"];
+const ASKERS: [&str; 11] = [
+    "nslookup",
+    "host",
+    "dig",
+    "getent",
+    "ping",
+    "nc",
+    "ncat",
+    "telnet",
+    "wait-for-it.sh",
+    "wait-for-it",
+    "wait-for",
+];
+/// Programs whose `-h` is a host; that of others is help, or how sizes are written.
+const CLIENTS: [&str; 10] = [
+    "psql",
+    "pg_isready",
+    "pg_dump",
+    "redis-cli",
+    "valkey-cli",
+    "mysql",
+    "mysqladmin",
+    "mariadb",
+    "mariadb-admin",
+    "clickhouse-client",
+];
+/// Words before a program; its options, numbers and variables are such as well.
+const BEFORE_PROGRAMS: [&str; 17] = [
+    "until", "while", "if", "elif", "then", "do", "else", "!", "{", "exec", "time", "timeout", "env", "sh",
+    "bash", "ash", "busybox",
+];
+/// Programs that only say what they are given.
+const TELLERS: [&str; 3] = ["echo", "printf", ":"];
+/// Words of a program's own between it and the host.
+const KEYWORDS: [&str; 4] = ["hosts", "ahosts", "ahostsv4", "ahostsv6"];
+/// Options that are followed by a word that is no host.
+const WITH_WORD: [&str; 4] = ["-t", "-I", "-X", "-x"];
+/// Protocols that Services are spoken to by; what else has `://` is a place where files are.
+const PROTOCOLS: [&str; 22] = [
+    "http",
+    "https",
+    "ws",
+    "wss",
+    "tcp",
+    "grpc",
+    "postgres",
+    "postgresql",
+    "mysql",
+    "mariadb",
+    "mongodb",
+    "redis",
+    "rediss",
+    "valkey",
+    "amqp",
+    "amqps",
+    "nats",
+    "kafka",
+    "ldap",
+    "ldaps",
+    "clickhouse",
+    "memcached",
+];
+/// Words that stand where a host would and are none: `mysql://app@tcp(ledger:3306)/x`.
+const NO_HOSTS: [&str; 3] = ["localhost", "tcp", "unix"];
 
-/// Container and host, in the order of the commands; names of the cluster only: one word, or one with `.svc`.
-pub fn asked(pod: &Value) -> Vec<(SmolStr, SmolStr)> {
+/// Container and host, in the order of the commands, of the init containers that `counts` takes; names of the cluster only: one
+/// word, or one with `.svc`.
+pub fn asked(pod: &Value, counts: impl Fn(&str) -> bool) -> Vec<(SmolStr, SmolStr)> {
     let mut asked = Vec::new();
     for container in list(pod, "/spec/initContainers") {
-        let words = ["/command", "/args"].into_iter().flat_map(|part| list(container, part));
-        let text: Vec<&str> = words.filter_map(Value::as_str).collect();
-        let name = str_at(container, "/name").to_smolstr();
-        asked.extend(hosts(&text.join(" ")).into_iter().map(|host| (name.clone(), host)));
+        let name = str_at(container, "/name");
+        if counts(name) {
+            let words = ["/command", "/args"].into_iter().flat_map(|part| list(container, part));
+            let text: Vec<&str> = words.filter_map(Value::as_str).collect();
+            asked.extend(hosts(&text.join(" ")).into_iter().map(|host| (name.to_smolstr(), host)));
+        }
     }
     asked.truncate(HOSTS_MAX);
     asked
 }
 
 fn hosts(text: &str) -> Vec<SmolStr> {
-    let is_break = |c: char| c.is_whitespace() || "'\"`;|&()<>$".contains(c);
-    let mut found: Vec<SmolStr> = Vec::new();
-    let mut asks = false;
-    for word in text.split(is_break).filter(|word| !word.is_empty()) {
-        let program = word.rsplit('/').next().unwrap_or_default();
-        let bare = host_of(word);
-        if ASKERS.contains(&program) || ["-h", "--host"].contains(&word) {
-            asks = true;
-            continue;
-        }
-        let is_option = word.starts_with('-') || word == "hosts" || word.bytes().all(|b| b.is_ascii_digit());
-        if (asks && !is_option) || word.contains("://") || word.contains(".svc") {
-            asks = false;
-            if is_of_cluster(bare) && !found.iter().any(|known| known == bare) {
-                found.push(bare.to_smolstr());
+    let mut found = Vec::new();
+    let mut known = BTreeSet::new();
+    for command in text.split([';', '|', '&', '\n', '(', ')', '`']) {
+        for host in hosts_of(command) {
+            if found.len() < HOSTS_MAX && known.insert(host) {
+                found.push(host.to_smolstr());
             }
         }
     }
     found
 }
 
-/// `http://ledger.harbour.svc:80/live` → `ledger.harbour.svc`
-fn host_of(word: &str) -> &str {
-    let word = word.split_once("://").map_or(word, |(_, rest)| rest);
-    word.split(['/', ':', '?', ',']).next().unwrap_or_default()
+/// Hosts of one command, without those of the commands inside of it.
+fn hosts_of(command: &str) -> Vec<&str> {
+    let is_break = |c: char| c.is_whitespace() || "'\"<>".contains(c);
+    let mut found = Vec::new();
+    // Whether the next word is a host; whether only such came that stand before a program; what `-h` is.
+    let (mut asks, mut begins, mut is_client) = (false, true, false);
+    let mut words = command.split(is_break).filter(|word| !word.is_empty());
+    while let Some(word) = words.next() {
+        let program = word.rsplit('/').next().unwrap_or_default();
+        if begins && TELLERS.contains(&program) {
+            return found;
+        }
+        is_client |= CLIENTS.contains(&program);
+        if (begins && ASKERS.contains(&program)) || word == "--host" || (word == "-h" && is_client) {
+            (asks, begins) = (true, false);
+        } else if asks && WITH_WORD.contains(&word) {
+            words.next();
+        } else if let Some(host) = host_in(word, &mut asks) {
+            found.push(host);
+        }
+        begins &= is_before_program(word);
+    }
+    found
 }
 
+/// The host of the cluster that a word names.
+fn host_in<'a>(word: &'a str, asks: &mut bool) -> Option<&'a str> {
+    let named = word.strip_prefix("--host=");
+    let is_address = word.split_once("://").is_some_and(|(before, _)| {
+        let scheme = before.rsplit([':', '=', ',']).next().unwrap_or_default();
+        PROTOCOLS.contains(&scheme.split('+').next().unwrap_or_default())
+    });
+    let is_place = word.contains("://") && !is_address;
+    let is_answer = *asks && !is_option(word);
+    if is_answer {
+        *asks = false;
+    }
+    let is_one = is_answer || named.is_some() || is_address || word.contains(".svc");
+    let host = host_of(named.unwrap_or(word));
+    (is_one && !is_place && is_of_cluster(host)).then_some(host)
+}
+
+/// What may stand between a program and the host that it is given.
+fn is_option(word: &str) -> bool {
+    word.starts_with(['-', '+']) || KEYWORDS.contains(&word) || word.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_before_program(word: &str) -> bool {
+    let program = word.rsplit('/').next().unwrap_or_default();
+    BEFORE_PROGRAMS.contains(&program)
+        || word.starts_with(|c: char| c == '-' || c == '[' || c.is_ascii_digit())
+        || word.contains('=')
+}
+
+/// `http://app:word@ledger.harbour.svc:80/live` → `ledger.harbour.svc`
+fn host_of(word: &str) -> &str {
+    let word = word.split_once("://").map_or(word, |(_, rest)| rest);
+    let authority = word.split(['/', '?', ',']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    host.split(':').next().unwrap_or_default()
+}
+
+/// Variables of a shell are no names: nobody knows here what they say.
 fn is_of_cluster(host: &str) -> bool {
     let is_name = !host.is_empty()
         && host.starts_with(|c: char| c.is_ascii_lowercase())
         && host.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
-    is_name && host != "localhost" && (!host.contains('.') || host.contains(".svc"))
+    is_name && !NO_HOSTS.contains(&host) && (!host.contains('.') || host.contains(".svc"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn check(table: &[(&str, &[&str])]) {
+        for (command, expected) in table {
+            assert_eq!(hosts(command), *expected, "{command}");
+        }
+    }
+
     #[test]
     fn commands_name_whom_they_wait_for() {
-        for (command, expected) in [
-            ("sh -c until nslookup ledger; do sleep 2; done", vec!["ledger"]),
+        check(&[
+            ("sh -c until nslookup ledger; do sleep 2; done", &["ledger"]),
             (
                 "until nc -z -w 2 ledger.harbour.svc 5432; do echo waiting; sleep 1; done",
-                vec!["ledger.harbour.svc"],
+                &["ledger.harbour.svc"],
             ),
-            ("wget -qO- http://pilot:8080/ready", vec!["pilot"]),
-            ("pg_isready -h db-primary -p 5432 -U app", vec!["db-primary"]),
-            ("until getent hosts queue; do :; done", vec!["queue"]),
-            ("curl https://example.com/x", vec![]),
-            ("nslookup 10.0.0.1", vec![]),
-            ("/migrate up", vec![]),
-        ] {
-            assert_eq!(hosts(command), expected, "{command}");
-        }
+            ("wget -qO- http://pilot:8080/ready", &["pilot"]),
+            ("pg_isready -h db-primary -p 5432 -U app", &["db-primary"]),
+            ("until getent hosts queue; do :; done", &["queue"]),
+            ("until getent ahosts queue; do :; done", &["queue"]),
+            ("until redis-cli -h redis ping; do sleep 1; done", &["redis"]),
+            ("until mysqladmin ping -h db -u root; do sleep 1; done", &["db"]),
+            ("migrate --host=db up", &["db"]),
+            ("timeout 60 /bin/nc -zv db 80\n/usr/bin/nc -zv queue 81", &["db", "queue"]),
+            ("dig +short -t srv ledger", &["ledger"]),
+            ("sh -c if [ -z \"$(nslookup ledger)\" ]; then exit 1; fi", &["ledger"]),
+            ("while ! nc -z a 1 && nc -z b 2; do sleep 1; done", &["a", "b"]),
+            ("/wait-for-it.sh -t 30 db:5432 -- run", &["db"]),
+            ("DB=postgres://app:pw@db/x?a=1&b=2 migrate", &["db"]),
+            ("jdbc:postgresql://db:5432/x", &["db"]),
+            ("postgresql+psycopg2://app:p@db/x", &["db"]),
+            ("mongodb://u:p@m-0:27017,m-1:27017/x", &["m-0"]),
+        ]);
+    }
+
+    #[test]
+    fn what_names_nobody_of_the_cluster_is_left_alone() {
+        check(&[
+            ("curl https://example.com/x", &[]),
+            ("nslookup 10.0.0.1", &[]),
+            ("/migrate up", &[]),
+            ("until nc -z \"$host\" 5432; do sleep 1; done", &[]),
+            ("until nc -z ${host} 5432; do sleep 1; done", &[]),
+            ("until nc -z $(cat /etc/db) 5432; do sleep 1; done", &[]),
+            ("until nslookup $HOST.harbour.svc; do sleep 1; done", &[]),
+            ("curl http://$host:80/ready", &[]),
+            ("echo waiting for host; sleep 5", &[]),
+            ("echo waiting for http://ledger", &[]),
+            ("for host in a b; do nc -z $host 80; done", &[]),
+            ("until ping; do sleep 1; done", &[]),
+            ("chown -h app /data", &[]),
+            ("du -h data", &[]),
+            ("aws s3 cp s3://models/x /models", &[]),
+            ("migrate -source file://migrations up", &[]),
+            ("migrate mysql://app:pw@tcp(10.0.0.1:3306)/x", &[]),
+        ]);
+    }
+
+    #[test]
+    fn hosts_are_kept_up_to_a_limit() {
+        let many: Vec<String> = (0..HOSTS_MAX + 4).map(|n| format!("http://s{n}")).collect();
+        assert_eq!(hosts(&many.join(" ")).len(), HOSTS_MAX);
     }
 }

@@ -5,6 +5,7 @@ pub mod collector;
 pub mod config;
 mod consequences;
 pub mod convert;
+mod due;
 mod follower;
 mod hosts;
 pub mod index;

@@ -5,7 +5,7 @@ use smol_str::SmolStr;
 use tapio_schemas::ids::UnixNanos;
 
 use super::hosts;
-use super::json::{Pairs, int, list, pairs, text, time};
+use super::json::{Pairs, int, list, pairs, str_at, text, time};
 
 /// Containers kept of a pod.
 const CONTAINERS_MAX: usize = 64;
@@ -29,7 +29,7 @@ pub struct PodState {
     pub is_gated: bool,
     /// Containers, init containers first.
     pub containers: Vec<ContainerState>,
-    /// Hosts inside the cluster that init containers ask for, as far as their commands say: container and host.
+    /// Hosts inside the cluster that the init containers that run ask for, as far as their commands say: container and host.
     pub asked: Vec<(SmolStr, SmolStr)>,
 }
 
@@ -38,7 +38,7 @@ pub struct PodState {
 pub struct ContainerState {
     /// Name.
     pub name: SmolStr,
-    /// It runs before the others, to its end.
+    /// It runs before the others, to its end. One that runs beside them (`restartPolicy: Always`) is none.
     pub is_init: bool,
     /// Id without the runtime's prefix; empty before it is created.
     pub id: SmolStr,
@@ -73,9 +73,15 @@ impl PodState {
     /// The state of a pod as the API sends it.
     pub fn of(pod: &Value) -> Self {
         let lists = [("/status/initContainerStatuses", true), ("/status/containerStatuses", false)];
-        let statuses = lists.into_iter().flat_map(|(pointer, is_init)| {
-            list(pod, pointer).iter().map(move |status| ContainerState { is_init, ..container(status) })
+        let statuses = lists.into_iter().flat_map(|(pointer, is_before)| {
+            list(pod, pointer).iter().map(move |status| {
+                let state = container(status);
+                ContainerState { is_init: is_before && !stays(pod, &state.name), ..state }
+            })
         });
+        let containers: Vec<ContainerState> = statuses.take(CONTAINERS_MAX).collect();
+        let is_waiting =
+            |name: &str| containers.iter().any(|c| c.is_init && c.name == name && c.running_since.is_some());
         Self {
             node: text(pod, "/spec/nodeName"),
             phase: text(pod, "/status/phase"),
@@ -84,8 +90,8 @@ impl PodState {
             config_hash: text(pod, "/metadata/annotations/kubernetes.io~1config.hash"),
             labels: pairs(pod, "/metadata/labels"),
             is_gated: !list(pod, "/spec/schedulingGates").is_empty(),
-            containers: statuses.take(CONTAINERS_MAX).collect(),
-            asked: hosts::asked(pod),
+            asked: hosts::asked(pod, is_waiting),
+            containers,
         }
     }
 
@@ -93,6 +99,12 @@ impl PodState {
     pub fn container(&self, name: &str) -> Option<&ContainerState> {
         self.containers.iter().find(|container| container.name == name)
     }
+}
+
+/// True for an init container that goes on beside the others.
+fn stays(pod: &Value, name: &str) -> bool {
+    let mut specs = list(pod, "/spec/initContainers").iter();
+    specs.any(|spec| str_at(spec, "/name") == name && str_at(spec, "/restartPolicy") == "Always")
 }
 
 fn container(status: &Value) -> ContainerState {

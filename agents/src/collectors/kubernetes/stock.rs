@@ -1,8 +1,9 @@
 //! The objects that are known, how many there are of each kind, and which kinds are being listed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use smol_str::SmolStr;
+use tapio_schemas::entity::kinds;
 
 use super::summary::Summary;
 
@@ -18,7 +19,12 @@ pub(super) fn key_of(object: &Summary) -> Key {
 #[derive(Debug, Default)]
 pub(super) struct Stock {
     objects: HashMap<Key, Summary>,
-    counts: HashMap<SmolStr, usize>,
+    /// By kind and namespace.
+    counts: HashMap<SmolStr, HashMap<SmolStr, usize>>,
+    /// Names of the pods of each namespace.
+    pods: HashMap<SmolStr, BTreeSet<SmolStr>>,
+    /// Namespaces and names of the pods of each machine.
+    placed: HashMap<SmolStr, BTreeSet<(SmolStr, SmolStr)>>,
     lists: HashMap<SmolStr, List>,
 }
 
@@ -40,8 +46,22 @@ impl Stock {
         self.objects.get(&(SmolStr::new_static(kind), namespace.clone(), name.clone()))
     }
 
-    pub fn values(&self) -> impl Iterator<Item = &Summary> {
-        self.objects.values()
+    /// Pods of a namespace, by name.
+    pub fn pods_of(&self, namespace: &SmolStr) -> impl Iterator<Item = &Summary> {
+        let names = self.pods.get(namespace).into_iter().flatten();
+        names.filter_map(|name| self.find(kinds::POD, namespace, name))
+    }
+
+    /// Pods of a machine, by namespace and name.
+    pub fn pods_on(&self, node: &SmolStr) -> impl Iterator<Item = &Summary> {
+        let names = self.placed.get(node).into_iter().flatten();
+        names.filter_map(|(namespace, name)| self.find(kinds::POD, namespace, name))
+    }
+
+    /// All pods, in no order.
+    pub fn pods(&self) -> impl Iterator<Item = &Summary> {
+        let names = self.pods.iter().flat_map(|(space, names)| names.iter().map(move |name| (space, name)));
+        names.filter_map(|(namespace, name)| self.find(kinds::POD, namespace, name))
     }
 
     pub fn len(&self) -> usize {
@@ -49,16 +69,25 @@ impl Stock {
     }
 
     pub fn insert(&mut self, key: Key, object: Summary) {
-        let kind = key.0.clone();
-        if self.objects.insert(key, object).is_none() {
-            *self.counts.entry(kind).or_default() += 1;
+        self.remove(&key);
+        let spaces = self.counts.entry(key.0.clone()).or_default();
+        *spaces.entry(key.1.clone()).or_default() += 1;
+        if let Some(pod) = object.pod() {
+            self.pods.entry(key.1.clone()).or_default().insert(key.2.clone());
+            if !pod.node.is_empty() {
+                let placed = (key.1.clone(), key.2.clone());
+                self.placed.entry(pod.node.clone()).or_default().insert(placed);
+            }
         }
+        self.objects.insert(key, object);
     }
 
     pub fn remove(&mut self, key: &Key) -> Option<Summary> {
         let object = self.objects.remove(key)?;
-        if let Some(count) = self.counts.get_mut(&key.0) {
-            *count = count.saturating_sub(1);
+        take_one(&mut self.counts, key);
+        if let Some(pod) = object.pod() {
+            take(&mut self.pods, &key.1, &key.2);
+            take(&mut self.placed, &pod.node, &(key.1.clone(), key.2.clone()));
         }
         Some(object)
     }
@@ -67,7 +96,13 @@ impl Stock {
     /// complete.
     pub fn knows(&self, kind: &str) -> bool {
         let is_readable = self.lists.get(kind).is_none_or(|list| list.was_complete);
-        is_readable && self.counts.get(kind).is_some_and(|count| *count > 0)
+        is_readable && self.counts.contains_key(kind)
+    }
+
+    /// The same of one namespace. Lists are of all namespaces; without any, as in a snapshot, others of the namespace must be known.
+    pub fn knows_in(&self, kind: &str, namespace: &SmolStr) -> bool {
+        let is_there = self.counts.get(kind).is_some_and(|spaces| spaces.contains_key(namespace));
+        self.knows(kind) && (is_there || self.lists.contains_key(kind))
     }
 
     /// True while a list of this kind is under way: what is not there may still come.
@@ -108,5 +143,67 @@ impl Stock {
         let mut gone: Vec<Key> = gone.cloned().collect();
         gone.sort();
         gone
+    }
+}
+
+fn take_one(counts: &mut HashMap<SmolStr, HashMap<SmolStr, usize>>, (kind, namespace, _): &Key) {
+    let Some(spaces) = counts.get_mut(kind) else { return };
+    if let Some(count) = spaces.get_mut(namespace) {
+        *count -= 1;
+        if *count == 0 {
+            spaces.remove(namespace);
+        }
+    }
+    if spaces.is_empty() {
+        counts.remove(kind);
+    }
+}
+
+/// Takes a name from those of a place, and the place with its last name.
+fn take<T: Ord>(names: &mut HashMap<SmolStr, BTreeSet<T>>, place: &SmolStr, name: &T) {
+    if let Some(all) = names.get_mut(place) {
+        all.remove(name);
+        if all.is_empty() {
+            names.remove(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(namespace: &str, name: &str, node: &str) -> Summary {
+        let pod = json!({"kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": {"nodeName": node}});
+        Summary::of(&pod).unwrap()
+    }
+
+    fn names<'a>(pods: impl Iterator<Item = &'a Summary>) -> Vec<String> {
+        pods.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect()
+    }
+
+    #[test]
+    fn pods_are_found_by_their_namespace_and_by_their_machine() {
+        let mut stock = Stock::default();
+        let service =
+            json!({"kind": "Service", "metadata": {"name": "api", "namespace": "shop"}, "spec": {}});
+        let service = Summary::of(&service).unwrap();
+        stock.insert(key_of(&service), service);
+        for pod in [pod("shop", "b", "n1"), pod("shop", "a", ""), pod("bank", "c", "n1")] {
+            stock.insert(key_of(&pod), pod);
+        }
+        assert_eq!(names(stock.pods_of(&"shop".into())), ["shop/a", "shop/b"]);
+        assert_eq!(names(stock.pods_on(&"n1".into())), ["bank/c", "shop/b"]);
+        // It is bound.
+        let bound = pod("shop", "a", "n2");
+        stock.insert(key_of(&bound), bound);
+        assert_eq!(names(stock.pods_on(&"n2".into())), ["shop/a"]);
+        assert_eq!(stock.pods().count(), 3);
+        for (namespace, name) in [("shop", "a"), ("shop", "b"), ("bank", "c")] {
+            stock.remove(&("Pod".into(), namespace.into(), name.into()));
+        }
+        assert!(stock.pods.is_empty() && stock.placed.is_empty() && !stock.knows("Pod"));
+        assert!(stock.knows_in("Service", &"shop".into()) && !stock.knows_in("Service", &"bank".into()));
     }
 }

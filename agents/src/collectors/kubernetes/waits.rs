@@ -12,9 +12,10 @@ use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::{EventKind, EventSeverity};
 
 use super::convert::{Consequence, Context, WatchType, consequence};
+use super::due::Due;
 use super::json::selects;
 use super::lasting::REPEAT_NS;
-use super::pod::PodState;
+use super::pod::{ContainerState, PodState};
 use super::stock::{Key, Stock, key_of};
 use super::summary::{Detail, Route, Summary};
 
@@ -24,10 +25,9 @@ const INIT_NS: u64 = 60_000_000_000;
 const ROUTE_NS: u64 = 10_000_000_000;
 /// All routes are looked at this long after something that routes name came, went or changed.
 const ROUTES_NS: u64 = 2_000_000_000;
-/// Time in which a machine that takes no more pods should be empty, and after which it is looked at again, ns.
+/// Time in which a machine that takes no more pods should be empty, and after which it is looked at again; a budget that allows
+/// nothing for less waits for the pod that takes the place of the last one, ns.
 const DRAIN_NS: u64 = 60_000_000_000;
-/// Objects that are waited for; further ones are not, and counted.
-const DUE_MAX: usize = 20_000;
 /// Names of pods that one message has.
 const NAMES_MAX: usize = 3;
 /// Kinds that a route names.
@@ -38,13 +38,13 @@ const BEHIND_SERVICES: [&str; 2] = [kinds::SERVICE, "EndpointSlice"];
 /// What waits, and what was told of it.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
-    due: BTreeSet<(UnixNanos, Key)>,
-    dropped: u64,
+    due: Due,
     told: BTreeMap<Key, Told>,
     routes: BTreeSet<Key>,
     /// When all routes are to be looked at.
     routes_due: Option<UnixNanos>,
-    budgets: BTreeSet<Key>,
+    /// Since when each allows no disruption.
+    budgets: BTreeMap<Key, Option<UnixNanos>>,
     /// Machines that take no more pods and that some pods have left since.
     emptied: BTreeSet<SmolStr>,
 }
@@ -77,6 +77,9 @@ impl Waits {
         objects: &Stock,
     ) {
         let is_deleted = watch_type == WatchType::Deleted;
+        if is_deleted {
+            self.due.remove(&key_of(new));
+        }
         match &new.detail {
             Detail::Route(_) if is_deleted => {
                 self.routes.remove(&key_of(new));
@@ -84,43 +87,64 @@ impl Waits {
             }
             Detail::Route(_) => {
                 self.routes.insert(key_of(new));
-                self.wait(at.plus(ROUTE_NS), key_of(new));
+                self.due.add(at.plus(ROUTE_NS), key_of(new));
             }
             Detail::Budget(_) if is_deleted => {
                 self.budgets.remove(&key_of(new));
                 self.told.remove(&key_of(new));
             }
-            Detail::Budget(_) => {
-                self.budgets.insert(key_of(new));
+            Detail::Budget(budget) => {
+                let since = self.budgets.entry(key_of(new)).or_default();
+                *since = (budget.allowed <= 0).then_some(since.unwrap_or(at));
             }
             Detail::Machine(machine) if machine.is_cordoned && !is_deleted => {
-                let was = previous.is_some_and(|p| matches!(&p.detail, Detail::Machine(m) if m.is_cordoned));
-                if !was {
-                    self.wait(at.plus(DRAIN_NS), key_of(new));
-                }
+                self.note_cordoned(at, new, previous);
             }
             Detail::Machine(_) => {
                 self.emptied.remove(&new.name);
                 self.release(at, &new.name);
             }
-            Detail::Pod(pod) => {
-                let is_new = previous.and_then(Summary::pod).and_then(waiting_init).is_none();
-                if let Some(since) = waiting_init(pod).filter(|_| is_new && !is_deleted) {
-                    self.wait(since.plus(INIT_NS).max(at), key_of(new));
-                }
-                // Of a machine that is gone nobody ever says that it takes pods again.
-                if (is_deleted || new.deleted_from.is_some())
-                    && objects.find(kinds::NODE, &SmolStr::default(), &pod.node).is_some()
-                {
-                    self.emptied.insert(pod.node.clone());
-                }
-            }
+            Detail::Pod(pod) => self.note_pod(at, is_deleted, new, pod, previous, objects),
             _ if NAMED_BY_ROUTES.contains(&new.kind.as_str())
                 && (is_deleted || previous.is_none_or(|previous| ports(previous) != ports(new))) =>
             {
                 self.look_at_routes(at);
             }
             _ => {}
+        }
+    }
+
+    fn note_cordoned(&mut self, at: UnixNanos, node: &Summary, previous: Option<&Summary>) {
+        if !previous.is_some_and(is_cordoned) {
+            // Who left before left for another reason.
+            self.emptied.remove(&node.name);
+            self.due.add(at.plus(DRAIN_NS), key_of(node));
+        }
+    }
+
+    fn note_pod(
+        &mut self,
+        at: UnixNanos,
+        is_deleted: bool,
+        new: &Summary,
+        pod: &PodState,
+        previous: Option<&Summary>,
+        objects: &Stock,
+    ) {
+        let before = previous.and_then(Summary::pod).and_then(waiting_init);
+        if let Some((container, since)) = waiting_init(pod).filter(|_| !is_deleted && !pod.asked.is_empty())
+            && before.is_none_or(|(before, known)| (&before.name, known) != (&container.name, since))
+        {
+            self.due.add(since.plus(INIT_NS).max(at), key_of(new));
+        }
+        // The last word of a pod may say how it ended.
+        let ran = [Some(new), previous].into_iter().flatten().any(is_evictable);
+        // Of a machine that is gone nobody ever says that it takes pods again.
+        let is_emptied = (is_deleted || new.deleted_from.is_some())
+            && ran
+            && objects.find(kinds::NODE, &SmolStr::default(), &pod.node).is_some_and(is_cordoned);
+        if is_emptied {
+            self.emptied.insert(pod.node.clone());
         }
     }
 
@@ -133,7 +157,7 @@ impl Waits {
 
     /// Objects that were not waited for, because too many were.
     pub fn dropped(&self) -> u64 {
-        self.dropped
+        self.due.dropped()
     }
 
     fn look_at_routes(&mut self, at: UnixNanos) {
@@ -146,15 +170,7 @@ impl Waits {
     fn release(&mut self, at: UnixNanos, node: &SmolStr) {
         let held: Vec<Key> =
             self.told.iter().filter(|(_, told)| told.of == *node).map(|(key, _)| key.clone()).collect();
-        held.into_iter().for_each(|key| self.wait(at, key));
-    }
-
-    fn wait(&mut self, at: UnixNanos, key: Key) {
-        if self.due.len() < DUE_MAX {
-            self.due.insert((at, key));
-        } else {
-            self.dropped += 1;
-        }
+        held.into_iter().for_each(|key| self.due.add(at, key));
     }
 
     /// Events of what waits in vain by now, and of what waits no longer. `has_pods`: whether pods are known to be behind a
@@ -169,32 +185,25 @@ impl Waits {
         let mut events = Vec::new();
         if self.routes_due.is_some_and(|at| at <= now) && !is_listing(objects, &NAMED_BY_ROUTES) {
             self.routes_due = None;
+            // Those that are not followed are not known to go either.
+            self.routes.retain(|key| objects.get(key).is_some());
             for key in self.routes.clone() {
                 events.extend(self.route(context, &key, objects));
             }
         }
-        while self.due.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, key)) = self.due.pop_first() else { break };
+        while let Some(key) = self.due.pop(now) {
             let Some(object) = objects.get(&key) else { continue };
             match &object.detail {
                 // The end of the list is waited for.
                 Detail::Route(_) if is_listing(objects, &NAMED_BY_ROUTES) => {
-                    self.wait(now.plus(ROUTE_NS), key);
+                    self.due.add(now.plus(ROUTE_NS), key);
                 }
                 Detail::Route(_) => events.extend(self.route(context, &key, objects)),
-                Detail::Pod(_) if is_listing(objects, &BEHIND_SERVICES) => {
-                    self.wait(now.plus(ROUTE_NS), key);
-                }
-                Detail::Pod(pod) => {
-                    if let Some(missing) = init_waits(object, pod, objects, &has_pods) {
-                        self.wait(now.plus(REPEAT_NS), key);
-                        events.extend(stuck(context, object, missing));
-                    }
-                }
+                Detail::Pod(pod) => events.extend(self.pod(context, object, pod, objects, &has_pods)),
                 Detail::Machine(machine) => {
                     events.extend(self.drain(context, object, objects));
                     if machine.is_cordoned {
-                        self.wait(now.plus(DRAIN_NS), key);
+                        self.due.add(now.plus(DRAIN_NS), key);
                     }
                 }
                 Detail::Budget(_) => events.extend(self.budget(context, object, objects)),
@@ -202,6 +211,31 @@ impl Waits {
             }
         }
         events
+    }
+
+    /// A pod with an init container that runs, looked at again for as long as it does.
+    fn pod(
+        &mut self,
+        context: &Context<'_>,
+        object: &Summary,
+        pod: &PodState,
+        objects: &Stock,
+        has_pods: &impl Fn(&SmolStr, &SmolStr) -> Option<bool>,
+    ) -> Vec<UnifiedEvent> {
+        let now = context.observed_at;
+        let Some((container, since)) = waiting_init(pod).filter(|_| object.deleted_from.is_none()) else {
+            return Vec::new();
+        };
+        // One that was started anew waits since its first start, which nobody tells any more.
+        let is_young = container.restarts == 0 && since.plus(INIT_NS) > now;
+        if is_young || is_listing(objects, &BEHIND_SERVICES) {
+            let next = if is_young { since.plus(INIT_NS) } else { now.plus(ROUTE_NS) };
+            self.due.add(next, key_of(object));
+            return Vec::new();
+        }
+        self.due.add(now.plus(REPEAT_NS), key_of(object));
+        let missing = init_waits(object, pod, container, objects, has_pods);
+        missing.map(|missing| stuck(context, object, missing)).unwrap_or_default()
     }
 
     fn route(&mut self, context: &Context<'_>, key: &Key, objects: &Stock) -> Vec<UnifiedEvent> {
@@ -220,10 +254,14 @@ impl Waits {
     ) -> Vec<UnifiedEvent> {
         let (key, at) = (key_of(object), context.observed_at);
         match missing {
-            Some(_) if self.told.get(&key).is_some_and(|told| at.since(told.at) < REPEAT_NS) => Vec::new(),
+            Some(_) if self.told.get(&key).is_some_and(|told| at.since(told.at) < REPEAT_NS) => {
+                let next = self.told.get(&key).map_or(at, |told| told.at).plus(REPEAT_NS);
+                self.due.add(next, key);
+                Vec::new()
+            }
             Some(missing) => {
                 self.told.insert(key.clone(), Told { of, at });
-                self.wait(at.plus(REPEAT_NS), key);
+                self.due.add(at.plus(REPEAT_NS), key);
                 stuck(context, object, missing)
             }
             None if self.told.remove(&key).is_some() => consequence(
@@ -245,7 +283,8 @@ impl Waits {
         }
         let left = if is_emptied { left_on(node, objects) } else { Vec::new() };
         let mut events = Vec::new();
-        for key in self.budgets.clone() {
+        self.budgets.retain(|key, _| objects.get(key).is_some());
+        for key in self.budgets.keys().cloned().collect::<Vec<_>>() {
             let Some(budget) = objects.get(&key) else { continue };
             if self.told.get(&key).is_none_or(|told| told.of == node.name) {
                 events.extend(self.hold_up(context, budget, node, &left));
@@ -266,7 +305,7 @@ impl Waits {
     }
 
     fn is_emptied(&self, node: &Summary) -> bool {
-        matches!(&node.detail, Detail::Machine(m) if m.is_cordoned) && self.emptied.contains(&node.name)
+        is_cordoned(node) && self.emptied.contains(&node.name)
     }
 
     fn hold_up(
@@ -276,7 +315,9 @@ impl Waits {
         node: &Summary,
         left: &[&Summary],
     ) -> Vec<UnifiedEvent> {
-        let kept = kept(budget, left);
+        let since = self.budgets.get(&key_of(budget)).copied().flatten();
+        let is_firm = since.is_some_and(|since| context.observed_at.since(since) >= DRAIN_NS);
+        let kept = if is_firm { kept(budget, left) } else { Vec::new() };
         let missing = (!kept.is_empty()).then(|| Missing {
             reason: "DrainBlocked",
             message: format!(
@@ -314,16 +355,21 @@ fn names(all: &[&SmolStr]) -> String {
     text
 }
 
-/// Pods that run on a machine and that somebody who empties it evicts.
+fn is_cordoned(object: &Summary) -> bool {
+    matches!(&object.detail, Detail::Machine(machine) if machine.is_cordoned)
+}
+
+/// Whether it is one that somebody who empties its machine evicts, and that runs there.
+fn is_evictable(object: &Summary) -> bool {
+    let stays = |kind: &SmolStr| [kinds::DAEMON_SET, kinds::NODE].contains(&kind.as_str());
+    object.pod().is_some_and(|pod| pod.phase == "Running")
+        && !object.owner.as_ref().is_some_and(|(kind, _)| stays(kind))
+}
+
+/// Pods that somebody who empties a machine has still to evict.
 fn left_on<'a>(node: &Summary, objects: &'a Stock) -> Vec<&'a Summary> {
-    let is_left = |object: &&Summary| {
-        object.deleted_from.is_none()
-            && object.owner.as_ref().is_none_or(|(kind, _)| kind != kinds::DAEMON_SET)
-            && object.pod().is_some_and(|pod| pod.node == node.name && pod.phase == "Running")
-    };
-    let mut left: Vec<&Summary> = objects.values().filter(is_left).collect();
-    left.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    left
+    let is_left = |object: &&Summary| object.deleted_from.is_none() && is_evictable(object);
+    objects.pods_on(&node.name).filter(is_left).collect()
 }
 
 /// Those of them that a budget with no disruption left is for.
@@ -339,22 +385,20 @@ fn kept<'a>(budget: &Summary, left: &[&'a Summary]) -> Vec<&'a SmolStr> {
     left.iter().filter(is_kept).map(|object| &object.name).collect()
 }
 
-/// Since when an init container runs that is not done.
-fn waiting_init(pod: &PodState) -> Option<UnixNanos> {
-    pod.containers.iter().filter(|container| container.is_init).find_map(|container| container.running_since)
+/// The init container that runs, and since when.
+fn waiting_init(pod: &PodState) -> Option<(&ContainerState, UnixNanos)> {
+    let mut running = pod.containers.iter().filter(|container| container.is_init);
+    running.find_map(|container| Some((container, container.running_since?)))
 }
 
 /// The Service that an init container asks for and that is not there, or has no pod behind it.
 fn init_waits(
     object: &Summary,
     pod: &PodState,
+    container: &ContainerState,
     objects: &Stock,
     has_pods: &impl Fn(&SmolStr, &SmolStr) -> Option<bool>,
 ) -> Option<Missing> {
-    let container = pod.containers.iter().find(|c| c.is_init && c.running_since.is_some())?;
-    if object.deleted_from.is_some() || !objects.knows(kinds::SERVICE) {
-        return None;
-    }
     let asked = pod.asked.iter().filter(|(name, _)| *name == container.name).map(|(_, host)| host);
     asked.into_iter().find_map(|host| {
         let (name, namespace) =
@@ -362,10 +406,15 @@ fn init_waits(
                 (name, rest.split('.').next().unwrap_or_default())
             });
         let (name, namespace) = (SmolStr::new(name), SmolStr::new(namespace));
-        let is_there = objects.find(kinds::SERVICE, &namespace, &name).is_some();
-        let what = match (is_there, has_pods(&namespace, &name)) {
-            (false, _) => "which does not exist",
-            (true, Some(false)) => "which has no ready pod behind it",
+        let what = match objects.find(kinds::SERVICE, &namespace, &name) {
+            None if objects.knows_in(kinds::SERVICE, &namespace) => "which does not exist",
+            // What is behind one without a selector are no pods.
+            Some(service)
+                if service.rules().is_some_and(|rules| !rules.selector.is_empty())
+                    && has_pods(&namespace, &name) == Some(false) =>
+            {
+                "which has no ready pod behind it"
+            }
             _ => return None,
         };
         Some(Missing {
