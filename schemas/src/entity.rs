@@ -31,7 +31,7 @@ pub mod kinds {
 }
 
 /// Short and plural names of kinds, lower case, as kubectl takes them.
-const KUBECTL_NAMES: [(&str, &[&str]); 26] = [
+const KUBECTL_NAMES: [(&str, &[&str]); 28] = [
     (kinds::POD, &["po", "pods"]),
     (kinds::DEPLOYMENT, &["deploy", "deployments"]),
     (kinds::REPLICA_SET, &["rs", "replicasets"]),
@@ -50,6 +50,8 @@ const KUBECTL_NAMES: [(&str, &[&str]); 26] = [
     ("PersistentVolume", &["pv", "persistentvolumes"]),
     ("StorageClass", &["sc", "storageclasses"]),
     ("Ingress", &["ing", "ingresses"]),
+    ("Gateway", &["gtw", "gateways"]),
+    ("HTTPRoute", &["httproutes"]),
     ("NetworkPolicy", &["netpol", "networkpolicies"]),
     ("HorizontalPodAutoscaler", &["hpa", "horizontalpodautoscalers"]),
     ("PodDisruptionBudget", &["pdb", "poddisruptionbudgets"]),

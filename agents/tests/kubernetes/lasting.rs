@@ -131,7 +131,7 @@ fn a_pod_that_waits_or_is_not_ready_is_told_again_and_one_that_starts_is_not() {
     assert_eq!(cluster.times(EventKind::K8sPodUnschedulable), [0, 240, 480]);
 }
 
-fn service(selector: &str, port: u64) -> Value {
+pub fn service(selector: &str, port: u64) -> Value {
     json!({"kind": "Service", "metadata": {"name": "api", "namespace": "shop", "uid": "s"},
         "spec": {"selector": {"app": selector}, "ports": [{"port": port}]}})
 }
@@ -162,7 +162,7 @@ fn a_service_with_nothing_behind_it_is_told_in_the_same_words_until_something_is
     assert_eq!(cluster.until(4000).told(), []);
 }
 
-fn named(kind: &str, name: &str, rest: Value) -> Value {
+pub fn named(kind: &str, name: &str, rest: Value) -> Value {
     let mut object = json!({"kind": kind, "metadata": {"name": name, "namespace": "shop", "uid": format!("{kind}-{name}")}});
     if kind == "Node" {
         object["metadata"]["namespace"] = Value::Null;
@@ -173,7 +173,7 @@ fn named(kind: &str, name: &str, rest: Value) -> Value {
     object
 }
 
-fn ingress(name: &str, service: &str) -> Value {
+pub fn ingress(name: &str, service: &str) -> Value {
     let backend = json!({"service": {"name": service, "port": {"number": 80}}});
     named("Ingress", name, json!({"spec": {"defaultBackend": backend}}))
 }
@@ -247,17 +247,17 @@ fn many_routes_and_many_services_leave_nothing_out() {
     );
 }
 
-fn machine(name: &str, is_cordoned: bool) -> Value {
+pub fn machine(name: &str, is_cordoned: bool) -> Value {
     named("Node", name, json!({"spec": {"unschedulable": is_cordoned}}))
 }
 
-fn placed(name: &str, node: &str) -> Value {
+pub fn placed(name: &str, node: &str) -> Value {
     let mut pod = named("Pod", name, json!({"spec": {"nodeName": node}, "status": {"phase": "Running"}}));
     pod["metadata"]["labels"] = json!({"app": "api"});
     pod
 }
 
-fn budget() -> Value {
+pub fn budget() -> Value {
     named(
         "PodDisruptionBudget",
         "api",
@@ -302,6 +302,75 @@ fn a_budget_that_is_made_anew_is_another_one() {
     assert_eq!(cluster.told(), []);
     let mut next = budget();
     next["metadata"]["uid"] = json!("another");
-    cluster.added(&next).until(240);
-    assert_eq!(cluster.told(), [(240, EventKind::K8sStuck, "DrainBlocked".to_owned())]);
+    // A new one allows nothing until somebody has counted its pods.
+    cluster.added(&next).until(290);
+    assert_eq!(cluster.told(), []);
+    cluster.until(300);
+    assert_eq!(cluster.told(), [(300, EventKind::K8sStuck, "DrainBlocked".to_owned())]);
+}
+
+fn condition(kind: &str, status: &str, reason: &str) -> Value {
+    json!({"type": kind, "status": status, "reason": reason, "lastTransitionTime": "2030-01-01T11:00:00Z"})
+}
+
+fn with_conditions(kind: &str, name: &str, conditions: &[Value]) -> Value {
+    named(kind, name, json!({"status": {"conditions": conditions}}))
+}
+
+#[test]
+fn the_end_of_a_job_is_told_once_however_long_it_is_kept() {
+    let failed = with_conditions("Job", "nightly-1", &[condition("Failed", "True", "BackoffLimitExceeded")]);
+    let mut cluster = Cluster::new();
+    cluster.added(&with_conditions("Job", "nightly-1", &[])).until(10);
+    cluster.sees(WatchType::Modified, &failed).until(2000);
+    assert_eq!(cluster.told(), [(10, EventKind::K8sObjectChanged, "BackoffLimitExceeded".to_owned())]);
+    // Who begins to listen later hears of it only when it is news.
+    let told = |news_after: u64| {
+        let events = Cluster::new().tracker.object(after(60), after(news_after), WatchType::Added, &failed);
+        let changed = events.unwrap().into_iter().find(|event| event.kind == EventKind::K8sObjectChanged);
+        changed.map(|event| event.timestamp)
+    };
+    assert_eq!((told(30), told(0)), (None, Some(after(0))));
+}
+
+#[test]
+fn what_somebody_wants_is_not_wrong() {
+    let mut cluster = Cluster::new();
+    let scaler = |reason: &str| {
+        let conditions = [
+            condition("AbleToScale", "True", "ReadyForNewScale"),
+            condition("ScalingActive", "False", reason),
+        ];
+        with_conditions("HorizontalPodAutoscaler", "api", &conditions)
+    };
+    cluster.added(&scaler("ScalingDisabled")).until(500);
+    let paused =
+        [condition("Available", "True", "X"), condition("Progressing", "Unknown", "DeploymentPaused")];
+    cluster.added(&with_conditions("Deployment", "api", &paused)).until(1000);
+    assert_eq!(cluster.told(), []);
+    cluster.sees(WatchType::Modified, &scaler("FailedGetResourceMetric")).until(1300);
+    assert_eq!(cluster.times(EventKind::K8sObjectChanged), [1000, 1240]);
+}
+
+#[test]
+fn a_route_with_two_gateways_is_as_well_as_the_worse_of_them() {
+    let parent = |refs: &str| {
+        let conditions =
+            [condition("Accepted", "True", "Accepted"), condition("ResolvedRefs", refs, "BackendNotFound")];
+        json!({"conditions": conditions})
+    };
+    let route = |first: &str, second: &str| {
+        named("HTTPRoute", "front", json!({"status": {"parents": [parent(first), parent(second)]}}))
+    };
+    for order in [("True", "False"), ("False", "True")] {
+        let mut cluster = Cluster::new();
+        cluster.added(&route("True", "True")).sees(WatchType::Modified, &route(order.0, order.1)).until(100);
+        for _ in 0..3 {
+            cluster.sees(WatchType::Modified, &route(order.0, order.1));
+        }
+        assert_eq!(cluster.times(EventKind::K8sObjectChanged), [0], "{order:?}");
+        assert_eq!(cluster.until(250).times(EventKind::K8sObjectChanged), [240], "it goes on");
+        cluster.sees(WatchType::Modified, &route("True", "True")).until(900);
+        assert_eq!(cluster.times(EventKind::K8sObjectChanged), [250], "it is well");
+    }
 }

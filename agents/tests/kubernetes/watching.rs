@@ -327,7 +327,7 @@ async fn a_missing_permission_is_named_and_the_rest_works() {
     let named = |reason: &str| {
         reason.starts_with("not allowed to see rollouts and changed images, ")
             && reason.contains(": grant get, list and watch of deployments.apps, replicasets.apps, ")
-            && reason.ends_with(" and 19 more")
+            && reason.ends_with(" and 20 more")
     };
     until("all that is forbidden", || match states.all().get("kubernetes") {
         Some(CollectorState::Degraded(reason)) if named(reason) => Some(()),

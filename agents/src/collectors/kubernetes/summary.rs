@@ -16,12 +16,15 @@ const CONDITIONS_MAX: usize = 32;
 /// Finalizers kept of an object.
 const FINALIZERS_MAX: usize = 8;
 /// Kinds that say how others are to be treated.
-const RULES: [&str; 8] = [
+const RULES: [&str; 10] = [
     kinds::SERVICE,
     "NetworkPolicy",
     // Of a service mesh: who may talk to whom, and how.
     "AuthorizationPolicy",
     "PeerAuthentication",
+    // Who is led where from outside.
+    "Gateway",
+    "HTTPRoute",
     "ResourceQuota",
     "LimitRange",
     "ValidatingWebhookConfiguration",
@@ -29,7 +32,7 @@ const RULES: [&str; 8] = [
 ];
 /// Kinds of them that limit the pods they select, or all of their namespace.
 pub const LIMITS: [&str; 3] = ["NetworkPolicy", "AuthorizationPolicy", "PeerAuthentication"];
-/// Ports kept of a Service.
+/// Ports kept of a Service; of one with more none are, so that none is missed.
 const PORTS_MAX: usize = 64;
 /// Backends and certificates kept of a route.
 const BACKENDS_MAX: usize = 128;
@@ -246,7 +249,7 @@ fn detail(kind: &str, object: &Value) -> Detail {
         kind if RULES.contains(&kind) => Detail::Rules(rules(kind, object)),
         "Ingress" => Detail::Route(Box::new(route(object))),
         "PodDisruptionBudget" => Detail::Budget(Budget {
-            selector: pairs(object, "/spec/selector/matchLabels"),
+            selector: budget_selector(object),
             allowed: int(object, "/status/disruptionsAllowed"),
         }),
         kinds::NODE => Detail::Machine(Machine {
@@ -277,8 +280,11 @@ fn rules(kind: &str, object: &Value) -> Rules {
 
 /// Names and numbers, by either of which a route may ask for a port.
 fn ports(service: &Value) -> Vec<SmolStr> {
-    let ports = list(service, "/spec/ports").iter().take(PORTS_MAX);
-    let both = ports.flat_map(|port| [text(port, "/name"), number_or_text(port, "/port")]);
+    let ports = list(service, "/spec/ports");
+    if ports.len() > PORTS_MAX {
+        return Vec::new();
+    }
+    let both = ports.iter().flat_map(|port| [text(port, "/name"), number_or_text(port, "/port")]);
     both.filter(|port| !port.is_empty()).collect()
 }
 
@@ -315,6 +321,12 @@ fn route(object: &Value) -> Route {
     }
 }
 
+/// Labels alone. With expressions as well it is for fewer pods, and for none as far as is known here.
+fn budget_selector(object: &Value) -> Pairs {
+    let has_expressions = !list(object, "/spec/selector/matchExpressions").is_empty();
+    if has_expressions { Pairs::new() } else { pairs(object, "/spec/selector/matchLabels") }
+}
+
 fn finalizers(object: &Value) -> Vec<SmolStr> {
     let names = list(object, "/metadata/finalizers").iter().filter_map(Value::as_str);
     names.take(FINALIZERS_MAX).map(SmolStr::new).collect()
@@ -346,21 +358,38 @@ fn data(object: &Value) -> Vec<(SmolStr, u64)> {
 }
 
 fn conditions(object: &Value) -> Vec<Condition> {
-    // A route of the Gateway API has some for each of its gateways.
-    let of_parents =
-        list(object, "/status/parents").iter().flat_map(|parent| list(parent, "/conditions").iter());
-    list(object, "/status/conditions")
-        .iter()
-        .chain(of_parents)
-        .take(CONDITIONS_MAX)
-        .map(|condition| Condition {
-            kind: text(condition, "/type"),
-            status: text(condition, "/status"),
-            reason: text(condition, "/reason"),
-            message: text(condition, "/message"),
-            since: time(condition, "/lastTransitionTime"),
-        })
-        .collect()
+    let mut conditions: Vec<Condition> =
+        list(object, "/status/conditions").iter().take(CONDITIONS_MAX).map(condition).collect();
+    // A route of the Gateway API has some for each of its gateways: the worst of each kind says how it stands.
+    let parents = list(object, "/status/parents").iter();
+    for of_parent in parents.flat_map(|parent| list(parent, "/conditions")).map(condition) {
+        match conditions.iter().position(|known| known.kind == of_parent.kind) {
+            Some(place) if badness(&of_parent) > badness(&conditions[place]) => conditions[place] = of_parent,
+            Some(_) => {}
+            None if conditions.len() < CONDITIONS_MAX => conditions.push(of_parent),
+            None => {}
+        }
+    }
+    conditions
+}
+
+fn condition(condition: &Value) -> Condition {
+    Condition {
+        kind: text(condition, "/type"),
+        status: text(condition, "/status"),
+        reason: text(condition, "/reason"),
+        message: text(condition, "/message"),
+        since: time(condition, "/lastTransitionTime"),
+    }
+}
+
+/// Of a condition that is good when it is `True`, as those of routes are.
+fn badness(condition: &Condition) -> u8 {
+    match condition.status.as_str() {
+        "True" => 0,
+        "False" => 2,
+        _ => 1,
+    }
 }
 
 /// Manager and time of the newest change that is not of a status.

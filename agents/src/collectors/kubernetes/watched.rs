@@ -82,6 +82,7 @@ const SECRET: Row = ("Secret", "secrets", &["v1"], "changed secrets");
 const NETWORK_POLICY: Row =
     ("NetworkPolicy", "networkpolicies", &["networking.k8s.io/v1"], "network policies");
 const GATEWAY: Row = ("Gateway", "gateways", &["gateway.networking.k8s.io/v1"], "gateways");
+const HTTP_ROUTE: Row = ("HTTPRoute", "httproutes", &["gateway.networking.k8s.io/v1"], "routes of gateways");
 const POD: Row = ("Pod", "pods", &["v1"], "pods");
 const ENDPOINT_SLICE: Row =
     ("EndpointSlice", "endpointslices", &["discovery.k8s.io/v1"], "the pods behind Services");
@@ -161,7 +162,7 @@ pub fn of(config: &KubernetesConfig) -> (Vec<Watched>, Vec<String>) {
     kinds.push(Watched { namespace: SmolStr::new_static(NODE_LEASES), ..Watched::of(LEASE) });
     kinds.extend(config.config_maps.then(|| Watched::of(CONFIG_MAP)));
     kinds.extend(config.secrets.then(|| Watched::of(SECRET)));
-    kinds.push(Watched { is_standard: false, ..Watched::of(GATEWAY) });
+    kinds.extend([GATEWAY, HTTP_ROUTE].map(|row| Watched { is_standard: false, ..Watched::of(row) }));
     let mut refused = Vec::new();
     for (at, name) in config.custom_resources.iter().enumerate() {
         match Watched::custom(name) {
@@ -180,7 +181,7 @@ pub fn of(config: &KubernetesConfig) -> (Vec<Watched>, Vec<String>) {
 
 /// True for the kinds that need no configuration.
 pub fn is_known(kind: &str) -> bool {
-    let others = [LEASE, CONFIG_MAP, SECRET, GATEWAY, POD, ENDPOINT_SLICE, NETWORK_POLICY, EVENT];
+    let others = [LEASE, CONFIG_MAP, SECRET, GATEWAY, HTTP_ROUTE, POD, ENDPOINT_SLICE, NETWORK_POLICY, EVENT];
     STANDARD.iter().chain(&others).any(|row| row.0 == kind)
 }
 

@@ -21,6 +21,12 @@ const GOOD_WHEN_TRUE: [&str; 8] = [
     "Programmed",
     "ResolvedRefs",
 ];
+/// Type and reason of what is as somebody wants it: scaled to nothing, or held for a while.
+const WANTED: [(&str, &str); 3] = [
+    ("ScalingActive", "ScalingDisabled"),
+    ("Progressing", "DeploymentPaused"),
+    ("Progressing", "DeploymentResumed"),
+];
 /// Bad when not `False`; on a node every other condition is, as problem detectors add their own.
 const BAD_WHEN_TRUE: [&str; 4] = ["ReplicaFailure", "Failed", "FailureTarget", "Stalled"];
 
@@ -47,15 +53,22 @@ pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_t
         if !changed {
             continue;
         }
+        // What has ended once is no news to who sees it first.
+        let has_ended = new.kind == kinds::JOB;
+        if has_ended && !out.is_news(condition.since, previous) {
+            continue;
+        }
         // What is wrong since long is told as of now: an old time would be dropped as old news.
-        let at = condition.since.filter(|_| previous.is_some());
+        let at = condition.since.filter(|_| previous.is_some() || has_ended);
         push(out, condition, before, at);
     }
 }
 
-/// True when a condition is bad.
+/// True when a condition is bad and goes on. That of a Job is its end: one that is kept would be heard of for ever, however well
+/// those after it went.
 pub(super) fn lasts(object: &Summary) -> bool {
-    object.conditions.iter().any(|condition| is_bad(condition, object.kind == kinds::NODE))
+    object.kind != kinds::JOB
+        && object.conditions.iter().any(|condition| is_bad(condition, object.kind == kinds::NODE))
 }
 
 /// Every condition that is bad, as of now.
@@ -104,6 +117,9 @@ fn of_object(condition: &Condition, before: Option<&Condition>) -> KubernetesDat
 
 fn is_bad(condition: &Condition, on_node: bool) -> bool {
     let kind = condition.kind.as_str();
+    if WANTED.contains(&(kind, condition.reason.as_str())) {
+        return false;
+    }
     if GOOD_WHEN_TRUE.contains(&kind) {
         // `Unknown` is bad as well: nobody reports any more.
         condition.status != "True"

@@ -31,8 +31,10 @@ const fn required(resource: Resource) -> Resource {
 
 const ADMISSION: &str = "admissionregistration.k8s.io/v1";
 
+const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
+
 /// All kinds, the largest lists first.
-pub const RESOURCES: [Resource; 30] = [
+pub const RESOURCES: [Resource; 32] = [
     required(of("Pod", "v1", "pods")),
     required(of("Event", "v1", "events")),
     of("ReplicaSet", "apps/v1", "replicasets"),
@@ -50,6 +52,8 @@ pub const RESOURCES: [Resource; 30] = [
     of("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
     of("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
     of("Ingress", "networking.k8s.io/v1", "ingresses"),
+    of("Gateway", GATEWAY_API, "gateways"),
+    of("HTTPRoute", GATEWAY_API, "httproutes"),
     // Whether the certificate of a route is there.
     Resource { metadata_only: true, ..of("Secret", "v1", "secrets") },
     of("LimitRange", "v1", "limitranges"),

@@ -4,7 +4,7 @@
 //! difference says with a time of its own stands at that time. What goes on is repeated until now, as the kubelet and
 //! the controllers repeat their Events: a state that nobody mentions any more would count as over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use smol_str::SmolStr;
 use tapio_schemas::entity::kinds;
@@ -40,7 +40,9 @@ pub(super) fn events(
     });
     let since = now.minus(WINDOW_NS);
     let loops = first_back_offs(&told);
-    let mut teller = Teller { tracker: Tracker::new(cluster, None), loops, since, now, events: Vec::new() };
+    let over = over(&objects);
+    let tracker = Tracker::new(cluster, None);
+    let mut teller = Teller { tracker, loops, over, since, now, events: Vec::new() };
     let sets = sets_by_owner(&objects);
     for object in &objects {
         let owned = (object.summary.namespace.clone(), object.summary.name.clone());
@@ -86,6 +88,23 @@ fn sets_by_owner(objects: &[Standing]) -> HashMap<(SmolStr, SmolStr), Vec<&Stand
     sets
 }
 
+/// Jobs after which another one of the same owner has begun, by namespace and name: how they ended is history.
+fn over(objects: &[Standing]) -> HashSet<(SmolStr, SmolStr)> {
+    let mut runs: HashMap<_, Vec<&Standing>> = HashMap::new();
+    for job in objects.iter().filter(|object| object.summary.kind == kinds::JOB) {
+        if let Some(owner) = &job.summary.owner {
+            runs.entry((&job.summary.namespace, owner)).or_default().push(job);
+        }
+    }
+    let mut over = HashSet::new();
+    for mut jobs in runs.into_values() {
+        jobs.sort_by_key(|job| (job.created, &job.summary.name));
+        jobs.pop();
+        over.extend(jobs.into_iter().map(|job| (job.summary.namespace.clone(), job.summary.name.clone())));
+    }
+    over
+}
+
 /// When a container of a pod was first waited for after its end, by namespace and pod.
 fn first_back_offs(told: &[Told]) -> HashMap<(SmolStr, SmolStr), UnixNanos> {
     let mut first = HashMap::new();
@@ -102,6 +121,7 @@ fn first_back_offs(told: &[Told]) -> HashMap<(SmolStr, SmolStr), UnixNanos> {
 struct Teller {
     tracker: Tracker,
     loops: HashMap<(SmolStr, SmolStr), UnixNanos>,
+    over: HashSet<(SmolStr, SmolStr)>,
     since: UnixNanos,
     now: UnixNanos,
     events: Vec<UnifiedEvent>,
@@ -122,8 +142,13 @@ impl Teller {
         }
         let (since, now) = (self.since, self.now);
         let said = self.tracker.summarized(now, since, WatchType::Modified, object.summary.clone());
+        let is_over = object.summary.kind == kinds::JOB
+            && self.over.contains(&(object.summary.namespace.clone(), object.summary.name.clone()));
         for event in said {
             match Course::of(&event) {
+                Course::GoesOn if is_over => {
+                    self.events.extend((event.timestamp >= since).then_some(event));
+                }
                 Course::GoesOn => {
                     let from = goes_on_since(&event, &object.summary, now).unwrap_or(began);
                     self.repeat(event, from.max(began));
