@@ -154,6 +154,24 @@ fn the_machines_mounts_are_seen_below_the_configured_root_where_they_are_directo
 }
 
 #[test]
+fn what_is_kept_in_memory_does_not_push_out_disks() {
+    support::require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let shared = Disk::mount(&dir.path().join("host/shm"), MIB, "");
+    let disk = dir.path().join("host/var/lib/volume");
+    std::fs::create_dir_all(&disk).unwrap();
+    let (of_memory, of_disk) = (device(&shared.0), device(&disk));
+    let list = format!(
+        "1 0 {of_memory} / /shm rw - tmpfs tmpfs rw\n2 0 {of_disk} / /var/lib/volume rw - ext4 /dev/sdb rw\n"
+    );
+    let narrow = FilesystemConfig { mounts_max: 1, ..seen_through(dir.path(), &list) };
+    let mut sampler = sampler(&narrow);
+    let events = sample(&mut sampler);
+    assert!(told(&events, Path::new("/var/lib/volume"), "used").is_some(), "{events:?}");
+    assert_eq!((told(&events, Path::new("/shm"), "used"), sampler.left_out()), (None, 1));
+}
+
+#[test]
 fn who_does_not_see_the_machine_says_so_unless_it_is_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let mut elsewhere = sampler(&seen_through(dir.path(), "999999999 0 8:1 / / rw - ext4 /dev/sda1 rw\n"));

@@ -106,6 +106,8 @@ impl Sampler {
         if over > 0 && self.left_out == 0 {
             tracing::warn!(over, "more file systems than filesystem.mounts_max: some are not sampled");
         }
+        // Each pod has some in memory; they must not push out disks.
+        all.sort_by_key(|mount| mount.kind == "tmpfs");
         all.truncate(self.config.mounts_max);
         self.left_out = over;
         let mut out = Vec::new();
