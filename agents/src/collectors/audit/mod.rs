@@ -29,7 +29,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use self::convert::EventList;
 use super::otlp::body::{self, BodyError};
-use super::otlp::connections::Limited;
+use super::otlp::connections::{Limited, TimedOut};
 use crate::sink::EventSink;
 
 pub use config::AuditConfig;
@@ -60,6 +60,7 @@ struct Shared {
     message_max: usize,
     events: Outcomes,
     requests: Outcomes,
+    timed_out: TimedOut,
 }
 
 impl AuditReceiver {
@@ -85,6 +86,10 @@ impl AuditReceiver {
             message_max: usize::try_from(config.message_max.0).unwrap_or(usize::MAX),
             events: metrics.shared("audit_events", "Audit events, by what became of them"),
             requests: metrics.shared("audit_requests", "Batches of audit events, by outcome"),
+            timed_out: metrics.shared(
+                "audit_connections_timed_out",
+                "Connections of senders that were ended, by what did not come",
+            ),
         };
         let (listener, shared) = (Mutex::new(Some(listener)), Arc::new(shared));
         Ok(Self { listener, address, shared, connections_max: config.connections_max })
@@ -104,16 +109,13 @@ impl AuditReceiver {
             Some(listener) => listener,
             None => TcpListener::bind(self.address).await?,
         };
-        let listener = Limited::new(listener, self.connections_max);
+        let listener = Limited::new(listener, self.connections_max, self.shared.timed_out.clone());
         let routes = Router::new().route(PATH, post(receive)).with_state(Arc::clone(&self.shared));
-        let shutdown = context.shutdown.clone();
-        let serving =
-            axum::serve(listener, routes).with_graceful_shutdown(async move { shutdown.wait().await });
-        let serving = serving.into_future();
+        let serving = listener.serve(routes, context.shutdown.clone());
         tokio::pin!(serving);
         loop {
             tokio::select! {
-                ended = &mut serving => return Ok(ended?),
+                () = &mut serving => return Ok(()),
                 () = context.clock.sleep(TICK) => context.progress.tick(),
             }
         }

@@ -26,7 +26,8 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use super::connections::Limited;
+use super::body::READ_TIMEOUT;
+use super::connections::{HEAD_TIMEOUT, Limited};
 use super::reception::{ExportRequest, Protocol, Reception, Unavailable};
 
 /// Requests of one connection that are under way at once; further ones wait in the client.
@@ -45,6 +46,9 @@ pub async fn serve(
     let services = Services(Arc::clone(&reception));
     tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
+        // Who does not answer is gone, and holds a place.
+        .http2_keepalive_interval(Some(HEAD_TIMEOUT))
+        .http2_keepalive_timeout(Some(READ_TIMEOUT))
         .layer(GateLayer(reception))
         .add_service(
             TraceServiceServer::new(services.clone())

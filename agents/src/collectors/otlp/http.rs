@@ -1,6 +1,5 @@
 //! OTLP over HTTP: protobuf and JSON.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,16 +53,13 @@ struct Failure {
 }
 
 /// Serves until `shutdown`, then finishes the open requests.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: Limited, http: Http, shutdown: Shutdown) -> io::Result<()> {
+pub async fn serve(listener: Limited, http: Http, shutdown: Shutdown) {
     let routes = Router::new()
         .route("/v1/traces", post(export::<ExportTraceServiceRequest>))
         .route("/v1/metrics", post(export::<ExportMetricsServiceRequest>))
         .route("/v1/logs", post(export::<ExportLogsServiceRequest>))
         .with_state(Arc::new(http));
-    axum::serve(listener, routes).with_graceful_shutdown(async move { shutdown.wait().await }).await
+    listener.serve(routes, shutdown).await;
 }
 
 async fn export<R: ExportRequest>(State(http): State<Arc<Http>>, request: Request) -> Response<Body> {

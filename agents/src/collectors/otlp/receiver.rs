@@ -11,7 +11,7 @@ use tapio_runtime::telemetry::Metrics;
 use tokio::net::TcpListener;
 
 use super::config::OtlpConfig;
-use super::connections::Limited;
+use super::connections::{Limited, TimedOut};
 use super::http::Http;
 use super::reception::{Bounds, Reception};
 use super::{grpc, http};
@@ -40,6 +40,7 @@ pub struct OtlpReceiver {
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
     reception: Arc<Reception>,
+    timed_out: TimedOut,
 }
 
 impl OtlpReceiver {
@@ -57,7 +58,11 @@ impl OtlpReceiver {
         let (grpc, grpc_addr) = bind(&config.grpc_listen, "gRPC", "grpc_listen")?;
         let (http, http_addr) = bind(&config.http_listen, "HTTP", "http_listen")?;
         let reception = Arc::new(Reception::new(&config, bounds, sink, clock, metrics));
-        Ok(Self { config, grpc, http, grpc_addr, http_addr, reception })
+        let timed_out = metrics.shared(
+            "otlp_connections_timed_out",
+            "Connections of clients that were ended, by what did not come",
+        );
+        Ok(Self { config, grpc, http, grpc_addr, http_addr, reception, timed_out })
     }
 
     /// Address of gRPC, with the real port.
@@ -88,8 +93,10 @@ impl OtlpReceiver {
         let grpc = grpc::serve(grpc_listener, Arc::clone(&self.reception), message_max, stop.clone());
         let http = http::serve(self.limited(&self.http)?, routes, stop.clone());
         let servers = async {
-            tokio::try_join!(async { grpc.await.map_err(|e| WorkerFailure::Grpc(e.into())) }, async {
-                http.await.map_err(WorkerFailure::Http)
+            let grpc = async { grpc.await.map_err(|error| WorkerFailure(error.into())) };
+            tokio::try_join!(grpc, async {
+                http.await;
+                Ok(())
             })
         };
         tokio::pin!(servers);
@@ -112,17 +119,13 @@ impl OtlpReceiver {
 
     fn limited(&self, listener: &StdListener) -> io::Result<Limited> {
         let listener = TcpListener::from_std(listener.try_clone()?)?;
-        Ok(Limited::new(listener, self.config.connections_max))
+        Ok(Limited::new(listener, self.config.connections_max, self.timed_out.clone()))
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-enum WorkerFailure {
-    #[error("the gRPC server failed: {0}")]
-    Grpc(Box<dyn std::error::Error + Send + Sync>),
-    #[error("the HTTP server failed: {0}")]
-    Http(io::Error),
-}
+#[error("the gRPC server failed: {0}")]
+struct WorkerFailure(Box<dyn std::error::Error + Send + Sync>);
 
 fn bind(
     address: &str,
