@@ -35,7 +35,17 @@ pub const SCENES: &[(&str, Scene, Expected)] = &[
         gateway,
         cause("network.route_unresolved", "Gateway", "harbour", "gate"),
     ),
+    (
+        "a route of two gateways to a Service that is not there",
+        route_of_gateways,
+        cause("network.route_unresolved", "HTTPRoute", "harbour", "quayside"),
+    ),
     ("routes that lead somewhere", good_routes, Expected::Healthy),
+    (
+        "what somebody wants so: a scaler that rests, a machine that takes no more pods",
+        wanted,
+        Expected::Healthy,
+    ),
     (
         "a machine that may not be emptied",
         drain_blocked,
@@ -165,8 +175,48 @@ fn gateway(w: &mut World) {
     quiet(w, 100);
 }
 
+/// The route as each of its gateways sees it.
+fn parents(second: &str, reason: &str) -> Value {
+    let parent = |gateway: &str, status: &str, reason: &str| {
+        json!({"parentRef": {"name": gateway}, "conditions": [
+            {"type": "Accepted", "status": "True", "reason": "Accepted"},
+            {"type": "ResolvedRefs", "status": status, "reason": reason, "message": "Service pylot is not there"}]})
+    };
+    json!({"status": {"parents": [parent("gate", "True", "ResolvedRefs"), parent("side-gate", second, reason)]}})
+}
+
+fn route_of_gateways(w: &mut World) {
+    let route = w.add("HTTPRoute", "harbour", "quayside", parents("True", "ResolvedRefs"));
+    w.at(20).change(&route, parents("False", "BackendNotFound"));
+    quiet(w, 100);
+}
+
+fn wanted(w: &mut World) {
+    let pods = w.deployment("harbour", "pilot", 3);
+    w.workload("StatefulSet", "harbour", "ledger", 3);
+    w.add(
+        "PodDisruptionBudget",
+        "harbour",
+        "ledger",
+        json!({"spec": {"minAvailable": 3, "selector": {"matchLabels": app("ledger")}},
+        "status": {"disruptionsAllowed": 0}}),
+    );
+    let scaler = w.add("HorizontalPodAutoscaler", "harbour", "pilot", json!({"status": {"conditions": []}}));
+    w.at(10).delete(&pods[1]);
+    w.at(20).change(&of("Node", "", "rack-b1"), json!({"spec": {"unschedulable": true}}));
+    w.condition(
+        &scaler,
+        "ScalingActive",
+        "False",
+        "ScalingDisabled",
+        "scaling is disabled since replicas is zero",
+    );
+    quiet(w, 200);
+}
+
 fn good_routes(w: &mut World) {
     entry(w);
+    w.add("HTTPRoute", "harbour", "quayside", parents("True", "ResolvedRefs"));
     w.add(
         "Gateway",
         "harbour",
