@@ -197,15 +197,33 @@ async fn a_forgotten_version_begins_the_list_anew() {
 
 #[tokio::test]
 async fn a_forbidden_kind_is_named_with_its_permission_and_the_rest_is_there() {
-    let api = Api::with(2, &[("deployments", &[Fault::Status(403)]), ("nodes", &[Fault::Status(404)])]);
+    let absent: &[Fault] = &[Fault::Status(404)];
+    let faults = [("deployments", &[Fault::Status(403)][..]), ("nodes", absent), ("gateways", absent)];
+    let api = Api::with(2, &faults);
     let listing = api.listing(None, None).await;
     assert_eq!(listing.snapshot.count_of("Pod"), 2);
-    let [missing] = &listing.missing[..] else { panic!("{:?}", listing.missing) };
+    let [missing, absent] = &listing.missing[..] else { panic!("{:?}", listing.missing) };
     assert!(missing.forbidden && !missing.resource.required);
     assert_eq!(
         missing.reason,
         "not allowed: grant list of deployments.apps in all namespaces: refused with 403"
     );
+    assert_eq!(absent.reason, "cannot list nodes: the server does not have them");
+    assert!(!absent.forbidden);
+}
+
+#[tokio::test]
+async fn a_kind_that_an_old_server_has_in_an_older_version_is_listed_there() {
+    let older = [("cronjobs", "batch/v1beta1"), ("endpointslices", "discovery.k8s.io/v1beta1")];
+    let faults: [Fault; 1] = [Fault::Status(404)];
+    let api = Api::with(2, &older.map(|(plural, _)| (plural, &faults[..])));
+    let listing = api.listing(None, None).await;
+    assert_eq!(listing.missing, []);
+    for (plural, version) in older {
+        let asked = api.asked(plural);
+        assert_eq!(asked.len(), 2, "{asked:?}");
+        assert!(asked[1].contains(&format!("/apis/{version}/{plural}")), "{asked:?}");
+    }
 }
 
 #[tokio::test]

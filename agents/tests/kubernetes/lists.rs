@@ -133,3 +133,28 @@ fn a_failed_job_is_history_once_its_next_run_has_begun() {
     assert_eq!(times("sync-2"), [after(0).minus(2_100_000_000_000)], "when it was");
     assert!(times("once").len() > 10 && times("once").contains(&after(0)), "nobody did better since");
 }
+
+#[test]
+fn a_pod_that_the_scheduler_has_refused_for_long_is_not_one_that_it_passes_over() {
+    let mut refused = pod(1);
+    refused["spec"]["nodeName"] = json!("");
+    refused["status"] = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+        "reason": "Unschedulable", "message": "0/3 nodes are available", "lastTransitionTime": "2030-01-01T10:00:01Z"}]});
+    let events = listed(&[refused.clone()]);
+    assert!(events.iter().any(|event| event.kind == EventKind::K8sPodUnschedulable), "{events:?}");
+    assert_eq!(stuck(&events), []);
+    // One that it has not looked at is.
+    refused["status"] = json!({"phase": "Pending"});
+    assert_eq!(stuck(&listed(&[refused]))[0].1, "NotScheduled");
+}
+
+#[test]
+fn a_pod_that_only_its_events_tell_of_was_not_passed_over() {
+    let event = |uid: &str, minute: u64| {
+        let at = format!("2030-01-01T10:{minute:02}:00Z");
+        json!({"kind": "Event", "metadata": {"name": uid, "namespace": "shop", "uid": uid}, "reason": "BackOff",
+            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "api-5f6585d649-gone", "uid": "gone"},
+            "type": "Warning", "message": "Back-off", "firstTimestamp": at, "lastTimestamp": at})
+    };
+    assert_eq!(stuck(&listed(&[pod(1), event("e1", 10), event("e2", 40)])), []);
+}

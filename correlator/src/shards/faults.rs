@@ -254,9 +254,11 @@ const RULES: Faults = &[
     (&["free ports"], "ports"),
     (&["anti-affinity"], "anti_affinity"),
     (&["topology spread"], "spread"),
-    (&["affinity/selector", "node selector", "affinity rules"], "affinity"),
+    // Servers before 1.21 say the last one.
+    (&["affinity/selector", "node selector", "affinity rules", "match Pod's node affinity"], "affinity"),
     (&["Insufficient", "Too many pods"], "insufficient"),
-    (&["untolerated taint"], "taint"),
+    // Servers before 1.23 say the second one.
+    (&["untolerated taint", "had taint {"], "taint"),
     (&["were unschedulable"], "cordoned"),
 ];
 
@@ -352,6 +354,12 @@ mod tests {
                      nodes are available: 1 Preemption is not helpful";
         assert_eq!(rule(mixed), Some("insufficient"));
         assert_eq!(rule("0/3 nodes are available: 3 node(s) had untolerated taint {gpu: }."), Some("taint"));
+        let old = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had taint {gpu: }, that the pod didn't tolerate.";
+        assert_eq!(rule(old), Some("taint"));
+        assert_eq!(
+            rule("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity."),
+            Some("affinity")
+        );
         let claim = "0/3 nodes are available: persistentvolumeclaim \"data\" not found.";
         assert_eq!(rule(claim), Some("claim_absent"));
         assert_eq!(absent_object("shop", claim).unwrap().kind, "PersistentVolumeClaim");

@@ -25,7 +25,15 @@ const FURTHER: [Resource; 2] =
     [further("Secret", "v1", "secrets"), further("ControllerRevision", "apps/v1", "controllerrevisions")];
 
 const fn further(kind: &'static str, api_version: &'static str, plural: &'static str) -> Resource {
-    Resource { kind, api_version, plural, namespaced: true, metadata_only: false, required: false }
+    Resource {
+        kind,
+        api_version,
+        older: None,
+        plural,
+        namespaced: true,
+        metadata_only: false,
+        required: false,
+    }
 }
 
 /// One object's place in the API.

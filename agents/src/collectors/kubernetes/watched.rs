@@ -38,7 +38,7 @@ const STANDARD: [Row; 25] = [
     ("ReplicaSet", "replicasets", &["apps/v1"], "owners of pods"),
     ("StatefulSet", "statefulsets", &["apps/v1"], "rollouts and changed images of StatefulSets"),
     ("DaemonSet", "daemonsets", &["apps/v1"], "rollouts and changed images of DaemonSets"),
-    ("CronJob", "cronjobs", &["batch/v1"], "owners of Jobs"),
+    ("CronJob", "cronjobs", &["batch/v1", "batch/v1beta1"], "owners of Jobs"),
     ("Job", "jobs", &["batch/v1"], "failed Jobs"),
     ("Namespace", "namespaces", &["v1"], "namespaces that do not end"),
     ("Node", "nodes", &["v1"], "conditions of nodes"),
@@ -53,8 +53,13 @@ const STANDARD: [Row; 25] = [
     ("PriorityClass", "priorityclasses", &["scheduling.k8s.io/v1"], "priorities"),
     ("IngressClass", "ingressclasses", &["networking.k8s.io/v1"], "classes of ingresses"),
     ("Ingress", "ingresses", &["networking.k8s.io/v1"], "ingresses"),
-    ("HorizontalPodAutoscaler", "horizontalpodautoscalers", &["autoscaling/v2"], "autoscalers"),
-    ("PodDisruptionBudget", "poddisruptionbudgets", &["policy/v1"], "disruption budgets"),
+    (
+        "HorizontalPodAutoscaler",
+        "horizontalpodautoscalers",
+        &["autoscaling/v2", "autoscaling/v2beta2"],
+        "autoscalers",
+    ),
+    ("PodDisruptionBudget", "poddisruptionbudgets", &["policy/v1", "policy/v1beta1"], "disruption budgets"),
     (
         "ValidatingWebhookConfiguration",
         "validatingwebhookconfigurations",
@@ -84,8 +89,12 @@ const NETWORK_POLICY: Row =
 const GATEWAY: Row = ("Gateway", "gateways", &["gateway.networking.k8s.io/v1"], "gateways");
 const HTTP_ROUTE: Row = ("HTTPRoute", "httproutes", &["gateway.networking.k8s.io/v1"], "routes of gateways");
 const POD: Row = ("Pod", "pods", &["v1"], "pods");
-const ENDPOINT_SLICE: Row =
-    ("EndpointSlice", "endpointslices", &["discovery.k8s.io/v1"], "the pods behind Services");
+const ENDPOINT_SLICE: Row = (
+    "EndpointSlice",
+    "endpointslices",
+    &["discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"],
+    "the pods behind Services",
+);
 const EVENT: Row = ("Event", "events", &["events.k8s.io/v1", "v1"], "what the cluster reports");
 
 impl Watched {

@@ -156,9 +156,10 @@ impl Cluster {
         let mut snapshot = Snapshot::new(selector.cloned());
         let mut page = Page { token: String::new(), limit: PAGE_OBJECTS };
         let (mut restarts, mut pages) = (0, 0);
+        let mut resource = *resource;
         loop {
             pages += 1;
-            let failure = match self.page(resource, namespace, &page, &mut snapshot).await {
+            let failure = match self.page(&resource, namespace, &page, &mut snapshot).await {
                 Ok(token) if token.is_empty() => return (snapshot, None),
                 Ok(_) if pages >= PAGES_MAX => Failure::Other(format!("it has more than {PAGES_MAX} pages")),
                 Ok(token) => {
@@ -173,9 +174,13 @@ impl Cluster {
                     page = Page { token: String::new(), limit };
                     continue;
                 }
+                Err(Failure::NotServed) if resource.older.is_some() => {
+                    resource = resource.in_older().unwrap_or(resource);
+                    continue;
+                }
                 Err(failure) => failure,
             };
-            return (snapshot, missing(resource, namespace, failure));
+            return (snapshot, missing(&resource, namespace, failure));
         }
     }
 
@@ -286,7 +291,7 @@ fn missing(resource: &Resource, namespace: Option<&str>, failure: Failure) -> Op
         None => "of the cluster".to_owned(),
     };
     let (forbidden, reason) = match failure {
-        Failure::NotServed if !resource.required => return None,
+        Failure::NotServed if !resource.is_built_in() => return None,
         Failure::NotServed => (false, format!("cannot list {name}: the server does not have them")),
         Failure::Forbidden(said) => (true, format!("not allowed: grant list of {name} {place}: {said}")),
         Failure::Expired => {

@@ -73,7 +73,10 @@ fn gone((namespace, name): Pod, traces: Traces, sets: &HashMap<&SmolStr, &Summar
     if let Some((kind, name)) = traces.owner.or_else(by_name) {
         owners.push(json!({"kind": kind.as_str(), "name": name.as_str(), "controller": true}));
     }
+    // Nobody knows whether it had a machine: it is not taken for one that the scheduler passes over.
+    let conditions = json!([{"type": "PodScheduled", "status": "True"}]);
     let object = json!({"kind": kinds::POD, "apiVersion": "v1", "metadata": {"namespace": namespace.as_str(),
-        "name": name.as_str(), "uid": traces.uid.as_str(), "ownerReferences": owners}});
+        "name": name.as_str(), "uid": traces.uid.as_str(), "ownerReferences": owners},
+        "status": {"conditions": conditions}});
     Some(Gone { summary: Summary::of(&object).ok()?, from, to })
 }

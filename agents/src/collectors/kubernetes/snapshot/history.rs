@@ -20,7 +20,9 @@ pub(super) fn before(object: &Standing, since: UnixNanos) -> Summary {
     before.deleted_from = None;
     match &now.detail {
         Detail::Pod(pod) => {
-            before.conditions = lost_readiness(now).map(flip).into_iter().collect();
+            // The scheduler has looked at it by now; that it had not yet is no news of the time between.
+            let refused = now.condition("PodScheduled").filter(|bound| bound.status == "False");
+            before.conditions = lost_readiness(now).into_iter().chain(refused).map(flip).collect();
             let pod = PodState { containers: Vec::new(), reason: SmolStr::default(), ..(**pod).clone() };
             before.detail = Detail::Pod(Box::new(pod));
         }

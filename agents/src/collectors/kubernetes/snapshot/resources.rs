@@ -7,6 +7,8 @@ pub struct Resource {
     pub kind: &'static str,
     /// `v1` or `group/version`.
     pub api_version: &'static str,
+    /// The version before it, of the same meaning in what is read, for servers that do not have that one yet.
+    pub older: Option<&'static str>,
     /// As it stands in paths.
     pub plural: &'static str,
     /// Whether its objects are in namespaces.
@@ -18,7 +20,19 @@ pub struct Resource {
 }
 
 const fn of(kind: &'static str, api_version: &'static str, plural: &'static str) -> Resource {
-    Resource { kind, api_version, plural, namespaced: true, metadata_only: false, required: false }
+    Resource {
+        kind,
+        api_version,
+        older: None,
+        plural,
+        namespaced: true,
+        metadata_only: false,
+        required: false,
+    }
+}
+
+const fn or(older: &'static str, resource: Resource) -> Resource {
+    Resource { older: Some(older), ..resource }
 }
 
 const fn cluster(resource: Resource) -> Resource {
@@ -38,19 +52,19 @@ pub const RESOURCES: [Resource; 32] = [
     required(of("Pod", "v1", "pods")),
     required(of("Event", "v1", "events")),
     of("ReplicaSet", "apps/v1", "replicasets"),
-    of("EndpointSlice", "discovery.k8s.io/v1", "endpointslices"),
+    or("discovery.k8s.io/v1beta1", of("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")),
     Resource { metadata_only: true, ..of("ConfigMap", "v1", "configmaps") },
     of("Deployment", "apps/v1", "deployments"),
     of("Job", "batch/v1", "jobs"),
     of("Service", "v1", "services"),
     of("StatefulSet", "apps/v1", "statefulsets"),
     of("DaemonSet", "apps/v1", "daemonsets"),
-    of("CronJob", "batch/v1", "cronjobs"),
+    or("batch/v1beta1", of("CronJob", "batch/v1", "cronjobs")),
     of("PersistentVolumeClaim", "v1", "persistentvolumeclaims"),
-    of("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers"),
+    or("autoscaling/v2beta2", of("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers")),
     of("ResourceQuota", "v1", "resourcequotas"),
     of("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
-    of("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
+    or("policy/v1beta1", of("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")),
     of("Ingress", "networking.k8s.io/v1", "ingresses"),
     of("Gateway", GATEWAY_API, "gateways"),
     of("HTTPRoute", GATEWAY_API, "httproutes"),
@@ -84,6 +98,16 @@ impl Resource {
         }
     }
 
+    /// True for what is part of Kubernetes; the rest is there where somebody has installed it.
+    pub fn is_built_in(&self) -> bool {
+        !self.api_version.starts_with("gateway.")
+    }
+
+    /// The same kind in the version before this one; none when there is none.
+    pub fn in_older(self) -> Option<Self> {
+        self.older.map(|api_version| Self { api_version, older: None, ..self })
+    }
+
     /// `pods` or `deployments.apps`, as permissions name it.
     pub fn name(&self) -> String {
         match self.api_version.split_once('/') {
@@ -111,6 +135,9 @@ mod tests {
         assert_eq!(deployment.path(None), "/apis/apps/v1/deployments");
         assert_eq!(node.path(Some("shop")), "/api/v1/nodes");
         assert_eq!((pod.name(), deployment.name()), ("pods".to_owned(), "deployments.apps".to_owned()));
+        let slices = *Resource::of_file("endpointslices").unwrap();
+        assert_eq!(slices.in_older().unwrap().path(None), "/apis/discovery.k8s.io/v1beta1/endpointslices");
+        assert_eq!(pod.in_older(), None);
         assert_eq!(Resource::of_file("replication-controllers"), None);
         assert_eq!(Resource::of_file("endpointslices").unwrap().kind, "EndpointSlice");
     }
