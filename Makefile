@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 1000
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc unit simulate bench instructions flood loadtest soak chaos accuracy fuzz deny clean
+.PHONY: help setup build demo test check lint doc apiserver unit simulate bench instructions flood loadtest soak chaos accuracy fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,11 +26,17 @@ build: ## the tapio binary, optimised
 demo: build ## a real process leaks memory; watch Tapio say when, see the kill, tell the story; Ctrl-C ends it
 	@scripts/demo $(TARGET_DIR)/release/tapio
 
-test: setup lint check doc unit ## set-up, format, lints, style checks, doc build, all tests (kernel tests need root and say so)
+test: setup lint check doc ## set-up, format, lints, style checks, doc build, all tests (kernel tests need root and say so)
+	@scripts/apiserver --if-found
+	@$(MAKE) --no-print-directory unit
+
+apiserver: setup ## tests against a real Kubernetes control plane: kube-apiserver, etcd, … in KUBEBUILDER_ASSETS or PATH
+	@scripts/apiserver
 
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --test apiserver --locked -- -D warnings
 
 check: setup ## dependency direction, file sizes, banned calls, cited paths, rendered manifests
 	scripts/check --self-test
