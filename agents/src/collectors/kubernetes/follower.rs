@@ -34,6 +34,7 @@ pub struct FollowerMetrics {
     changes: Family<[(&'static str, Label); 2], Counter>,
     objects: Gauge,
     untracked: Gauge,
+    outdated: Gauge,
     refused_pods: Gauge,
     dropped: Gauge,
     silence: Gauge,
@@ -51,6 +52,10 @@ impl FollowerMetrics {
             untracked: metrics.shared(
                 "kubernetes_untracked_changes",
                 "Changes of objects beyond the limit of followed ones, told without a comparison",
+            ),
+            outdated: metrics.shared(
+                "kubernetes_outdated_changes",
+                "States of objects that were told after newer ones, and not taken",
             ),
             refused_pods: metrics
                 .shared("kubernetes_refused_pods", "Updates of pods that the full pod index did not take"),
@@ -144,6 +149,7 @@ impl Follower {
         self.metrics.count(name, if result.is_ok() { "converted" } else { "malformed" });
         self.metrics.objects.set(signed(self.tracker.len() as u64));
         self.metrics.untracked.set(signed(self.tracker.untracked()));
+        self.metrics.outdated.set(signed(self.tracker.outdated()));
         self.metrics.refused_pods.set(signed(self.pods.refused()));
         // The agent that watches the whole cluster tells what happens to this node's pods as well.
         if self.scope == WatchScope::Node { Vec::new() } else { result.unwrap_or_default() }

@@ -26,6 +26,7 @@ pub mod standing;
 mod stock;
 pub mod summary;
 pub mod tracker;
+mod versions;
 mod waits;
 mod watch;
 pub mod watched;

@@ -78,4 +78,45 @@ mod tests {
         assert_eq!(cluster.object(later, &bookmark).unwrap(), []);
         assert!(cluster.object(later, &json!({"object": {}})).is_err());
     }
+
+    #[test]
+    fn an_older_state_that_comes_late_brings_nothing_back() {
+        let at: UnixNanos = "2030-01-01T12:00:00Z".parse().unwrap();
+        let pod = |word: &str, uid: &str, version: &str, ends: bool| {
+            let mut object = json!({"kind": "Pod", "metadata": {"name": "p", "namespace": "shop", "uid": uid,
+                "resourceVersion": version, "creationTimestamp": "2030-01-01T11:59:50Z"}, "status": {"phase": "Running"}});
+            if ends {
+                object["metadata"]["deletionTimestamp"] = json!("2030-01-01T12:00:00Z");
+            }
+            json!({"type": word, "object": object})
+        };
+        let told = |lines: &[Value]| {
+            let mut cluster = RecordedCluster::new("c");
+            let mut told: Vec<_> = lines.iter().flat_map(|line| cluster.object(at, line).unwrap()).collect();
+            // Long after: what was deleted and is still there is told as stuck.
+            told.extend(cluster.lasting(at.plus(3_600_000_000_000)));
+            let late = json!({"type": "ADDED", "object": {"kind": "Node", "metadata": {"name": "n"}}});
+            told.extend(cluster.object(at.plus(3_600_000_000_000), &late).unwrap());
+            told.iter().map(|e| e.kind).collect::<Vec<_>>()
+        };
+        let [begins, ending, gone] = [
+            pod("ADDED", "u", "9", false),
+            pod("MODIFIED", "u", "10", true),
+            pod("DELETED", "u", "11", true),
+        ];
+        let next = pod("ADDED", "v", "12", false);
+        let in_order = told(&[begins.clone(), ending.clone(), gone.clone(), next.clone()]);
+        assert!(!in_order.contains(&EventKind::K8sStuck), "{in_order:?}");
+        let after_its_end = told(&[begins.clone(), gone.clone(), ending.clone(), next.clone()]);
+        assert!(!after_its_end.contains(&EventKind::K8sStuck), "{after_its_end:?}");
+        let after_the_next = told(&[begins.clone(), next.clone(), ending.clone(), gone.clone()]);
+        assert!(!after_the_next.contains(&EventKind::K8sStuck), "{after_the_next:?}");
+        let deleted =
+            |kinds: &[EventKind]| kinds.iter().filter(|k| **k == EventKind::K8sObjectDeleted).count();
+        assert_eq!([deleted(&in_order), deleted(&after_its_end), deleted(&after_the_next)], [1, 1, 1]);
+        assert!(
+            told(&[begins, ending]).contains(&EventKind::K8sStuck),
+            "it was asked to go, and has not gone"
+        );
+    }
 }

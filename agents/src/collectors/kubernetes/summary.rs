@@ -57,6 +57,8 @@ pub struct Summary {
     pub name: SmolStr,
     /// uid.
     pub uid: SmolStr,
+    /// Version of its resource, which grows with every change; 0 when it has none.
+    pub version: u64,
     /// Grows with every change of the spec.
     pub generation: u64,
     /// When somebody asked for its deletion.
@@ -195,6 +197,7 @@ impl Summary {
             api_version: text(object, "/apiVersion"),
             namespace: text(object, "/metadata/namespace"),
             uid: text(object, "/metadata/uid"),
+            version: str_at(object, "/metadata/resourceVersion").parse().unwrap_or(0),
             generation: u64::try_from(int(object, "/metadata/generation")).unwrap_or(0),
             deleted_from: deleted_from(object),
             created: time(object, "/metadata/creationTimestamp"),

@@ -20,6 +20,7 @@ use super::owners::Owners;
 use super::retell::Retell;
 use super::stock::{Key, Stock, key_of};
 use super::summary::{LIMITS, NotAnObject, Summary};
+use super::versions::Versions;
 
 /// Objects whose last state is kept; the changes of further ones are told without a comparison.
 pub const OBJECTS_MAX: usize = 100_000;
@@ -39,6 +40,7 @@ pub struct Tracker {
     retell: Retell,
     lasting: Lasting,
     consequences: Consequences,
+    versions: Versions,
 }
 
 impl Tracker {
@@ -55,6 +57,7 @@ impl Tracker {
             retell: Retell::default(),
             lasting: Lasting::default(),
             consequences: Consequences::default(),
+            versions: Versions::default(),
         }
     }
 
@@ -81,9 +84,15 @@ impl Tracker {
         mut new: Summary,
     ) -> Vec<UnifiedEvent> {
         let mut events = self.overdue(observed_at);
-        Consequences::complete(&mut new, &self.objects);
         let key = key_of(&new);
         self.objects.note_listed(&key);
+        // A list is what there is, even where the versions of a cluster begin anew.
+        if !self.objects.is_listing(&new.kind)
+            && self.versions.is_outdated(watch_type, &new, self.objects.get(&key))
+        {
+            return events;
+        }
+        Consequences::complete(&mut new, &self.objects);
         let mut previous = self.objects.remove(&key);
         // The same name with another uid is another object: the end of the one before was missed.
         if let Some(old) = previous.take_if(|previous| previous.uid != new.uid) {
@@ -97,6 +106,7 @@ impl Tracker {
         let service = self.consequences.service_of(&new);
         if watch_type == WatchType::Deleted {
             self.owners.forget(&new);
+            self.versions.deleted(&new);
         } else {
             self.keep(observed_at, key, new);
         }
@@ -291,6 +301,11 @@ impl Tracker {
     /// Changes of objects beyond [`OBJECTS_MAX`].
     pub fn untracked(&self) -> u64 {
         self.untracked
+    }
+
+    /// States that were told after newer ones, and not taken.
+    pub fn outdated(&self) -> u64 {
+        self.versions.outdated
     }
 
     /// What was to be looked at later and is not, because too much was.
