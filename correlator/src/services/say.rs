@@ -10,7 +10,7 @@ use super::Services;
 use super::book::{Deviation, ENDS, Key};
 use super::durations::Series;
 use super::meters::Sign;
-use super::ways::{Odd, What};
+use super::odd::{Odd, What};
 
 /// Most that all further odd things add to the strongest one, nats, and each of them.
 const FURTHER: (f64, f64) = (2.0, 0.5);

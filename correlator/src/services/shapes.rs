@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use tapio_schemas::service::{Step, StepKind};
 
 use super::cusum::RATE_MIN;
+use super::loss::Loss;
 
 /// Steps remembered of an operation.
 pub const STEPS_MAX: usize = 64;
@@ -163,8 +164,9 @@ impl Counts {
     }
 
     /// What is missing in a way, each with the rule that says so most clearly.
-    pub fn broken(&self, way: &Way) -> Vec<Broken> {
+    pub fn broken(&self, way: &Way, loss: Loss) -> Vec<Broken> {
         let logged = way.logged();
+        let share_min = loss.lowered(RULE_SHARE);
         let present: Vec<usize> =
             way.steps.iter().filter_map(|(id, _)| self.index.get(id).copied()).collect();
         let mut all = Vec::new();
@@ -176,8 +178,8 @@ impl Counts {
             }
             let mut best: Option<Broken> = None;
             let mut take = |given: Option<StepId>, both: u64, of: u64| {
-                let holds = of >= REQUESTS_MIN && both as f64 >= RULE_SHARE * of as f64;
-                let rate = (((of - both.min(of)) as f64 + 0.5) / (of as f64 + 1.0)).max(RATE_MIN);
+                let holds = of >= REQUESTS_MIN && both as f64 >= share_min * of as f64;
+                let rate = loss.rate(of - both.min(of), of).max(RATE_MIN);
                 let clearer = |known: &Broken| rate < known.rate || (rate == known.rate && of < known.of);
                 if holds && best.as_ref().is_none_or(clearer) {
                     best = Some(Broken { given, missing: *id, rate, of });
@@ -193,7 +195,7 @@ impl Counts {
     }
 
     /// Share of the requests that broke a rule.
-    pub fn rate(&self, given: Option<StepId>, missing: StepId) -> f64 {
+    pub fn rate(&self, given: Option<StepId>, missing: StepId, loss: Loss) -> f64 {
         let of = match given {
             None => Some(self.requests),
             Some(a) => self.index.get(&a).map(|a| self.steps[*a].2),
@@ -203,7 +205,7 @@ impl Counts {
             Some(a) => self.index.get(&a).map_or(0, |a| self.pair(*a, *b)),
         });
         match of.filter(|of| *of > 0) {
-            Some(of) => ((of.saturating_sub(both) as f64 + 0.5) / (of as f64 + 1.0)).max(RATE_MIN),
+            Some(of) => loss.rate(of.saturating_sub(both), of).max(RATE_MIN),
             None => 1.0,
         }
     }
@@ -325,13 +327,13 @@ mod tests {
         reference.learn(&way(&["begin", "search", "found", ">db"]), 30);
         reference.learn(&way(&["begin", "order", ">pay"]), 70);
         let counts = reference.counts().unwrap();
-        assert!(counts.broken(&way(&["begin", "order", ">pay"])).is_empty());
-        let broken = counts.broken(&way(&["begin", "search", ">db"]));
+        assert!(counts.broken(&way(&["begin", "order", ">pay"]), Loss::default()).is_empty());
+        let broken = counts.broken(&way(&["begin", "search", ">db"]), Loss::default());
         assert_eq!(broken.len(), 1);
         assert_eq!(named(&reference, &broken[0]).1, "found");
         assert!(broken[0].rate <= 0.02 && broken[0].of == 30);
         // A request that logged nothing at all lacks telemetry, not behaviour.
-        assert!(counts.broken(&way(&[">pay"])).is_empty());
+        assert!(counts.broken(&way(&[">pay"]), Loss::default()).is_empty());
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Ways of requests against the rules of their operations. Of the services on a request's way the deepest odd one is
 //! the reason: where a callee is odd in the same request, or a call has failed, the oddness of its callers is explained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smol_str::SmolStr;
 use tapio_schemas::service::{Shape, Step, StepKind};
 use tapio_schemas::{Entity, EventId, UnixNanos};
 
 use super::cusum::{Batch, Cusum, HALF, SOME};
+use super::loss::{Loss, Regularity};
+use super::odd::{Odd, What};
 use super::shapes::{Broken, Reference, StepId, Way};
 use super::window::Window;
 use super::{SECOND_NS, make_room};
@@ -25,6 +27,13 @@ const DEPTH_MAX: usize = 64;
 /// A fault of some requests is looked for in operations of which at least so many are known.
 const SOME_OF_MIN: u64 = 40;
 
+/// Odd requests that are excused at a time because the reason of others was seen.
+const EXCUSED_MAX: f64 = 64.0;
+/// Where records are lost, exceptions tell something up to this share of those that a fault makes.
+const TELLING_MAX: f64 = 0.8;
+/// Where records are lost, a missing step is the reason of what is odd above it from this sum on, nats.
+const RAISED: f64 = 3.0;
+
 /// Requests of so long after the first one heard of may have been under way before anyone listened: parts of them are missing.
 const HALF_HEARD_NS: u64 = 10 * SECOND_NS;
 
@@ -33,51 +42,33 @@ type OperationKey = (Entity, SmolStr, bool);
 /// A rule: given this step (or any request), that one.
 type RuleKey = (Option<StepId>, StepId);
 
-/// What is odd about a service's requests.
-#[derive(Debug, Clone)]
-pub struct Odd {
-    /// Evidence, nats.
-    pub evidence: f64,
-    /// Since when.
-    pub since: UnixNanos,
-    /// (odd, all) since then.
-    pub counts: (u64, u64),
-    /// What it is.
-    pub what: What,
-    /// Operation that shows it.
-    pub operation: SmolStr,
-    /// Events that show it.
-    pub events: Vec<EventId>,
-}
-
-/// How a way can be odd.
-#[derive(Debug, Clone, PartialEq)]
-pub enum What {
-    /// A step did not come.
-    Missing {
-        /// After which it always came; none = any request.
-        given: Option<Step>,
-        /// It.
-        missing: Step,
-        /// Requests of the reference in which it came.
-        of: u64,
-    },
-    /// A step was never seen before.
-    New(Step),
-    /// Nothing was called any more.
-    Empty,
-}
-
 #[derive(Debug)]
 struct Series {
     cusum: Cusum,
     what: Option<What>,
     events: Vec<EventId>,
+    /// So many odd requests more are expected whose reason was below them and got lost.
+    excused: f64,
 }
 
 impl Series {
     fn new(under_fault: f64) -> Self {
-        Self { cusum: Cusum::new(under_fault), what: None, events: Vec::new() }
+        Self { cusum: Cusum::new(under_fault), what: None, events: Vec::new(), excused: 0.0 }
+    }
+
+    /// Odd requests with a reason below them: where records are lost, the reason of others is not seen.
+    fn excuse<'w>(&mut self, loss: Loss, ways: impl Iterator<Item = &'w (u64, Judged)>) {
+        if loss.is_some() {
+            let count: f64 = ways.map(|(_, judged)| f64::from(judged.count)).sum();
+            self.excused = (self.excused + count * loss.unseen_reasons()).min(EXCUSED_MAX);
+        }
+    }
+
+    /// Of so many odd requests without a reason, those that nothing excuses.
+    fn unexcused(&mut self, count: u32) -> u32 {
+        let excused = count.min(self.excused as u32);
+        self.excused -= f64::from(excused);
+        count - excused
     }
 
     fn add(&mut self, at: UnixNanos, batch: Batch, event: Option<EventId>) {
@@ -97,6 +88,7 @@ struct Operation {
     rules: BTreeMap<RuleKey, (Series, Option<Series>)>,
     news: Series,
     empty: Series,
+    regularity: Regularity,
     seen: UnixNanos,
 }
 
@@ -107,6 +99,7 @@ impl Default for Operation {
             rules: BTreeMap::new(),
             news: Series::new(HALF),
             empty: Series::new(HALF),
+            regularity: Regularity::default(),
             seen: UnixNanos(0),
         }
     }
@@ -124,8 +117,21 @@ struct Judged {
 }
 
 impl Judged {
-    fn is_odd(&self) -> bool {
-        !self.broken.is_empty() || !self.unknown.is_empty()
+    /// Odd enough to be the reason of what is odd above it.
+    fn is_reason(&self, raised: &impl Fn(&Broken) -> bool) -> bool {
+        !self.unknown.is_empty() || self.broken.iter().any(raised)
+    }
+}
+
+impl Judged {
+    /// How it breaks the rule, if it does.
+    fn breaks(&self, (given, missing): &RuleKey) -> Option<&Broken> {
+        self.broken.iter().find(|b| b.given == *given && b.missing == *missing)
+    }
+
+    /// True when it shows that the rule holds.
+    fn keeps(&self, (given, missing): &RuleKey) -> bool {
+        self.way.has(*missing) && given.is_none_or(|a| self.way.has(a))
     }
 }
 
@@ -135,6 +141,8 @@ pub struct Ways {
     operations: BTreeMap<OperationKey, Operation>,
     logs_since: BTreeMap<Entity, UnixNanos>,
     odd: BTreeMap<u64, UnixNanos>,
+    /// Share of the records that get lost on the way.
+    loss: Loss,
     /// Start of the first window in which there were requests.
     heard_since: Option<UnixNanos>,
     /// Operations forgotten because there were too many.
@@ -155,6 +163,7 @@ impl Ways {
             self.heard_since = self.heard_since.or(Some(window.start));
         }
         self.notice_logs(window);
+        let loss = self.loss;
         let mut judged: BTreeMap<OperationKey, Vec<(u64, Judged)>> = BTreeMap::new();
         for ((service, operation), requests) in &window.requests {
             let key = self.key(window.start, service, operation);
@@ -163,11 +172,16 @@ impl Ways {
                 self.unfollowed += 1;
                 continue;
             }
-            let all = requests.ways.iter().map(|(id, shape)| (*id, judge(known, shape)));
+            let all = requests.ways.iter().map(|(id, shape)| (*id, judge(known, shape, loss)));
             judged.insert(key, all.collect());
         }
-        let own: BTreeMap<u64, bool> =
-            judged.values().flatten().map(|(id, judged)| (*id, judged.is_odd())).collect();
+        let mut own: BTreeMap<u64, bool> = BTreeMap::new();
+        for (key, ways) in &judged {
+            let operation = self.operations.get(key).filter(|_| loss.is_some());
+            let raised = operation.map(|operation| operation.raised(window.start, ways, loss));
+            let counts = |b: &Broken| raised.as_ref().is_none_or(|r| r.contains(&(b.given, b.missing)));
+            own.extend(ways.iter().map(|(id, judged)| (*id, judged.is_reason(&counts))));
+        }
         let shapes: BTreeMap<u64, &Shape> =
             window.requests.values().flat_map(|r| &r.ways).map(|(id, shape)| (*id, shape)).collect();
         let mut within = BTreeMap::new();
@@ -177,7 +191,7 @@ impl Ways {
         for (key, ways) in judged {
             let Some(operation) = self.operations.get_mut(&key) else { continue };
             operation.seen = window.start;
-            operation.count(window.start, &ways, &within);
+            operation.count(window.start, &ways, &within, loss);
         }
         let odd = own.iter().filter(|(id, odd)| **odd || within.get(id) == Some(&true));
         self.odd.extend(odd.map(|(id, _)| (*id, window.start)));
@@ -186,6 +200,27 @@ impl Ways {
         while self.odd.len() > ODD_MAX {
             self.odd.pop_first();
         }
+        self.notice_loss(window);
+    }
+
+    /// What the operations always do, and now do not always show.
+    fn notice_loss(&mut self, window: &Window) {
+        if self.is_half_heard(window) {
+            return;
+        }
+        for ((service, name), requests) in window.requests.iter().filter(|(_, r)| r.are_known()) {
+            let key = self.key(window.start, service, name);
+            let Some(operation) = self.operations.get_mut(&key) else { continue };
+            for shape in requests.ways.values() {
+                operation.regularity.count(&Way::new(&shape.steps), u64::from(shape.count));
+            }
+        }
+        self.loss = Loss::of(self.operations.values().filter_map(|o| o.regularity.lacking()));
+    }
+
+    fn is_half_heard(&self, window: &Window) -> bool {
+        let since = self.heard_since.filter(|_| !window.requests.is_empty());
+        since.is_some_and(|since| window.start < since.plus(HALF_HEARD_NS))
     }
 
     fn notice_logs(&mut self, window: &Window) {
@@ -225,8 +260,7 @@ impl Ways {
 
     /// Learns the ways of a window of a while ago.
     pub fn learn(&mut self, window: &Window, now: UnixNanos) {
-        let since = self.heard_since.filter(|_| !window.requests.is_empty());
-        if since.is_some_and(|since| window.start < since.plus(HALF_HEARD_NS)) {
+        if self.is_half_heard(window) {
             return;
         }
         for ((service, name), requests) in &window.requests {
@@ -271,12 +305,12 @@ impl Ways {
     }
 }
 
-fn judge(operation: Option<&Operation>, shape: &Shape) -> Judged {
+fn judge(operation: Option<&Operation>, shape: &Shape, loss: Loss) -> Judged {
     let way = Way::new(&shape.steps);
     let counts = operation.and_then(|o| o.reference.counts_for(&way));
     let is_better = operation.is_some_and(|o| o.reference.is_better(&way));
     let counts = counts.filter(|_| !is_better);
-    let broken = counts.map(|c| c.broken(&way)).unwrap_or_default();
+    let broken = counts.map(|c| c.broken(&way, loss)).unwrap_or_default();
     let unknown = counts.map(|c| c.unknown(&way).into_iter().map(|(_, s)| s.clone()).collect());
     let unknown = unknown.unwrap_or_default();
     Judged { way, count: shape.count, broken, unknown, is_better, event: shape.evidence }
@@ -289,7 +323,29 @@ impl Operation {
         all.into_iter().any(|series| series.cusum.forbids_learning(at, now))
     }
 
-    fn count(&mut self, at: UnixNanos, ways: &[(u64, Judged)], within: &BTreeMap<u64, bool>) {
+    /// Rules that are broken by more requests than the loss explains, these ones included.
+    fn raised(&self, at: UnixNanos, ways: &[(u64, Judged)], loss: Loss) -> BTreeSet<RuleKey> {
+        let Some(counts) = self.reference.counts() else { return BTreeSet::new() };
+        let all: BTreeSet<RuleKey> =
+            ways.iter().flat_map(|(_, w)| &w.broken).map(|b| (b.given, b.missing)).collect();
+        let is_raised = |key: &RuleKey| {
+            let mut batch = Batch::default();
+            for (_, judged) in ways {
+                if let Some(broken) = judged.breaks(key) {
+                    batch.bad(judged.count, broken.rate, HALF, 1.0, 1.0);
+                } else if judged.keeps(key) {
+                    batch.good(judged.count, counts.rate(key.0, key.1, loss), HALF, 1.0);
+                }
+            }
+            let known = self.rules.get(key).map(|(half, _)| half.cusum);
+            let mut cusum = known.unwrap_or_else(|| Cusum::new(HALF));
+            cusum.add(at, batch);
+            cusum.sum(at) >= RAISED
+        };
+        all.into_iter().filter(is_raised).collect()
+    }
+
+    fn count(&mut self, at: UnixNanos, ways: &[(u64, Judged)], within: &BTreeMap<u64, bool>, loss: Loss) {
         if self.reference.counts().is_none() {
             return;
         }
@@ -300,9 +356,9 @@ impl Operation {
                 self.follow(broken);
             }
         }
-        self.count_rules(at, weighed, &explained);
-        self.count_news(at, weighed, &explained);
-        self.count_empty(at, weighed, &explained);
+        self.count_rules(at, weighed, &explained, loss);
+        self.count_news(at, weighed, &explained, loss);
+        self.count_empty(at, weighed, &explained, loss);
     }
 
     /// A rule is followed from its first violation on.
@@ -323,23 +379,30 @@ impl Operation {
         at: UnixNanos,
         ways: impl Fn() -> I,
         explained: &dyn Fn(&u64) -> bool,
+        loss: Loss,
     ) {
         let Some(counts) = self.reference.counts() else { return };
-        for ((given, missing), (half, some)) in &mut self.rules {
-            let rate = counts.rate(*given, *missing);
+        for (key, (half, some)) in &mut self.rules {
+            let rate = counts.rate(key.0, key.1, loss);
             for series in [Some(half), some.as_mut()].into_iter().flatten() {
                 let under_fault = series.cusum.under_fault();
+                // Exceptions are as frequent without a fault as with it: nothing can be told from them.
+                if loss.is_some() && rate > TELLING_MAX * under_fault {
+                    continue;
+                }
                 let mut batch = Batch::default();
                 let mut event = None;
+                series.excuse(loss, ways().filter(|(id, w)| w.breaks(key).is_some() && explained(id)));
                 for (id, judged) in ways() {
-                    let breaks = |b: &Broken| b.given == *given && b.missing == *missing;
-                    if let Some(broken) = judged.broken.iter().find(|b| breaks(b)) {
-                        if !explained(id) {
-                            batch.bad(judged.count, broken.rate, under_fault, 1.0, 1.0);
-                            event = event.or(Some(judged.event));
+                    match judged.breaks(key) {
+                        Some(_) if explained(id) => {}
+                        Some(broken) => {
+                            let count = series.unexcused(judged.count);
+                            batch.bad(count, broken.rate, under_fault, 1.0, 1.0);
+                            event = event.or((count > 0).then_some(judged.event));
                         }
-                    } else if judged.way.has(*missing) && given.is_none_or(|a| judged.way.has(a)) {
-                        batch.good(judged.count, rate, under_fault, 1.0);
+                        None if judged.keeps(key) => batch.good(judged.count, rate, under_fault, 1.0),
+                        None => {}
                     }
                 }
                 series.add(at, batch, event);
@@ -355,17 +418,20 @@ impl Operation {
         at: UnixNanos,
         ways: impl Fn() -> I,
         explained: &dyn Fn(&u64) -> bool,
+        loss: Loss,
     ) {
         let Some(counts) = self.reference.counts() else { return };
         let rate = counts.news_rate();
         let mut batch = Batch::default();
         let mut first: Option<(&Step, EventId)> = None;
+        self.news.excuse(loss, ways().filter(|(id, w)| !w.unknown.is_empty() && explained(id)));
         for (id, judged) in ways() {
             match judged.unknown.iter().max_by_key(|s| (s.kind == StepKind::ErrorLog, *s)) {
                 Some(_) if explained(id) => {}
                 Some(step) => {
-                    batch.bad(judged.count, rate, HALF, 1.0, 1.0);
-                    first = first.or(Some((step, judged.event)));
+                    let count = self.news.unexcused(judged.count);
+                    batch.bad(count, rate, HALF, 1.0, 1.0);
+                    first = first.or((count > 0).then_some((step, judged.event)));
                 }
                 None => batch.good(judged.count, rate, HALF, 1.0),
             }
@@ -381,17 +447,20 @@ impl Operation {
         at: UnixNanos,
         ways: impl Fn() -> I,
         explained: &dyn Fn(&u64) -> bool,
+        loss: Loss,
     ) {
         let Some(rate) = self.reference.counts().and_then(|c| c.rarely_empty()) else { return };
         let mut batch = Batch::default();
         let mut event = None;
         let usual = |judged: &Judged| self.reference.knows_silence(&judged.way);
+        self.empty.excuse(loss, ways().filter(|(id, w)| w.way.is_empty() && !usual(w) && explained(id)));
         for (id, judged) in ways().filter(|(_, judged)| !usual(judged)) {
             if !judged.way.is_empty() {
                 batch.good(judged.count, rate, HALF, 1.0);
             } else if !explained(id) {
-                batch.bad(judged.count, rate, HALF, 1.0, 1.0);
-                event = event.or(Some(judged.event));
+                let count = self.empty.unexcused(judged.count);
+                batch.bad(count, rate, HALF, 1.0, 1.0);
+                event = event.or((count > 0).then_some(judged.event));
             }
         }
         self.empty.what = Some(What::Empty);
