@@ -7,6 +7,7 @@ use tapio_runtime::config::{ByteSize, HumanDuration};
 
 use crate::baseline::Method;
 use crate::incidents::IncidentConfig;
+use crate::slo::SloConfig;
 
 /// Letters of the host's name in the name of a replica.
 const REPLICA_HOST_CHARS_MAX: usize = 64;
@@ -68,6 +69,8 @@ pub struct CorrelatorConfig {
     pub groups: GroupConfig,
     /// Stage two.
     pub incidents: IncidentConfig,
+    /// Objectives of services, whose error budgets are followed.
+    pub slo: SloConfig,
 }
 
 impl Default for CorrelatorConfig {
@@ -95,6 +98,7 @@ impl Default for CorrelatorConfig {
             series: SeriesConfig::default(),
             groups: GroupConfig::default(),
             incidents: IncidentConfig::default(),
+            slo: SloConfig::default(),
         }
     }
 }

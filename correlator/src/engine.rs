@@ -52,16 +52,16 @@ pub struct StageTwoCounters {
     /// Counts of edges for which there was no room before they were added up.
     pub tallies_refused: u64,
     /// In the service model.
-    pub services: [(&'static str, u64); 6],
+    pub services: [(&'static str, u64); 7],
     /// In the incidents.
     pub incidents: IncidentCounters,
 }
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 21] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 23] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
-        let [refused, unlearnt, evicted, flows, doubtful, unfollowed] = self.services;
+        let [refused, unlearnt, evicted, flows, doubtful, unfollowed, unseasoned] = self.services;
         [
             refused,
             unlearnt,
@@ -69,6 +69,7 @@ impl StageTwoCounters {
             flows,
             doubtful,
             unfollowed,
+            unseasoned,
             ("overtook", order.overtook),
             ("abandoned", order.abandoned),
             ("repeated_message", order.repeated),
@@ -84,6 +85,7 @@ impl StageTwoCounters {
             ("edges_refused", incidents.edges_refused),
             ("tallies_refused", incidents.tallies_refused + self.tallies_refused),
             ("incidents_evicted", incidents.incidents_evicted),
+            ("budgets_refused", incidents.budgets_refused),
         ]
     }
 }
@@ -95,7 +97,8 @@ impl StageTwo {
             order: Order::default(),
             fences: Fences::default(),
             uniter: Uniter::new(&config.cluster),
-            incidents: IncidentEngine::new(config.incidents.clone(), model),
+            incidents: IncidentEngine::new(config.incidents.clone(), model)
+                .with_budgets(&config.cluster, config.slo.clone()),
             baseline: Baseline::new(config.method),
         }
     }

@@ -30,6 +30,7 @@ pub mod services;
 pub mod shards;
 #[cfg(test)]
 mod simulation;
+pub mod slo;
 mod stage_one;
 mod stage_two;
 mod status;

@@ -31,6 +31,7 @@ use crate::model::Model;
 use crate::outbox::Outlet;
 use crate::own_patterns::Patterns;
 use crate::shards::{ShardSet, Watermark};
+use crate::slo::SloConfig;
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_767_225_600 * SECOND;
@@ -39,7 +40,9 @@ const MIB: f64 = 1024.0 * 1024.0;
 static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| Arc::new(Model::builtin().expect("the model loads")));
 
 fn config() -> CorrelatorConfig {
-    CorrelatorConfig { cluster: "c".into(), ..CorrelatorConfig::default() }
+    // What budgets have burnt is no part of what a restart reads again.
+    let slo = SloConfig { enabled: false, ..SloConfig::default() };
+    CorrelatorConfig { cluster: "c".into(), slo, ..CorrelatorConfig::default() }
 }
 
 fn cgroup(path: &str) -> Arc<EntityRef> {

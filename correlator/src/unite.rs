@@ -118,7 +118,7 @@ impl Uniter {
     }
 
     /// What the service model refused or forgot so far, by reason.
-    pub fn losses(&self) -> [(&'static str, u64); 6] {
+    pub fn losses(&self) -> [(&'static str, u64); 7] {
         self.services.losses()
     }
 

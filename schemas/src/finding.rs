@@ -78,9 +78,12 @@ pub struct Finding {
     pub chain: Vec<ChainLink>,
     /// Who suffers.
     pub impact: Impact,
-    /// What comes next.
+    /// What comes next where the cause is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<Prediction>,
+    /// What comes next elsewhere: callers that suffer, budgets that are used up. Each names its entity.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub predictions: Vec<Prediction>,
     /// What to do.
     pub actions: Vec<Action>,
     /// What the evidence is about.
@@ -152,9 +155,19 @@ pub struct Impact {
     pub callers: Vec<String>,
 }
 
+/// Scenario of a [`Prediction`]: the error budget of a service is used up.
+pub const SCENARIO_BUDGET: &str = "error_budget_used_up";
+/// Scenario of a [`Prediction`]: a caller will show symptoms of the fault of what it calls.
+pub const SCENARIO_CASCADE_CALL: &str = "cascade_call";
+/// Scenario of a [`Prediction`]: … of what it is connected to.
+pub const SCENARIO_CASCADE_CONNECTION: &str = "cascade_connection";
+
 /// What comes next, with an interval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
+    /// Of what, when it is not the entity of the finding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entity: Option<Entity>,
     /// `oom_kill`, …
     pub scenario: SmolStr,
     /// How probable.
@@ -167,6 +180,19 @@ pub struct Prediction {
     /// all), `not_due` (what it rested on went away before its time).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<SmolStr>,
+}
+
+impl Prediction {
+    /// Whether it came, as the stated probability counts it: `None` while that is open, or when what it rested on went away
+    /// and the probability was about its going on. That of a budget is about errors that may stop.
+    pub fn came(&self) -> Option<bool> {
+        match self.outcome.as_deref()? {
+            "hit" | "early" => Some(true),
+            "miss" => Some(false),
+            "not_due" if self.scenario == SCENARIO_BUDGET => Some(false),
+            _ => None,
+        }
+    }
 }
 
 /// What to do.
@@ -219,6 +245,11 @@ impl Finding {
     /// The entity it is about.
     pub fn entity(&self) -> Option<&Entity> {
         self.root_cause.as_ref().map(|r| &r.entity).or_else(|| self.chain.first().map(|l| &l.entity))
+    }
+
+    /// All that is foretold.
+    pub fn foretold(&self) -> impl Iterator<Item = &Prediction> {
+        self.prediction.iter().chain(&self.predictions)
     }
 
     /// Where the cause is thought to be while none is proven.

@@ -16,6 +16,12 @@ pub const PRIOR_FACTOR: (f64, f64) = (0.25, 4.0);
 /// Versions of the priors of a cluster that are kept, so that a tick is decided again as it was.
 pub const PRIOR_VERSIONS_MAX: usize = 16;
 
+/// Under which name the outcomes of a scenario's predictions are learnt, beside those of causes: they correct the odds
+/// of its probabilities.
+pub fn prediction_key(scenario: &str) -> SmolStr {
+    smol_str::format_smolstr!("prediction.{scenario}")
+}
+
 vocabulary! {
     /// What was said of the root cause of a finding.
     pub enum Judgement: u8 {

@@ -162,6 +162,7 @@ async fn a_scored_prediction_is_an_outcome_of_its_cause_once() {
     for (revision, outcome) in [(1, "pending"), (2, "hit"), (3, "hit")] {
         let at = finding(1).updated_at;
         let prediction = Prediction {
+            entity: None,
             scenario: "oom_kill".into(),
             probability: Score::clamped(0.9),
             at,

@@ -316,6 +316,7 @@ fn shaped(shape: &Shape) -> Finding {
     });
     let foretells = shape.cause.is_some_and(|cause| cause.starts_with("memory"));
     finding.prediction = foretells.then(|| Prediction {
+        entity: None,
         scenario: "oom_kill".into(),
         probability: finding.confidence,
         at: finding.updated_at,

@@ -170,21 +170,24 @@ fn uncounted(words: &str) -> &str {
 }
 
 fn prediction(out: &mut String, finding: &Finding) {
-    let Some(p) = &finding.prediction else { return };
-    let _ = write!(
-        out,
-        "\nNext        {} at {} (between {} and {}, probability {:.2})",
-        p.scenario.replace('_', " "),
-        clock(p.at),
-        clock(p.interval.0),
-        clock(p.interval.1),
-        p.probability.get()
-    );
-    match &p.outcome {
-        Some(outcome) => {
-            let _ = writeln!(out, ": {outcome}");
+    for (i, p) in finding.foretold().enumerate() {
+        let label = if i == 0 { "\nNext        " } else { "            " };
+        let of = p.entity.as_ref().map_or_else(String::new, |entity| format!(" of {entity}"));
+        let _ = write!(
+            out,
+            "{label}{}{of} at {} (between {} and {}, probability {:.2})",
+            p.scenario.replace('_', " "),
+            clock(p.at),
+            clock(p.interval.0),
+            clock(p.interval.1),
+            p.probability.get()
+        );
+        match &p.outcome {
+            Some(outcome) => {
+                let _ = writeln!(out, ": {outcome}");
+            }
+            None => out.push('\n'),
         }
-        None => out.push('\n'),
     }
 }
 

@@ -190,6 +190,7 @@ impl Baseline {
             chain: Vec::new(),
             impact: Impact::default(),
             prediction: None,
+            predictions: Vec::new(),
             actions: Vec::new(),
             semantic_group: SemanticGroup::default(),
             freshness: Freshness { watermark: now, gaps: Vec::new() },

@@ -3,7 +3,7 @@
 //! `recovered` is said only when the signs of it have ended or fallen silent. What is dropped for another reason is
 //! `not_provable` from then on: what was found stays told, whether it goes on is not known.
 
-use tapio_schemas::finding::{Finding, Status};
+use tapio_schemas::finding::{Finding, Prediction, Status};
 use tapio_schemas::{FindingId, UnixNanos};
 
 use crate::model::clock_time;
@@ -37,7 +37,9 @@ pub fn silent(last: Finding, now: UnixNanos) -> Finding {
 
 fn as_of(mut finding: Finding, now: UnixNanos) -> Finding {
     // What is not followed is not foretold; what was scored stays.
-    finding.prediction = finding.prediction.filter(|p| p.outcome.as_deref().is_some_and(|o| o != "pending"));
+    let is_scored = |p: &Prediction| p.outcome.as_deref().is_some_and(|o| o != "pending");
+    finding.prediction = finding.prediction.filter(is_scored);
+    finding.predictions.retain(is_scored);
     finding.freshness.watermark = now;
     finding.emitted_at = now;
     finding.revision += 1;

@@ -8,6 +8,7 @@ use tapio_schemas::finding::{
 };
 use tapio_schemas::{Entity, Gap, Score, SignalKind, SmolStr, UnixNanos};
 
+use super::ahead::{self, Ahead, Now};
 use super::candidates::Candidate;
 use super::components::{Component, is_passing, passes};
 use super::config::{IncidentConfig, nanos};
@@ -47,6 +48,8 @@ pub struct Material<'a> {
     pub gaps: &'a VecDeque<Gap>,
     /// From raw to stated confidence.
     pub calibration: Calibration,
+    /// What the future is told from.
+    pub ahead: Ahead<'a>,
 }
 
 /// Signals of a component in time order.
@@ -54,7 +57,7 @@ fn in_order(component: &Component) -> Vec<usize> {
     component.members.iter().copied().collect()
 }
 
-impl Material<'_> {
+impl<'a> Material<'a> {
     /// The cause that is named, if the evidence singles one out.
     fn root(&self, component: &Component) -> Option<usize> {
         let (best, probability) = *component.verdict.ranked.first()?;
@@ -105,11 +108,22 @@ impl Material<'_> {
         };
         let spec = root.map(|c| &c.pattern.impact);
         let calls = self.calls.get_or_init(|| self.tallies.by_home(view.graph));
-        let suffered = impact(view, &members, &seat, spec, calls, first_bad);
+        let mut suffered = impact(view, &members, &seat, spec, calls, first_bad);
         let severity = severity(spec, &suffered, deviations().any(|s| is_failure(s.kind)));
         let holes = self.holes(first_bad);
+        let confidence = self.stated(component, root);
+        let now = Now {
+            view,
+            members: &members,
+            seat: &seat,
+            first_bad,
+            confidence: root.map(|_| confidence),
+            goes_on: status != Status::Recovered,
+            refresh_ns: nanos(self.config.refresh),
+        };
+        self.ahead.look(&now, self.tallies, view.graph, &mut incident.foreseen);
+        suffered.slo_impact = self.ahead.touches_objective(&now);
         let lost = holes.iter().filter(|gap| gap.lost > 0).count();
-        let gaps = holes.into_iter().map(in_words).collect();
         let hypotheses = self.hypotheses(component, root.is_some());
         let teller = root.map(|cause| Teller {
             view,
@@ -118,9 +132,10 @@ impl Material<'_> {
             prediction: prediction.as_ref(),
             first_told: incident.foretold.first_told(),
         });
+        let ahead = ahead::sentences(&incident.foreseen);
         let (title, story, actions) = match &teller {
-            Some(teller) => (teller.title(), teller.story(status, lost), teller.actions()),
-            None => self.unproven(component, &members, &hypotheses),
+            Some(teller) => (teller.title(), teller.story(status, &ahead, lost), teller.actions()),
+            None => self.unproven(component, &members, &hypotheses, &ahead),
         };
         Finding {
             schema: SmolStr::new_static(FINDING_SCHEMA),
@@ -136,15 +151,16 @@ impl Material<'_> {
             first_bad_at: first_bad,
             updated_at: deviations().map(|s| s.last_seen).max().unwrap_or_default(),
             emitted_at: view.now,
-            confidence: Score::clamped(self.stated(component, root)),
+            confidence: Score::clamped(confidence),
             root_cause: root.map(|cause| self.root_cause(cause, &members)),
             hypotheses,
             chain: self.chain(&members),
             impact: suffered,
             prediction,
+            predictions: incident.foreseen.predictions(),
             actions,
             semantic_group: self.group(root, &members),
-            freshness: Freshness { watermark: view.now, gaps },
+            freshness: Freshness { watermark: view.now, gaps: holes.into_iter().map(in_words).collect() },
         }
     }
 
@@ -163,6 +179,7 @@ impl Material<'_> {
         component: &Component,
         members: &[usize],
         hypotheses: &[Hypothesis],
+        ahead: &[String],
     ) -> (String, String, Vec<tapio_schemas::finding::Action>) {
         let likely = hypotheses.iter().take(3).filter(|h| h.probability.get() > 0.05);
         let considered: Vec<String> =
@@ -170,7 +187,8 @@ impl Material<'_> {
         let failed = members.iter().copied().find(|at| is_failure(self.view.signals[*at].kind));
         let first = failed.or(component.members.first().copied()).unwrap_or_default();
         let title = unproven_title(&self.view.homes[first], self.view.signals[first]);
-        (title, unproven_story(self.view, members, &considered), Vec::new())
+        let story = [&[unproven_story(self.view, members, &considered)], ahead].concat().join(" ");
+        (title, story, Vec::new())
     }
 
     fn root_cause(&self, cause: &Candidate<'_>, members: &[usize]) -> RootCause {

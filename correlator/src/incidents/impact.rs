@@ -17,7 +17,7 @@ const CALLERS_MAX: usize = 16;
 const WINDOWS_MAX: usize = 120;
 
 /// Calls and errors by the start of their window.
-type Windows = BTreeMap<UnixNanos, (u64, u64)>;
+pub type Windows = BTreeMap<UnixNanos, (u64, u64)>;
 
 /// Calls and errors per edge and window, of all shards together.
 #[derive(Debug, Default)]
@@ -25,6 +25,7 @@ pub struct Tallies {
     edges: BTreeMap<(Entity, Entity), Windows>,
     edges_max: usize,
     refused: u64,
+    window_ns: u64,
 }
 
 impl Tallies {
@@ -36,6 +37,7 @@ impl Tallies {
     /// Adds a shard's share of a window.
     pub fn add(&mut self, tally: &Tally) {
         let key = (tally.from.clone(), tally.to.clone());
+        self.window_ns = self.window_ns.max(tally.window_ns);
         if !self.edges.contains_key(&key) && self.edges.len() >= self.edges_max {
             self.refused += 1;
             return;
@@ -47,6 +49,16 @@ impl Tallies {
         while windows.len() > WINDOWS_MAX {
             windows.pop_first();
         }
+    }
+
+    /// Every edge with its windows.
+    pub fn edges(&self) -> impl Iterator<Item = (&(Entity, Entity), &Windows)> {
+        self.edges.iter()
+    }
+
+    /// Length of the windows; 0 while nothing is counted.
+    pub fn window_ns(&self) -> u64 {
+        self.window_ns
     }
 
     /// Tallies refused because too many edges are known.

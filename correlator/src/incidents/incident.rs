@@ -6,6 +6,7 @@ use tapio_schemas::finding::{Finding, Status};
 use tapio_schemas::{FindingId, Score, Severity, SignalId, SmolStr, UnixNanos};
 
 use super::ending;
+use super::foreseen::Foreseen;
 use super::prediction::Foretold;
 
 /// A confidence that moves by less is the same.
@@ -24,8 +25,10 @@ pub struct Incident {
     pub members: BTreeSet<SignalId>,
     /// Onset of the earliest member.
     pub onset: UnixNanos,
-    /// What it has foretold.
+    /// What it has foretold where its cause is.
     pub foretold: Foretold,
+    /// What it has foretold elsewhere.
+    pub foreseen: Foreseen,
     /// Tick at which it was over; `None` while it goes on.
     pub over_since: Option<UnixNanos>,
     /// What it held when it was told that it is over.
@@ -60,6 +63,7 @@ impl Incident {
             members: BTreeSet::new(),
             onset: at,
             foretold: Foretold::default(),
+            foreseen: Foreseen::default(),
             over_since: None,
             told_over: None,
             revision,
@@ -75,6 +79,11 @@ impl Incident {
     /// True once a finding was made.
     pub fn is_published(&self) -> bool {
         self.published.is_some()
+    }
+
+    /// The last finding made.
+    pub fn last(&self) -> Option<&Finding> {
+        self.published.as_ref().map(|published| &published.finding)
     }
 
     /// Title of the last finding.
@@ -132,6 +141,9 @@ impl Incident {
     }
 }
 
+/// When something is expected, and what came of it.
+type Told<'a> = (UnixNanos, (UnixNanos, UnixNanos), Option<&'a SmolStr>);
+
 /// What makes a revision worth telling at once.
 #[derive(PartialEq)]
 struct Gist<'a> {
@@ -140,7 +152,7 @@ struct Gist<'a> {
     root: Option<(&'a tapio_schemas::Entity, &'a SmolStr)>,
     hypotheses: Vec<(&'a SmolStr, &'a tapio_schemas::Entity, bool)>,
     chain: Vec<(UnixNanos, &'a SmolStr, &'a tapio_schemas::Entity)>,
-    prediction: Option<(UnixNanos, (UnixNanos, UnixNanos), Option<&'a SmolStr>)>,
+    foretold: Vec<Told<'a>>,
     customer_facing: bool,
     gaps: usize,
 }
@@ -161,7 +173,7 @@ impl<'a> Gist<'a> {
                 told
             },
             chain: finding.chain.iter().map(|l| (l.at, &l.signal, &l.entity)).collect(),
-            prediction: finding.prediction.as_ref().map(|p| (p.at, p.interval, p.outcome.as_ref())),
+            foretold: finding.foretold().map(|p| (p.at, p.interval, p.outcome.as_ref())).collect(),
             customer_facing: finding.impact.customer_facing,
             gaps: finding.freshness.gaps.len(),
         }

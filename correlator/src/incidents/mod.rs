@@ -4,13 +4,17 @@
 //! every shard has said all it will say up to there, over the signals whose `last_seen` is not later, in the order of
 //! (time, id). So findings, ids, revisions and `emitted_at` do not depend on the order in which sections arrive.
 
+mod ahead;
 mod around;
 mod assign;
+mod burning;
 mod candidates;
+mod cascade;
 mod components;
 mod config;
 pub(crate) mod ending;
 mod finding;
+mod foreseen;
 mod graph;
 mod impact;
 mod incident;
@@ -36,6 +40,8 @@ use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{Entity, Finding, FindingId, Gap, Signal, SignalKind, UnixNanos};
 
+use ahead::Ahead;
+use burning::{Burning, by_home};
 use candidates::candidates;
 use components::components;
 pub use config::IncidentConfig;
@@ -51,6 +57,7 @@ use view::View;
 use crate::calibration::Calibration;
 use crate::model::Model;
 use crate::services::ServiceState;
+use crate::slo::{Budgets, SloConfig};
 
 /// The graph and the tallies are swept this often.
 const SWEEP_NS: u64 = 60_000_000_000;
@@ -80,6 +87,8 @@ pub struct IncidentCounters {
     pub edges_refused: u64,
     /// Tallies refused because too many edges are tallied.
     pub tallies_refused: u64,
+    /// Tallies that no error budget knows of, because too many are followed.
+    pub budgets_refused: u64,
     /// Incidents forgotten because too many are followed.
     pub incidents_evicted: u64,
     /// Findings made.
@@ -108,6 +117,10 @@ pub struct IncidentEngine {
     tick: UnixNanos,
     swept: UnixNanos,
     counters: IncidentCounters,
+    /// Error budgets.
+    budgets: Budgets,
+    /// Findings about budgets alone.
+    burning: Burning,
     /// Grows with each change and each machine learnt.
     remembered: u64,
 }
@@ -132,8 +145,17 @@ impl IncidentEngine {
             tick: UnixNanos(0),
             swept: UnixNanos(0),
             counters: IncidentCounters::default(),
+            budgets: Budgets::default(),
+            burning: Burning::default(),
             remembered: 0,
         }
+    }
+
+    /// Follows the error budgets of this cluster by these objectives.
+    #[must_use]
+    pub fn with_budgets(mut self, cluster: &str, config: SloConfig) -> Self {
+        (self.budgets, self.burning) = (Budgets::new(config), Burning::new(cluster));
+        self
     }
 
     /// Takes what stage one says. Nothing is decided before [`Self::advance`].
@@ -211,7 +233,7 @@ impl IncidentEngine {
 
     /// True while an incident with this finding is followed.
     pub fn stands_for(&self, id: FindingId) -> bool {
-        self.incidents.iter().any(|i| i.id == id)
+        self.incidents.iter().any(|i| i.id == id) || self.burning.stands_for(id)
     }
 
     /// The newest holes, in words.
@@ -230,6 +252,7 @@ impl IncidentEngine {
         IncidentCounters {
             edges_refused: self.graph.refused(),
             tallies_refused: self.tallies.refused(),
+            budgets_refused: self.budgets.refused(),
             ..self.counters
         }
     }
@@ -267,8 +290,9 @@ impl IncidentEngine {
                 None => look_from(self.tick.plus(1)),
             }
         });
+        let burning = (!self.burning.is_empty()).then(|| look_from(self.tick.plus(1)));
         let said = self.pending.oldest().map(look_from).into_iter().chain(self.pending.oldest_signal());
-        due.chain(said).map(next).min()
+        due.chain(burning).chain(said).map(next).min()
     }
 
     fn take(&mut self, said: Said) {
@@ -278,7 +302,10 @@ impl IncidentEngine {
             Said::State(state) => {
                 self.states.insert(state.service.clone(), *state);
             }
-            Said::Tally(tally) => self.tallies.add(&tally),
+            Said::Tally(tally) => {
+                self.tallies.add(&tally);
+                self.budgets.add(&tally);
+            }
             Said::Gap(gap) => self.take_gap(*gap),
         }
     }
@@ -320,6 +347,7 @@ impl IncidentEngine {
         let (tombstone, silent) = (nanos(self.config.tombstone), nanos(self.config.edge_memory));
         self.graph.prune(self.tick.minus(tombstone), self.tick.minus(silent));
         self.tallies.prune(self.tick.minus(silent));
+        self.budgets.prune(self.tick);
         let (now, memory) = (self.tick, nanos(self.config.change_memory));
         let gone_by = now.minus(memory);
         self.gaps.retain(|gap| gap.to >= gone_by);
@@ -329,6 +357,14 @@ impl IncidentEngine {
 
     /// The verdicts of one tick.
     fn decide(&mut self) -> Vec<Finding> {
+        self.budgets.judge(self.tick);
+        let mut findings = self.decide_incidents();
+        findings.extend(self.decide_budgets());
+        findings
+    }
+
+    /// Incidents and what is told of them.
+    fn decide_incidents(&mut self) -> Vec<Finding> {
         let now = self.tick;
         let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now)
             .with_states(self.states.values());
@@ -353,10 +389,14 @@ impl IncidentEngine {
             } else {
                 Calibration::IDENTITY
             },
+            ahead: Ahead {
+                burns: by_home(&self.budgets, &self.graph),
+                priors: &self.priors,
+                shares: OnceCell::new(),
+            },
         };
         let closed = &self.closed;
-        let last_revision =
-            |id: FindingId| closed.iter().rev().find(|(known, _)| *known == id).map_or(0, |(_, r)| *r);
+        let last_revision = |id: FindingId| last_revision(closed, id);
         let mut assigned = assign::assign(std::mem::take(&mut self.incidents), &parts, &view, &last_revision);
         let mut findings = Vec::new();
         for (incident, part) in assigned.kept.iter_mut().zip(&parts) {
@@ -417,6 +457,11 @@ impl IncidentEngine {
         let members: BTreeSet<_> = of.iter().flat_map(|i| &i.members).copied().collect();
         self.known.retain(|s| is_change(s.kind) || !members.contains(&s.id));
     }
+}
+
+/// Last revision of a finding that was closed; 0 when none is remembered.
+fn last_revision(closed: &VecDeque<(FindingId, u32)>, id: FindingId) -> u32 {
+    closed.iter().rev().find(|(known, _)| *known == id).map_or(0, |(_, revision)| *revision)
 }
 
 /// First moment of looking at or after `at`: the same ones whatever happened before.

@@ -10,7 +10,7 @@ use super::view::View;
 /// A forecast that moves by less than this share of its interval is the same forecast.
 const MOVED_SHARE: f64 = 0.2;
 /// Slack after the latest time before a forecast counts as wrong: the kill must be able to arrive.
-const PASSED_SLACK_NS: u64 = 5_000_000_000;
+pub(super) const PASSED_SLACK_NS: u64 = 5_000_000_000;
 
 /// From this long before its earliest time a forecast is no longer changed: what is said in the last seconds is no
 /// forecast, and it is this one that is scored.
@@ -119,11 +119,7 @@ impl Foretold {
     fn score(&mut self, came: Option<UnixNanos>, now: UnixNanos) -> bool {
         let Some(shown) = self.shown.as_mut().filter(|s| s.outcome == "pending") else { return false };
         if let Some(came) = came.filter(|came| *came >= shown.at.minus(PASSED_SLACK_NS)) {
-            shown.outcome = match came {
-                came if came < shown.forecast.earliest => "early",
-                came if came <= shown.forecast.latest => "hit",
-                _ => "miss",
-            };
+            shown.outcome = outcome(&shown.forecast, came);
         } else if now > shown.forecast.latest.plus(shown.slack_ns()) {
             shown.outcome = "miss";
         }
@@ -133,8 +129,7 @@ impl Foretold {
     fn take(&mut self, signal: &Signal, forecast: Forecast, now: UnixNanos, refresh_ns: u64) {
         match self.shown.as_ref().filter(|shown| shown.outcome == "pending" && shown.is_of(signal)) {
             Some(shown) => {
-                let frozen = now.plus(FROZEN_BEFORE_NS) >= shown.forecast.earliest;
-                if frozen || (now.since(shown.at) < refresh_ns && !moved(&shown.forecast, &forecast)) {
+                if !is_due(&shown.forecast, &forecast, shown.at, now, refresh_ns) {
                     return;
                 }
             }
@@ -152,6 +147,7 @@ impl Foretold {
     /// As a finding shows it.
     pub fn prediction(&self) -> Option<Prediction> {
         self.shown.as_ref().map(|shown| Prediction {
+            entity: None,
             scenario: shown.forecast.scenario.clone(),
             probability: shown.forecast.probability,
             at: shown.forecast.at,
@@ -159,6 +155,27 @@ impl Foretold {
             outcome: Some(SmolStr::new_static(shown.outcome)),
         })
     }
+}
+
+/// How a forecast ended with what came.
+pub(super) fn outcome(forecast: &Forecast, came: UnixNanos) -> &'static str {
+    match came {
+        came if came < forecast.earliest => "early",
+        came if came <= forecast.latest => "hit",
+        _ => "miss",
+    }
+}
+
+/// True when a forecast told at `at` is to be changed into another one: it can still be, and has moved or aged.
+pub(super) fn is_due(
+    told: &Forecast,
+    new: &Forecast,
+    at: UnixNanos,
+    now: UnixNanos,
+    refresh_ns: u64,
+) -> bool {
+    let frozen = now.plus(FROZEN_BEFORE_NS) >= told.earliest;
+    !frozen && (now.since(at) >= refresh_ns || moved(told, new))
 }
 
 /// True when the best estimate or a bound has moved by more than a share of the interval.

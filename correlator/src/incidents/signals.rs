@@ -173,6 +173,11 @@ impl Known {
         }
     }
 
+    /// One of them.
+    pub fn get(&self, id: SignalId) -> Option<&Signal> {
+        self.signals.get(&id)
+    }
+
     /// All, by onset and id.
     pub fn in_time_order(&self) -> Vec<&Signal> {
         let mut all: Vec<&Signal> = self.signals.values().collect();

@@ -85,8 +85,8 @@ impl Teller<'_> {
             .unwrap_or_else(|| format!("{} on {}", self.pattern().id, says::name(&self.cause.seat)))
     }
 
-    /// The story.
-    pub fn story(&self, status: Status, gaps: usize) -> String {
+    /// The story; `ahead` are sentences on what is foretold elsewhere.
+    pub fn story(&self, status: Status, ahead: &[String], gaps: usize) -> String {
         let story = &self.pattern().story;
         let mut sentences: Vec<String> = self.first(&story.what).into_iter().collect();
         let unopposed = story.unopposed.iter().filter(|_| self.cause.refuted.is_empty());
@@ -98,6 +98,7 @@ impl Teller<'_> {
             sentences.push(format!("It is over as of {}.", clock_time(last)));
         } else {
             sentences.extend(self.first(&story.next));
+            sentences.extend_from_slice(ahead);
         }
         sentences.extend(self.prediction.zip(self.first_told).and_then(|(p, first)| outcome(p, first)));
         if let Some(action) = self.actions().first().filter(|_| status != Status::Recovered) {

@@ -24,7 +24,7 @@ pub use pattern::{
     StorySpec, SymptomSpec, TemperSpec, is_workload, sits_on,
 };
 pub use predicate::{Facts, Predicate};
-pub use template::{Template, TemplateValue, bytes, clock_time, duration};
+pub use template::{Template, TemplateValue, bytes, clock_time, date_time, duration};
 
 use builtin::BUILTIN;
 

@@ -130,7 +130,7 @@ pub fn clock_time(at: UnixNanos) -> String {
 }
 
 /// `2026-01-31 14:02:11`.
-fn date_time(at: UnixNanos) -> String {
+pub fn date_time(at: UnixNanos) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(at.0)).map_or_else(
         |_| at.0.to_string(),
         |t| t.to_zoned(jiff::tz::TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S").to_string(),

@@ -9,6 +9,7 @@ use tapio_schemas::{Entity, EventId, UnixNanos};
 use super::cusum::{Batch, Cusum, HALF};
 use super::make_room;
 use super::window::MeterKey;
+use crate::shards::series::{Knows, SEASON_BYTES, Season, Usual};
 
 /// Series followed; the longest silent are forgotten and counted.
 const SERIES_MAX: usize = 16_384;
@@ -33,6 +34,12 @@ const NEWS_NS: u64 = 900 * super::SECOND_NS;
 /// Samples that follow sooner after one that was judged are passed over, so that a reference of a few dozen of them is some
 /// minutes long, and so that one moment is not taken for many.
 const APART_NS: u64 = 10 * super::SECOND_NS;
+/// Series whose season is learnt, further ones have none and are counted.
+const SEASONS_MAX: usize = 2048;
+/// Most bytes of all seasons.
+const SEASONS_BYTES: usize = 25 << 20;
+const _: () = assert!(SEASONS_MAX * SEASON_BYTES <= SEASONS_BYTES, "seasons take more than they may");
+
 /// Longest latency that is believed, s: more is the ceiling of a histogram.
 const LATENCY_MAX_S: f64 = 60.0;
 
@@ -60,6 +67,8 @@ pub struct Deviation {
     pub now: f64,
     /// Event.
     pub event: EventId,
+    /// What is known of its season.
+    pub season: Knows,
 }
 
 #[derive(Debug)]
@@ -76,6 +85,12 @@ struct Series {
     seen: UnixNanos,
     /// Last sample of which something was learnt.
     judged: UnixNanos,
+    /// What is usual at this time of the day or the week, when there is room to learn it.
+    season: Option<Box<Season>>,
+    /// It is so at this time: what deviates from the last hour does not deviate.
+    excused: bool,
+    /// It deviates from the last hour, excused or not.
+    is_over: bool,
 }
 
 impl Default for Series {
@@ -90,6 +105,9 @@ impl Default for Series {
             event: EventId::default(),
             seen: UnixNanos(0),
             judged: UnixNanos(0),
+            season: None,
+            excused: false,
+            is_over: false,
         }
     }
 }
@@ -113,6 +131,10 @@ fn one(is_bad: bool, rate: f64, weight: f64) -> Batch {
 
 impl Series {
     fn remember(&mut self, value: f64) {
+        // A peak of every day is none of the last hour, or a shift right after it would be no news.
+        if self.excused && self.is_over {
+            return;
+        }
         self.samples.push_back(value);
         if self.samples.len() > SAMPLES_MAX {
             self.samples.pop_front();
@@ -133,7 +155,7 @@ impl Series {
     fn cpu(&mut self, at: UnixNanos, value: f64) {
         let median = quantile(&self.samples, 0.5);
         let is_more = !self.is_cold() && median.is_some_and(|m| value >= CPU_TIMES * m);
-        let saturated = value >= CPU_BUSY && is_more;
+        let saturated = value >= CPU_BUSY && is_more && !self.excused;
         self.main.add(at, one(saturated, 0.0, 1.0));
         if !saturated {
             self.main.clear();
@@ -157,11 +179,22 @@ impl Series {
         }
     }
 
+    /// Whether it is so every day, or every week, at this time; then learns it.
+    fn see_season(&mut self, at: UnixNanos, value: f64, measure: Measure) {
+        self.is_over = false;
+        let Some(season) = &mut self.season else { return };
+        let is_low = measure == Measure::SuccessShare;
+        let is_usual = |usual: Usual| if is_low { value >= usual.low } else { value <= usual.above() };
+        self.excused = season.usual(at).is_some_and(is_usual);
+        season.learn(at, value);
+    }
+
     /// True while it uses far more than usual, and not for so long that this is what is usual now.
     fn jumps(&mut self, at: UnixNanos, value: f64, extra: f64) -> bool {
         let Some(high) = quantile(&self.samples, 0.95).filter(|_| !self.is_cold()) else { return false };
         let limit = JUMP.0 * high + extra;
-        let jumped = value > limit;
+        self.is_over = value > limit;
+        let jumped = self.is_over && !self.excused;
         self.jump.add(at, one(jumped, self.rate(|v| v > limit), 1.0));
         if !jumped {
             self.jump.clear();
@@ -174,7 +207,8 @@ impl Series {
         let mut is_bad = false;
         if let Some(high) = quantile(&self.samples, 0.9).filter(|_| !self.is_cold()) {
             let limit = factor * high + extra;
-            is_bad = value > limit;
+            self.is_over = value > limit;
+            is_bad = self.is_over && !self.excused;
             self.main.add(at, one(is_bad, self.rate(|v| v > limit), 1.0));
             self.usual = quantile(&self.samples, 0.5).unwrap_or_default();
         }
@@ -190,7 +224,8 @@ impl Series {
         if !self.is_cold() {
             let high = self.samples.iter().fold(0.0f64, |a, b| a.max(*b));
             let limit = LEAP.0 * high + extra;
-            has_leapt = value > limit;
+            self.is_over = value > limit;
+            has_leapt = self.is_over && !self.excused;
             self.main.add(at, one(has_leapt, 0.0, 1.0));
             self.usual = quantile(&self.samples, 0.5).unwrap_or_default();
         }
@@ -207,7 +242,8 @@ impl Series {
     fn low(&mut self, at: UnixNanos, value: f64) {
         if let Some(low) = quantile(&self.samples, 0.1).filter(|_| !self.is_cold()) {
             let limit = low - 0.1;
-            self.main.add(at, one(value < limit, self.rate(|v| v < limit), 1.0));
+            self.is_over = value < limit;
+            self.main.add(at, one(self.is_over && !self.excused, self.rate(|v| v < limit), 1.0));
             self.usual = quantile(&self.samples, 0.5).unwrap_or_default();
         }
         self.remember(value);
@@ -228,8 +264,12 @@ pub struct CpuSeen {
 pub struct Meters {
     series: BTreeMap<(Entity, MeterKey), Series>,
     cpu: BTreeMap<Entity, CpuSeen>,
+    /// Series with a season.
+    seasons: usize,
     /// Series forgotten because there were too many.
     pub evicted: u64,
+    /// Samples of series whose season is not learnt because there are too many.
+    pub unseasoned: u64,
 }
 
 impl Meters {
@@ -242,6 +282,12 @@ impl Meters {
         }
         (series.seen, series.event, series.now) = (at, event, value);
         series.judged = at;
+        if series.season.is_none() && key.1 != Measure::RequestsPerSecond && self.seasons < SEASONS_MAX {
+            series.season = Some(Box::default());
+            self.seasons += 1;
+        }
+        self.unseasoned += u64::from(series.season.is_none() && key.1 != Measure::RequestsPerSecond);
+        series.see_season(at, value, key.1);
         match key.1 {
             Measure::CpuShare | Measure::CpuCores => {
                 let is_cold = series.is_cold();
@@ -279,7 +325,11 @@ impl Meters {
         for series in self.series.values_mut() {
             series.held = (CPU_FADES * series.held).max(series.main.evidence(now));
         }
-        self.evicted += make_room(&mut self.series, SERIES_MAX, |s| s.seen);
+        let gone = make_room(&mut self.series, SERIES_MAX, |s| s.seen);
+        if gone > 0 {
+            self.seasons = self.series.values().filter(|series| series.season.is_some()).count();
+        }
+        self.evicted += gone;
         self.evicted += make_room(&mut self.cpu, SERIES_MAX, |c| c.at);
     }
 
@@ -302,6 +352,7 @@ impl Meters {
                 usual: series.usual,
                 now: series.now,
                 event: series.event,
+                season: series.season.as_ref().map_or(Knows::None, |season| season.knows()),
             };
             let main = of(series.main.evidence(now), series.main.since());
             let signs = match measure {
@@ -357,6 +408,60 @@ mod tests {
         assert_eq!(told[..6].iter().sum::<usize>(), 0, "one sample is not enough: {told:?}");
         assert_eq!(told[6..20].iter().sum::<usize>(), 14, "{told:?}");
         assert_eq!(told.last(), Some(&0), "{told:?}");
+    }
+
+    /// Deviations of a fifth day of one-minute samples whose last hour is as `last` says, after four with a job from three to
+    /// ten past three; the day's number of whole days before it are learnt.
+    fn at_night(days: u64, last: impl Fn(u64) -> f64) -> Vec<(Sign, f64)> {
+        let (mut meters, service) = (Meters::default(), Entity::new("Service", "", "web", ""));
+        let key = (SmolStr::new("p"), Measure::CpuCores, SmolStr::default());
+        let minute = 60 * super::super::SECOND_NS;
+        let at = |number: u64| UnixNanos((20_000 * 1440 + number) * minute);
+        let job = |number: u64| if (180..190).contains(&(number % 1440)) { 2.0 } else { 0.2 };
+        let mut told = Vec::new();
+        for number in 0..days * 1440 + 400 {
+            let is_last = number >= days * 1440 + 170;
+            // A sample is missing now and then.
+            if number % 37 == 0 {
+                continue;
+            }
+            let value = if is_last { last(number % 1440) } else { job(number) };
+            meters.observe(&service, &key, (at(number), value, EventId::default()));
+            meters.fade(at(number));
+            if is_last {
+                let all = meters.deviations(at(number), 4.0);
+                told.extend(all.into_iter().map(|((_, sign, ..), deviation)| (sign, deviation.now)));
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn a_job_of_every_night_is_news_until_two_days_were_seen() {
+        let job = |minute: u64| if (180..190).contains(&minute) { 2.0 } else { 0.2 };
+        assert!(!at_night(1, job).is_empty(), "once is not every night");
+        assert!(at_night(2, job).is_empty(), "{:?}", at_night(2, job));
+    }
+
+    #[test]
+    fn a_shift_on_top_of_the_season_or_beside_it_is_news() {
+        let on_top = at_night(4, |minute| if (180..190).contains(&minute) { 5.0 } else { 0.2 });
+        assert!(on_top.iter().all(|(sign, now)| (*sign, *now) == (Sign::CpuRaised, 5.0)), "{on_top:?}");
+        assert!(!on_top.is_empty());
+        let beside = at_night(4, |minute| if (300..310).contains(&minute) { 2.0 } else { 0.2 });
+        assert!(!beside.is_empty(), "at this time it never was so");
+    }
+
+    #[test]
+    fn seasons_are_bounded_and_those_without_are_counted() {
+        let mut meters = Meters::default();
+        let at = UnixNanos(27_000_000 * 60 * super::super::SECOND_NS);
+        for number in 0..SEASONS_MAX + 5 {
+            let service = Entity::new("Service", "", &number.to_string(), "");
+            let key = (SmolStr::new("p"), Measure::CpuCores, SmolStr::default());
+            meters.observe(&service, &key, (at, 0.1, EventId::default()));
+        }
+        assert_eq!((meters.seasons, meters.unseasoned), (SEASONS_MAX, 5));
     }
 
     #[test]

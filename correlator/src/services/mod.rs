@@ -245,7 +245,7 @@ impl Services {
     }
 
     /// What was refused or forgotten, by reason.
-    pub fn losses(&self) -> [(&'static str, u64); 6] {
+    pub fn losses(&self) -> [(&'static str, u64); 7] {
         let evicted = self.own.evicted
             + self.gaps.evicted
             + self.repeats.evicted
@@ -258,6 +258,7 @@ impl Services {
             ("service_flows_refused", self.flows.refused),
             ("service_doubtful", self.doubtful),
             ("service_unfollowed", self.ways.unfollowed),
+            ("service_unseasoned", self.meters.unseasoned),
         ]
     }
 }

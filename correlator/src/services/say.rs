@@ -11,6 +11,7 @@ use super::book::{Deviation, ENDS, Key};
 use super::durations::Series;
 use super::meters::Sign;
 use super::odd::{Odd, What};
+use crate::shards::series::{Knows, Period};
 
 /// Most that all further odd things add to the strongest one, nats, and each of them.
 const FURTHER: (f64, f64) = (2.0, 0.5);
@@ -41,6 +42,16 @@ fn unit(measure: Measure) -> &'static str {
         Measure::CpuCores => "{cpu}",
         Measure::MemoryBytes => "By",
         _ => "1",
+    }
+}
+
+/// What is known of a season, in words.
+fn in_words_of_season(knows: Knows) -> SmolStr {
+    match knows {
+        Knows::Cold(days) => format_smolstr!("not known: {days} whole days were seen"),
+        Knows::None => SmolStr::new_static("none"),
+        Knows::Season(Period::Day) => SmolStr::new_static("another day was never so"),
+        Knows::Season(Period::Week) => SmolStr::new_static("another week was never so"),
     }
 }
 
@@ -182,6 +193,7 @@ impl Services {
             let mut attributes = vec![Attribute::new("measure", measure.as_str())];
             let is_much = kind == SignalKind::CpuRaised && found.now >= MUCH_CPU && found.usual > 0.0;
             attributes.extend(is_much.then(|| Attribute::new("times", rounded(found.now / found.usual))));
+            attributes.push(Attribute::new("season", in_words_of_season(found.season).as_str()));
             if !label.is_empty() {
                 attributes.push(Attribute::new("label", label.as_str()));
             }

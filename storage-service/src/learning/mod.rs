@@ -12,7 +12,8 @@ mod publish;
 
 use std::collections::BTreeMap;
 
-use tapio_schemas::learning::{Feedback, Judgement, PRIOR_FACTOR};
+use tapio_schemas::finding::Prediction;
+use tapio_schemas::learning::{Feedback, Judgement, PRIOR_FACTOR, prediction_key};
 use tapio_schemas::{Finding, FindingId, SmolStr, UnixNanos};
 
 use serde::{Deserialize, Serialize};
@@ -45,20 +46,39 @@ pub struct Scored {
     pub at: UnixNanos,
     /// It came, at whatever time.
     pub came: bool,
+    /// What is foretold of which entity, when it is not of the cause itself: a finding foretells several of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<SmolStr>,
 }
 
 impl Scored {
-    /// The outcome of a finding's prediction; `None` when there is none yet, or it says nothing about the cause.
-    pub fn of(finding: &Finding, at: UnixNanos) -> Option<Self> {
+    /// The outcomes of a finding's predictions, as far as there are any that say something.
+    pub fn all(finding: &Finding, at: UnixNanos) -> Vec<Self> {
+        let elsewhere = finding.predictions.iter().filter_map(|p| Self::elsewhere(finding, p, at));
+        Self::of_the_cause(finding, at).into_iter().chain(elsewhere).collect()
+    }
+
+    /// The prediction where the cause is says something of the cause.
+    fn of_the_cause(finding: &Finding, at: UnixNanos) -> Option<Self> {
         let root = finding.root_cause.as_ref()?;
-        let came = match finding.prediction.as_ref()?.outcome.as_deref()? {
-            "hit" | "early" => true,
-            "miss" => false,
-            _ => return None,
-        };
+        let came = finding.prediction.as_ref()?.came()?;
         let (cluster, cause) = (finding.cluster.clone(), root.cause.clone());
         let stated = stated(finding, &root.cause).unwrap_or(finding.confidence.get());
-        Some(Self { finding: finding.id, cluster, cause, stated, at, came })
+        Some(Self { finding: finding.id, cluster, cause, stated, at, came, of: None })
+    }
+
+    /// A prediction elsewhere says something of the probabilities of its scenario alone.
+    fn elsewhere(finding: &Finding, prediction: &Prediction, at: UnixNanos) -> Option<Self> {
+        let came = prediction.came()?;
+        let entity = prediction.entity.as_ref().map(ToString::to_string).unwrap_or_default();
+        let cause = prediction_key(&prediction.scenario);
+        let of = Some(SmolStr::from(format!("{} {entity}", prediction.scenario)));
+        let (cluster, stated) = (finding.cluster.clone(), prediction.probability.get());
+        Some(Self { finding: finding.id, cluster, cause, stated, at, came, of })
+    }
+
+    fn weight(&self) -> f64 {
+        if self.of.is_some() { 1.0 } else { PREDICTION_WEIGHT }
     }
 }
 
@@ -115,7 +135,7 @@ pub fn learn(feedback: &[Feedback], scored: &[Scored], forgotten_at: &ForgottenA
             finding: scored.finding,
             stated: scored.stated,
             right: scored.came,
-            weight: PREDICTION_WEIGHT,
+            weight: scored.weight(),
         };
         outcomes.entry((scored.cluster.clone(), scored.cause.clone())).or_default().push(outcome);
     }

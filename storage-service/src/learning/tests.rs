@@ -98,7 +98,44 @@ fn the_right_cause_elsewhere_is_right_and_predictions_count_half() {
         stated: 0.75,
         at: UnixNanos(1),
         came: false,
+        of: None,
     };
     let learnt = learn(&[], &[scored], &never);
     assert_eq!((of(&learnt, "net.a").right, of(&learnt, "net.a").wrong), (0.0, 0.5));
+}
+
+#[test]
+fn what_is_foretold_elsewhere_says_something_of_its_scenario_and_each_entity_counts() {
+    let foretold = |name: &str, scenario: &str, outcome: &str| tapio_schemas::finding::Prediction {
+        entity: Some(Entity::namespaced("Service", "shop", name)),
+        scenario: scenario.into(),
+        probability: Score::clamped(0.5),
+        at: UnixNanos(2),
+        interval: (UnixNanos(1), UnixNanos(3)),
+        outcome: Some(outcome.into()),
+    };
+    let mut finding: Finding = serde_json::from_value(serde_json::json!({
+        "schema": "tapio.finding/v1", "id": FindingId(7), "revision": 1, "status": "active", "cluster": "prod",
+        "severity": "error", "title": "t", "story": "s", "opened_at": UnixNanos(1), "first_bad_at": UnixNanos(1),
+        "updated_at": UnixNanos(1), "emitted_at": UnixNanos(1), "confidence": 0.9, "root_cause": null,
+        "hypotheses": [], "chain": [], "impact": {"business_impact": 0.0, "customer_facing": false,
+        "slo_impact": false, "cascade_risk": 0.0, "requests_affected": 0.0, "callers": []}, "actions": [],
+        "semantic_group": {"id": tapio_schemas::GroupId(0), "type": "", "intent": ""},
+        "freshness": {"watermark": UnixNanos(1), "gaps": []}
+    }))
+    .expect("a finding");
+    finding.predictions = vec![
+        foretold("web", "cascade_call", "hit"),
+        foretold("edge", "cascade_call", "miss"),
+        foretold("job", "cascade_call", "not_due"),
+        foretold("web", "error_budget_used_up", "not_due"),
+        foretold("edge", "error_budget_used_up", "pending"),
+    ];
+    let scored = Scored::all(&finding, UnixNanos(5));
+    let learnt = learn(&[], &scored, &never);
+    let cascade = of(&learnt, "prediction.cascade_call");
+    assert_eq!((cascade.right, cascade.wrong), (1.0, 1.0), "whose fault went away says nothing");
+    let budget = of(&learnt, "prediction.error_budget_used_up");
+    assert_eq!((budget.right, budget.wrong), (0.0, 1.0), "errors that stop were part of the probability");
+    assert!(budget.factor < 1.0, "{budget:?}");
 }

@@ -41,7 +41,7 @@ fn keys_of(finding: &Finding) -> impl Iterator<Item = Vec<u8>> {
     for name in suspect.into_iter().chain(chain.iter().copied()).take(ENTITIES_INDEXED_MAX) {
         prefixes.extend(keys::terms(name).map(|term| keys::by_entity(Role::Chain, &term)));
     }
-    if finding.prediction.is_some() {
+    if finding.foretold().next().is_some() {
         prefixes.insert(keys::by_prediction());
     }
     let position = Position::of(finding).to_bytes();

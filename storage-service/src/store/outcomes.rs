@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `f` finding | version, [`Feedback`] as JSON |
 //! | `s` finding | version, [`Scored`] as JSON |
+//! | `s` finding what | the same, of a prediction that is not about the cause itself: scenario and entity |
 //! | `r` cluster `00` cause | version, time up to which outcomes are forgotten; an empty name stands for all |
 
 use std::collections::BTreeSet;
@@ -33,6 +34,10 @@ trait Outcome: serde::Serialize + serde::de::DeserializeOwned {
     const KIND: u8;
     fn finding(&self) -> FindingId;
     fn at(&self) -> UnixNanos;
+    /// Tells several of one finding apart.
+    fn what(&self) -> &str {
+        ""
+    }
 }
 
 impl Outcome for Feedback {
@@ -49,6 +54,9 @@ impl Outcome for Scored {
     const KIND: u8 = SCORED;
     fn finding(&self) -> FindingId {
         self.finding
+    }
+    fn what(&self) -> &str {
+        self.of.as_deref().unwrap_or_default()
     }
     fn at(&self) -> UnixNanos {
         self.at
@@ -72,7 +80,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`], [`StoreError::Corrupt`].
     pub fn feedback(&self, id: FindingId) -> Result<Option<Feedback>, StoreError> {
-        let bytes = self.outcomes.get(key::<Feedback>(id)).map_err(StoreError::Read)?;
+        let bytes = self.outcomes.get(key::<Feedback>(id, "")).map_err(StoreError::Read)?;
         bytes.map(|bytes| decode(id, &bytes)).transpose()
     }
 
@@ -129,9 +137,10 @@ impl Store {
     /// Keeps how predictions ended, before the findings themselves are stored; returns whether any is new.
     pub(super) fn note_scored(&self, stored: &[std::sync::Arc<StoredFinding>]) -> Result<bool, StoreError> {
         let mut news = false;
-        for stored in stored {
-            let Some(scored) = Scored::of(&stored.finding, stored.stored_at) else { continue };
-            let before = self.outcomes.get(key::<Scored>(scored.finding)).map_err(StoreError::Read)?;
+        let scored = stored.iter().flat_map(|stored| Scored::all(&stored.finding, stored.stored_at));
+        for scored in scored {
+            let key = key::<Scored>(scored.finding, scored.what());
+            let before = self.outcomes.get(key).map_err(StoreError::Read)?;
             let before: Option<Scored> =
                 before.map(|bytes| decode(scored.finding, &bytes)).transpose().unwrap_or_default();
             // A later revision says the same again.
@@ -148,7 +157,7 @@ impl Store {
         let mut value = vec![VERSION_1];
         serde_json::to_writer(&mut value, outcome).map_err(|error| StoreError::Transfer(error.into()))?;
         self.make_room::<O>()?;
-        let put = self.outcomes.insert(key::<O>(outcome.finding()), value);
+        let put = self.outcomes.insert(key::<O>(outcome.finding(), outcome.what()), value);
         put.map(|_| ()).map_err(|error| self.poison(error))
     }
 
@@ -156,11 +165,12 @@ impl Store {
         if self.outcomes.scan_prefix([O::KIND]).count() < OUTCOMES_MAX {
             return Ok(());
         }
-        let mut oldest: Vec<(UnixNanos, FindingId)> =
-            self.all_outcomes::<O>()?.iter().map(|outcome| (outcome.at(), outcome.finding())).collect();
+        let all = self.all_outcomes::<O>()?;
+        let mut oldest: Vec<(UnixNanos, Vec<u8>)> =
+            all.iter().map(|outcome| (outcome.at(), key::<O>(outcome.finding(), outcome.what()))).collect();
         oldest.sort_unstable();
-        for (_, finding) in oldest.into_iter().take(OUTCOMES_STEP) {
-            self.outcomes.remove(key::<O>(finding)).map_err(|error| self.poison(error))?;
+        for (_, key) in oldest.into_iter().take(OUTCOMES_STEP) {
+            self.outcomes.remove(key).map_err(|error| self.poison(error))?;
         }
         self.metrics.removed("outcomes", OUTCOMES_STEP as u64);
         Ok(())
@@ -204,8 +214,8 @@ fn covers(name: &str, wanted: &str) -> bool {
     name.is_empty() || name == wanted
 }
 
-fn key<O: Outcome>(finding: FindingId) -> Vec<u8> {
-    [&[O::KIND][..], &finding.0.to_be_bytes()].concat()
+fn key<O: Outcome>(finding: FindingId, what: &str) -> Vec<u8> {
+    [&[O::KIND][..], &finding.0.to_be_bytes(), what.as_bytes()].concat()
 }
 
 fn decode<O: serde::de::DeserializeOwned>(id: FindingId, bytes: &[u8]) -> Result<O, StoreError> {

@@ -65,7 +65,7 @@ impl Filter {
             && self.cause.as_ref().is_none_or(cause)
             && self.min_severity.is_none_or(|least| finding.severity >= least)
             && self.status.is_none_or(|status| finding.status == status)
-            && (!self.with_prediction || finding.prediction.is_some())
+            && (!self.with_prediction || finding.foretold().next().is_some())
     }
 
     /// The narrowest index that has every wanted finding.

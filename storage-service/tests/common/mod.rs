@@ -55,6 +55,7 @@ pub fn finding(number: u64) -> Finding {
         chain: vec![link(at, api), link(at, Entity::namespaced("Container", "shop", "api-1/app"))],
         impact: Impact::default(),
         prediction: None,
+        predictions: Vec::new(),
         actions: vec![],
         semantic_group: Default::default(),
         freshness: Freshness::default(),

@@ -63,32 +63,36 @@ fn is_scored(prediction: &Prediction) -> bool {
 }
 
 fn answer(findings: Vec<Finding>, only_scored: bool) -> Answer {
-    let lines = findings.into_iter().filter_map(|finding| {
-        Some(Line {
-            finding: finding.id.to_string(),
-            cause: finding.root_cause.as_ref().map(|root| root.cause.to_string()),
-            entity: finding.entity().cloned(),
-            prediction: finding.prediction?,
-        })
-    });
-    let predictions: Vec<Line> = lines.filter(|line| !only_scored || is_scored(&line.prediction)).collect();
+    let mut predictions: Vec<Line> = findings.iter().flat_map(lines).collect();
+    predictions.retain(|line| !only_scored || is_scored(&line.prediction));
     Answer { coverage: coverage(&predictions), predictions }
+}
+
+/// What a finding foretells, each of the entity that it is about.
+fn lines(finding: &Finding) -> impl Iterator<Item = Line> {
+    finding.foretold().map(|prediction| Line {
+        finding: finding.id.to_string(),
+        cause: finding.root_cause.as_ref().map(|root| root.cause.to_string()),
+        entity: prediction.entity.as_ref().or(finding.entity()).cloned(),
+        prediction: Prediction { entity: None, ..prediction.clone() },
+    })
 }
 
 fn coverage(lines: &[Line]) -> Coverage {
     let scored: Vec<&Prediction> =
         lines.iter().map(|line| &line.prediction).filter(|prediction| is_scored(prediction)).collect();
     let outcome_is = |prediction: &Prediction, word: &str| prediction.outcome.as_deref() == Some(word);
-    let error = |prediction: &&Prediction| {
-        let came = if outcome_is(prediction, "miss") { 0.0 } else { 1.0 };
-        (prediction.probability.get() - came).powi(2)
+    let error = |prediction: &Prediction| {
+        let came = if prediction.came()? { 1.0 } else { 0.0 };
+        Some((prediction.probability.get() - came).powi(2))
     };
-    let brier = scored.iter().map(error).sum::<f64>() / scored.len() as f64;
+    let errors: Vec<f64> = lines.iter().filter_map(|line| error(&line.prediction)).collect();
+    let brier = errors.iter().sum::<f64>() / errors.len() as f64;
     Coverage {
         promised: PROMISED,
         scored: scored.len(),
         inside: scored.iter().filter(|prediction| outcome_is(prediction, SCORED[0])).count(),
-        brier: (!scored.is_empty()).then_some(brier),
+        brier: (!errors.is_empty()).then_some(brier),
     }
 }
 
@@ -129,6 +133,7 @@ mod tests {
             cause: None,
             entity: None,
             prediction: Prediction {
+                entity: None,
                 scenario: "oom_kill".into(),
                 probability: Score::clamped(probability),
                 at: UnixNanos(5),
@@ -136,6 +141,16 @@ mod tests {
                 outcome: Some(outcome.into()),
             },
         }
+    }
+
+    #[test]
+    fn errors_that_stop_use_up_no_budget_which_the_probability_was_about() {
+        let mut budget = line("not_due", 0.3);
+        assert_eq!(coverage(std::slice::from_ref(&budget)).brier, None);
+        budget.prediction.scenario = tapio_schemas::finding::SCENARIO_BUDGET.into();
+        let found = coverage(&[budget]);
+        assert_eq!((found.scored, found.inside), (0, 0), "no interval was tried");
+        assert!((found.brier.unwrap() - 0.09).abs() < 1e-9, "{found:?}");
     }
 
     #[test]

@@ -35,7 +35,7 @@ use Shape::{AnyText, Cause, Count, Id, Interval, List, Null, Object, Score, Text
 
 /// Of causes; `tapio` is for what is wrong with Tapio itself.
 const CATEGORIES: &str = "cpu memory storage network dns code config image scheduling admission quota credentials \
-    certificate dependency node runtime controlplane rollout probe tapio";
+    certificate dependency slo node runtime controlplane rollout probe tapio";
 
 const ENTITY: Shape = Object(&[("kind", Text), ("namespace?", Text), ("name", Text), ("node?", Text)]);
 const TEXTS: Shape = List(&Text);
@@ -66,11 +66,12 @@ const IMPACT: Shape = Object(&[
     ("callers", TEXTS),
 ]);
 const PREDICTION: Shape = Object(&[
+    ("entity?", ENTITY),
     ("scenario", Text),
     ("probability", Score),
     ("at", Time),
     ("interval", Interval),
-    ("outcome?", Word(&["pending", "hit", "miss"])),
+    ("outcome?", Word(&["pending", "hit", "early", "miss", "not_due"])),
 ]);
 const ACTION: Shape = Object(&[
     ("title", Text),
@@ -102,6 +103,7 @@ pub const FINDING: Shape = Object(&[
     ("chain", List(&LINK)),
     ("impact", IMPACT),
     ("prediction?", PREDICTION),
+    ("predictions?", List(&PREDICTION)),
     ("actions", List(&ACTION)),
     ("semantic_group", GROUP),
     ("freshness", FRESHNESS),
@@ -223,7 +225,10 @@ fn full() -> Value {
         "chain": [{"at": at, "entity": entity, "signal": "memory.growth", "says": "it grows", "evidence": [id("evt-")]}],
         "impact": {"business_impact": 0.7, "customer_facing": true, "slo_impact": false, "cascade_risk": 0.4,
                    "requests_affected": 0.12, "callers": ["web"]},
-        "prediction": {"scenario": "oom_kill", "probability": 0.9, "at": at, "interval": [at, at], "outcome": "hit"},
+        "prediction": {"entity": entity, "scenario": "oom_kill", "probability": 0.9, "at": at, "interval": [at, at],
+                       "outcome": "hit"},
+        "predictions": [{"entity": entity, "scenario": "cascade_call", "probability": 0.5, "at": at,
+                         "interval": [at, at], "outcome": "early"}],
         "actions": [{"title": "t", "risk": "low", "command": "kubectl", "undo": "kubectl"}],
         "semantic_group": {"id": id("grp-"), "type": "memory_pressure_cascade", "intent": "i"},
         "freshness": {"watermark": at, "gaps": ["a hole"]},
@@ -262,8 +267,19 @@ fn a_key_that_is_missing_or_new_or_of_another_type_is_a_fault() {
     let mut keys = BTreeSet::new();
     keys_of(&FINDING, "", &mut keys);
     assert!(keys.len() > 60, "{keys:?}");
-    let may_be_absent =
-        ["superseded_by", "namespace", "node", "explains", "refuted_by", "prediction", "outcome", "undo"];
+    let may_be_absent = [
+        "superseded_by",
+        "namespace",
+        "node",
+        "explains",
+        "refuted_by",
+        "prediction",
+        "predictions",
+        "prediction.entity",
+        "predictions[].entity",
+        "outcome",
+        "undo",
+    ];
     for path in &keys {
         let without = with(&full, path, |object, key| drop(object.remove(key).expect("it is there")));
         let optional = may_be_absent.iter().any(|key| path.ends_with(&format!(".{key}")));

@@ -2,17 +2,21 @@
 //!
 //! Many machines drop a few packets at all times (frames of protocols that nobody asked for), so what counts is the rate
 //! against the series' own past: the median of its rates over the window. While the drops go on the baseline stays as it
-//! was when they began, or a long loss would become the usual.
+//! was when they began, or a long loss would become the usual. What comes at this time of every day is usual, too (`season.rs`),
+//! once the days have been seen: a backup that drops packets each night is no news.
 
 use tapio_schemas::{SignalKind, UnixNanos};
 
 use super::super::record::Sample;
 use super::level::{Level, Stands, Threshold};
+use super::season::Season;
 use super::trend::median;
 use super::window::{Point, WindowSize};
 use super::{Finding, Series, increase, observation};
 use crate::config::{SeriesConfig, nanos};
 
+/// Series of a shard whose season is learnt, 13 KiB each; further ones have none.
+const SEASONS_MAX: usize = 256;
 /// Intervals that make a baseline.
 const BASELINE_INTERVALS_MIN: usize = 3;
 /// It is over when the rate falls below this share of what made it news.
@@ -24,18 +28,39 @@ pub(super) struct Drops {
     level: Level,
     /// Per second, while it is unusual: as it was before.
     baseline: f64,
+    /// Rates by time of the day, from the first one on that might be news.
+    pub(super) season: Option<Box<Season>>,
     /// First sample that the baseline rests on, while it is unusual or may be soon.
     from: Option<UnixNanos>,
 }
 
 impl Drops {
+    /// The rate above which drops are more than usual at this time; then learns the rate of now.
+    fn seasonal(&mut self, at: UnixNanos, rate: f64, config: &SeriesConfig, seasons: &mut usize) -> f64 {
+        if self.season.is_none() && rate >= config.drops_per_s && *seasons < SEASONS_MAX {
+            self.season = Some(Box::default());
+            *seasons += 1;
+        }
+        let Some(season) = &mut self.season else { return 0.0 };
+        let above = season.usual(at).map_or(0.0, |usual| usual.above());
+        season.learn(at, rate);
+        above
+    }
+
     /// Time from which on samples are needed to come to the same verdict again.
     pub(super) fn needs_from(&self) -> Option<UnixNanos> {
         self.from
     }
 }
 
-pub(super) fn drops(series: &mut Series, sample: &Sample, config: &SeriesConfig, out: &mut Vec<Finding>) {
+/// Takes a sample. `seasons`: how many series have a season.
+pub(super) fn drops(
+    series: &mut Series,
+    seasons: &mut usize,
+    sample: &Sample,
+    config: &SeriesConfig,
+    out: &mut Vec<Finding>,
+) {
     let before = series.last;
     let more = increase(series, sample);
     let size = WindowSize {
@@ -53,7 +78,8 @@ pub(super) fn drops(series: &mut Series, sample: &Sample, config: &SeriesConfig,
         series.drops.baseline = usual;
     }
     let baseline = series.drops.baseline;
-    let enter = config.drops_per_s.max(config.drops_factor * baseline);
+    let seasonal = series.drops.seasonal(sample.at, rate, config, seasons);
+    let enter = config.drops_per_s.max(config.drops_factor * baseline).max(seasonal);
     let stands = series.drops.level.next(rate, Threshold { enter, leave: LEAVE_SHARE * enter, samples: 2 });
     let unusual = stands == Stands::Above || rate >= enter;
     series.drops.from = if unusual { series.drops.from.or(series.window.fine_start()) } else { None };
@@ -173,6 +199,46 @@ mod tests {
         assert!(long.last().unwrap().last_seen >= seconds(1990.0), "{:?}", long.last());
         assert!(short.last().unwrap().ended && short.last().unwrap().last_seen < seconds(320.0));
         assert_eq!(long[0].baseline, 1.0);
+    }
+
+    #[test]
+    fn drops_of_every_night_are_no_news_from_the_third_on_unless_they_are_more() {
+        let (mut series, mut seasons, mut out) = (Series::default(), 0, Vec::new());
+        let entity = Arc::new(EntityRef { node: "n1".into(), ..EntityRef::default() }.sealed());
+        let mut nights = Vec::new();
+        let mut value = 0.0;
+        for minute in 0..5 * 1440u64 {
+            let is_backup = (120..150).contains(&(minute % 1440));
+            // The fifth one drops four times as many.
+            value += 60.0
+                * if !is_backup {
+                    0.1
+                } else if minute > 4 * 1440 {
+                    160.0
+                } else {
+                    40.0
+                };
+            let sample = Sample {
+                at: UnixNanos((20_000 * 1440 + minute) * 60_000_000_000),
+                id: EventId(u128::from(minute) + 1),
+                series: 1,
+                owner: 1,
+                entity: Arc::clone(&entity),
+                meter: super::super::Meter::NetDrops,
+                value,
+                limit: 0.0,
+                count: 0,
+                row: u8::MAX,
+                label: "ip_receive".into(),
+                place: 0,
+            };
+            drops(&mut series, &mut seasons, &sample, &SeriesConfig::default(), &mut out);
+            series.last = Some((sample.at, sample.value));
+            if minute % 1440 == 1439 {
+                nights.push(out.drain(..).any(|found| matches!(found, Finding::Seen(_))));
+            }
+        }
+        assert_eq!((nights, seasons), (vec![true, true, false, false, true], 1));
     }
 
     #[test]

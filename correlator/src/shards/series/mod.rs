@@ -8,6 +8,7 @@ mod growth;
 mod level;
 mod meter;
 mod plane;
+mod season;
 mod told;
 mod trend;
 mod window;
@@ -30,6 +31,7 @@ use window::{Point, Window, WindowSize};
 
 pub use growth::{Growth, GrowthRule, find_growth};
 pub use meter::{Meter, row_of};
+pub use season::{Knows, Period, SEASON_BYTES, Season, Usual};
 pub use trend::{TimeToLimit, Trend, trend};
 pub use window::Point as SeriesPoint;
 
@@ -85,6 +87,8 @@ pub struct SeriesStore {
     shared: HashMap<u128, Shared>,
     volumes: Volumes,
     pairs: bounds::Pairs,
+    /// Series whose season is learnt.
+    seasons: usize,
 }
 
 impl SeriesStore {
@@ -96,6 +100,7 @@ impl SeriesStore {
             shared: HashMap::new(),
             volumes: Volumes::default(),
             pairs: bounds::Pairs::default(),
+            seasons: 0,
         }
     }
 
@@ -133,7 +138,7 @@ impl SeriesStore {
             Meter::OomKills => kills(series, shared, sample, out),
             Meter::CpuPeriods => shared.periods += increase(series, sample),
             Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),
-            Meter::NetDrops => drops(series, sample, config, out),
+            Meter::NetDrops => drops(series, &mut self.seasons, sample, config, out),
             meter if plane::rule(meter).is_some() => plane::take(series, sample, out),
             Meter::Bounded => bounds::bounded(series, &mut self.pairs, sample, out, counters),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),
@@ -180,7 +185,8 @@ impl SeriesStore {
             self.series.iter().map(|(key, s)| (s.last.map_or(UnixNanos(0), |l| l.0), *key)).collect();
         ages.sort_unstable();
         for (_, key) in ages.iter().take((self.config.count_max / 8).max(1)) {
-            self.series.remove(key);
+            let gone = self.series.remove(key);
+            self.seasons -= usize::from(gone.is_some_and(|series| series.drops.season.is_some()));
             counters.evicted.series += 1;
         }
         let oldest = ages.get(self.config.count_max / 8).map_or(UnixNanos(0), |a| a.0);

@@ -1,0 +1,130 @@
+//! What a finding tells of the future elsewhere than where its cause is.
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+
+use tapio_schemas::finding::PERSIST_CONFIDENCE_ABOVE;
+use tapio_schemas::learning::{PriorHistory, prediction_key};
+use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
+
+use super::burning::{self, Beside, Burns, by_home, is_budget};
+use super::cascade::{self, Scene, Shares};
+use super::foreseen::{Foreseen, Stands};
+use super::graph::Graph;
+use super::impact::Tallies;
+use super::incident::Incident;
+use super::view::View;
+use super::{IncidentEngine, last_revision};
+
+/// What the future is told from.
+pub struct Ahead<'a> {
+    /// Budgets that burn.
+    pub burns: Burns<'a>,
+    /// What outcomes say of earlier predictions.
+    pub priors: &'a PriorHistory,
+    /// Calls between homes, once they are asked for.
+    pub shares: OnceCell<Shares<'a>>,
+}
+
+/// An incident as it stands.
+pub struct Now<'a> {
+    /// The signals of the tick.
+    pub view: &'a View<'a>,
+    /// Those of the incident.
+    pub members: &'a [usize],
+    /// Where its cause is.
+    pub seat: &'a Entity,
+    /// First sign of it.
+    pub first_bad: UnixNanos,
+    /// Stated confidence, when a cause is named.
+    pub confidence: Option<f64>,
+    /// It goes on.
+    pub goes_on: bool,
+    /// A forecast is told again after so long.
+    pub refresh_ns: u64,
+}
+
+impl<'a> Ahead<'a> {
+    /// Scores what was foretold, and foretells what is to come: of callers only when the cause is told with confidence.
+    pub fn look(&self, now: &Now<'_>, tallies: &'a Tallies, graph: &Graph, foreseen: &mut Foreseen) {
+        let view = now.view;
+        foreseen.score(view.now, |promise| match is_budget(promise) {
+            true if !now.goes_on => Stands::Gone,
+            true => burning::stands(&self.burns, promise),
+            false => cascade::stands(view, promise, now.goes_on),
+        });
+        if !now.goes_on {
+            return;
+        }
+        // How often requests fail is counted, whatever the cause is.
+        for (home, burn) in self.of_incident(now) {
+            burning::foretell(home, burn, self.priors, view.now, now.refresh_ns, foreseen);
+        }
+        if now.confidence.is_none_or(|stated| stated <= PERSIST_CONFIDENCE_ABOVE) {
+            return;
+        }
+        let shares = self.shares.get_or_init(|| Shares::new(tallies, graph));
+        let factor = |scenario: &str| self.priors.factor(&prediction_key(scenario), view.now);
+        let (members, first_bad) = (now.members, now.first_bad);
+        let scene = Scene { view, members, first_bad, shares, factor: &factor };
+        scene.foretell(foreseen, now.refresh_ns);
+    }
+
+    /// Burns that the incident explains.
+    fn of_incident<'b>(
+        &'b self,
+        now: &'b Now<'_>,
+    ) -> impl Iterator<Item = (&'b Entity, &'a crate::slo::Burn)> {
+        let concerned: BTreeSet<&Entity> = if self.burns.is_empty() {
+            BTreeSet::new()
+        } else {
+            burning::failing(now.view, now.members).collect()
+        };
+        let burns = self.burns.iter();
+        burns
+            .filter(move |(home, _)| *home == now.seat || concerned.contains(home))
+            .map(|(home, burn)| (home, *burn))
+    }
+
+    /// True when an incident touches an objective.
+    pub fn touches_objective(&self, now: &Now<'_>) -> bool {
+        self.of_incident(now).next().is_some()
+    }
+}
+
+impl IncidentEngine {
+    /// Budgets that burn and that no finding tells of.
+    pub(super) fn decide_budgets(&mut self) -> Vec<Finding> {
+        let burns = by_home(&self.budgets, &self.graph);
+        if burns.is_empty() && self.burning.is_empty() {
+            return Vec::new();
+        }
+        let told: Vec<&Incident> =
+            self.incidents.iter().filter(|i| i.is_published() && i.over_since.is_none()).collect();
+        let homes = burning::homes_of(&told, &self.known, &self.graph);
+        let told_with = |home: &Entity| {
+            let needed = [self.graph.reach(home, false), self.graph.reach(home, true)];
+            let near = needed.iter().flat_map(|homes| homes.iter()).chain([home]);
+            let incident = near.filter_map(|near| homes.get(near)).min_by_key(|i| (i.opened_at, i.id))?;
+            Some((incident.id, incident.title()))
+        };
+        let last_revision = |id: FindingId| last_revision(&self.closed, id);
+        let beside = Beside {
+            burns: &burns,
+            told_with: &told_with,
+            last_revision: &last_revision,
+            priors: &self.priors,
+            config: &self.config,
+            now: self.tick,
+        };
+        let mut closed = Vec::new();
+        let findings = self.burning.decide(&beside, &mut closed);
+        self.closed.extend(closed);
+        findings
+    }
+}
+
+/// What the story says of it.
+pub fn sentences(foreseen: &Foreseen) -> Vec<String> {
+    cascade::sentence(foreseen).into_iter().chain(burning::sentences(foreseen)).collect()
+}
