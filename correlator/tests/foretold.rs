@@ -184,8 +184,8 @@ fn errors(seconds: u64, bad: u64, good: u64, one_of: u64) -> Vec<UnifiedEvent> {
 
 /// An objective of 99.5 % within a day: all failing, the budget lasts seven minutes.
 fn a_day() -> CorrelatorConfig {
-    let slo =
-        SloConfig { objective: 0.995, window: HumanDuration::from_secs(86_400), ..SloConfig::default() };
+    let window = HumanDuration::from_secs(86_400);
+    let slo = SloConfig { objective: 0.995, window, own_findings: true, ..SloConfig::default() };
     CorrelatorConfig { slo, ..CorrelatorConfig::default() }
 }
 

@@ -95,6 +95,9 @@ impl<'a> Ahead<'a> {
 impl IncidentEngine {
     /// Budgets that burn and that no finding tells of.
     pub(super) fn decide_budgets(&mut self) -> Vec<Finding> {
+        if !self.budgets.own_findings() {
+            return Vec::new();
+        }
         let burns = by_home(&self.budgets, &self.graph);
         if burns.is_empty() && self.burning.is_empty() {
             return Vec::new();

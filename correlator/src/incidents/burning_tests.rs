@@ -44,7 +44,8 @@ fn requests(name: &str, seconds: std::ops::Range<u64>, errors: u64) -> SignalSec
 
 /// 99 % within a day: with a fifth of the requests failing it lasts 72 minutes.
 fn engine() -> IncidentEngine {
-    let slo = SloConfig { objective: 0.99, window: HumanDuration::from_secs(86_400), ..SloConfig::default() };
+    let window = HumanDuration::from_secs(86_400);
+    let slo = SloConfig { objective: 0.99, window, own_findings: true, ..SloConfig::default() };
     let model = Arc::new(Model::builtin().unwrap());
     IncidentEngine::new(IncidentConfig::default(), model).with_budgets("c", slo)
 }

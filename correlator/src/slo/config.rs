@@ -22,6 +22,9 @@ pub struct SloConfig {
     pub objective: f64,
     /// Sliding window in which it is to hold. Default 30 days; taken for at least one.
     pub window: HumanDuration,
+    /// A budget that burns though no finding is about the service becomes a finding of its own. Default false: it names no cause,
+    /// and a correlator that starts anew counts anew, and may tell it again.
+    pub own_findings: bool,
     /// Services whose requests are counted, about 12 KiB each. Default 2048; requests of further ones are counted as refused.
     pub services_max: usize,
     /// Objectives of single services; of several that match the last one counts. Default none.
@@ -48,6 +51,7 @@ impl Default for SloConfig {
             enabled: true,
             objective: 0.999,
             window: HumanDuration::from_secs(30 * 86_400),
+            own_findings: false,
             services_max: 2048,
             overrides: Vec::new(),
         }

@@ -100,6 +100,11 @@ impl Budgets {
         self.budgets.len()
     }
 
+    /// Whether a budget that burns may be a finding of its own.
+    pub fn own_findings(&self) -> bool {
+        self.config.own_findings
+    }
+
     /// Counts refused because too many services are followed.
     pub fn refused(&self) -> u64 {
         self.refused
