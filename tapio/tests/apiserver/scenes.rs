@@ -67,14 +67,21 @@ pub fn refused() -> Vec<Scene> {
     let range = json!({"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]});
     let large = json!({"requests": {"memory": "128Mi"}, "limits": {"memory": "128Mi"}});
     vec![
-        scene(
-            "quota",
-            vec![
-                named("v1", "ResourceQuota", "quota", "team", json!({"hard": {"pods": "1"}})),
-                deployment("quota", "web", "runs:1", 3),
-            ],
-            ("quota.exceeded", "ResourceQuota/team"),
-        ),
+        Scene {
+            then: |api| {
+                // Before its controller has looked at it, a quota refuses nothing.
+                wait_for("the quota", || {
+                    let quota = api.get("/api/v1/namespaces/quota/resourcequotas/team")?;
+                    quota["status"]["hard"]["pods"].is_string().then_some(())
+                });
+                api.make(&deployment("quota", "web", "runs:1", 3));
+            },
+            ..scene(
+                "quota",
+                vec![named("v1", "ResourceQuota", "quota", "team", json!({"hard": {"pods": "1"}}))],
+                ("quota.exceeded", "ResourceQuota/team"),
+            )
+        },
         scene(
             "range",
             vec![
