@@ -107,7 +107,7 @@ impl Teller<'_> {
         if gaps > 0 {
             sentences.push("Some events were lost in this time, so this may be incomplete.".to_owned());
         }
-        sentences.join(" ")
+        told(&sentences)
     }
 
     /// What to do.
@@ -162,7 +162,32 @@ pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String])
         [one] => format!("It may be {one}, but the evidence does not prove it."),
         many => format!("The evidence does not single out one of: {}.", many.join("; ")),
     });
-    sentences.join(" ")
+    told(&sentences)
+}
+
+/// Sentences one after the other. A message that ends with a full stop, quoted at the end of one, gives it a second one.
+fn told(sentences: &[String]) -> String {
+    let text = sentences.join(" ");
+    let mut out = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        let is_second = c == '.' && out.ends_with('.') && !out.ends_with("..");
+        let ends = text[at + 1..].is_empty() || text[at + c.len_utf8()..].starts_with(' ');
+        if !(is_second && ends) {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn a_quoted_full_stop_is_not_said_twice() {
+        let said = ["It waits: no machine has room..".to_owned(), "So on... It goes on.".to_owned()];
+        assert_eq!(told(&said), "It waits: no machine has room. So on... It goes on.");
+    }
 }
 
 fn how_we_know(view: &View<'_>, members: &[usize], seat: Option<&Entity>) -> String {
