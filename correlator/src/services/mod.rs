@@ -16,7 +16,6 @@ mod levels;
 mod loss;
 mod meters;
 mod odd;
-mod repeats;
 mod say;
 mod shapes;
 mod state;
@@ -38,7 +37,6 @@ use book::Book;
 use durations::Watch;
 use flows::Flows;
 use meters::Meters;
-use repeats::Repeats;
 use ways::Ways;
 use window::Window;
 
@@ -74,7 +72,6 @@ pub struct Services {
     newest: UnixNanos,
     own: Watch<Entity>,
     gaps: Watch<(Entity, Entity)>,
-    repeats: Repeats,
     ways: Ways,
     meters: Meters,
     flows: Flows,
@@ -97,7 +94,6 @@ impl Services {
             newest: UnixNanos(0),
             own: Watch::new(OWN_LEVELS_MAX),
             gaps: Watch::new(GAP_LEVELS_MAX),
-            repeats: Repeats::default(),
             ways: Ways::default(),
             meters: Meters::default(),
             flows: Flows::default(),
@@ -176,7 +172,6 @@ impl Services {
                 window.gaps.clear();
                 self.doubtful += 1;
             }
-            self.repeats.thin(&mut window);
             self.observe(&window);
             self.held.push_back(window);
         }
@@ -246,11 +241,7 @@ impl Services {
 
     /// What was refused or forgotten, by reason.
     pub fn losses(&self) -> [(&'static str, u64); 7] {
-        let evicted = self.own.evicted
-            + self.gaps.evicted
-            + self.repeats.evicted
-            + self.ways.evicted
-            + self.meters.evicted;
+        let evicted = self.own.evicted + self.gaps.evicted + self.ways.evicted + self.meters.evicted;
         [
             ("service_refused", self.refused + self.book.refused),
             ("service_unlearnt", self.dropped),

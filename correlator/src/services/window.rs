@@ -46,13 +46,6 @@ impl Durations {
         self.longest = self.longest.max(longest);
     }
 
-    /// What is told `times` times counts once.
-    pub fn thin(&mut self, times: u32) {
-        if times > 1 {
-            self.buckets.values_mut().for_each(|count| *count = count.div_ceil(times));
-        }
-    }
-
     /// (bucket, count) in the order of buckets.
     pub fn histogram(&self) -> Histogram {
         self.buckets.iter().map(|(bucket, count)| (*bucket, *count)).collect()
@@ -76,15 +69,6 @@ impl Requests {
     pub fn are_known(&self) -> bool {
         let known: u64 = self.ways.values().map(|way| u64::from(way.count)).sum();
         self.unshaped <= (known + self.unshaped) / UNKNOWN_SHARE
-    }
-
-    /// What is told `times` times counts once.
-    pub fn thin(&mut self, times: u32) {
-        if times > 1 {
-            self.own.thin(times);
-            self.ways.values_mut().for_each(|way| way.count = way.count.div_ceil(times));
-            self.unshaped /= u64::from(times);
-        }
     }
 
     /// Leaves the `count` ways with the smallest identities; how many others there were.
