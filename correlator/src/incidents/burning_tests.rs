@@ -127,9 +127,14 @@ fn a_finding_nearby_takes_it_over_and_tells_of_the_budget_when_it_is_of_the_same
         far.iter().rev().find(|f| f.root_cause.as_ref().is_some_and(|r| r.cause == CAUSE)).expect("told");
     assert_eq!(still.status, Status::Active, "what is far away explains nothing");
     let same = run("web");
-    let of_errors =
-        same.iter().rev().find(|f| f.root_cause.as_ref().is_some_and(|r| r.cause != CAUSE)).expect("told");
+    let is_of_errors = |f: &&Finding| f.root_cause.as_ref().is_some_and(|r| r.cause != CAUSE);
+    let of_errors = same.iter().find(|f| is_of_errors(f) && !f.predictions.is_empty()).expect("told");
     assert_eq!(outcome(of_errors), Some("pending"), "{of_errors:?}");
+    assert_eq!(
+        same.iter().rfind(is_of_errors).and_then(outcome),
+        Some("hit"),
+        "it is used up after 72 minutes"
+    );
     assert!(
         of_errors.impact.slo_impact && of_errors.story.contains("If the errors go on"),
         "{}",
