@@ -179,17 +179,6 @@ fn told(sentences: &[String]) -> String {
     out
 }
 
-#[cfg(test)]
-mod tests {
-    use super::told;
-
-    #[test]
-    fn a_quoted_full_stop_is_not_said_twice() {
-        let said = ["It waits: no machine has room..".to_owned(), "So on... It goes on.".to_owned()];
-        assert_eq!(told(&said), "It waits: no machine has room. So on... It goes on.");
-    }
-}
-
 fn how_we_know(view: &View<'_>, members: &[usize], seat: Option<&Entity>) -> String {
     const SHOWN_MAX: usize = 6;
     let mut alike: Vec<(String, Vec<usize>)> = Vec::new();
@@ -286,4 +275,15 @@ fn signal_field(signal: &Signal, field: &str) -> Option<TemplateValue> {
             value => TemplateValue::Number(value.as_f64()?),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn a_quoted_full_stop_is_not_said_twice() {
+        let said = ["It waits: no machine has room..".to_owned(), "So on... It goes on.".to_owned()];
+        assert_eq!(told(&said), "It waits: no machine has room. So on... It goes on.");
+    }
 }
