@@ -105,11 +105,11 @@ fn a_policy_is_for_pods_that_are_listed_or_come_after_it() {
     assert_eq!(limited(&again), expected);
 }
 
-fn job(name: &str, created: &str, owner: Option<&str>, condition: Value) -> Value {
+fn job(name: &str, created: &str, owner: Option<(&str, &str)>, condition: Value) -> Value {
     let mut job = named("Job", "shop", name, json!({"status": {"conditions": [condition]}}));
     job["metadata"]["creationTimestamp"] = json!(created);
-    if let Some(owner) = owner {
-        job["metadata"]["ownerReferences"] = json!([{"kind": "CronJob", "name": owner, "controller": true}]);
+    if let Some((kind, owner)) = owner {
+        job["metadata"]["ownerReferences"] = json!([{"kind": kind, "name": owner, "controller": true}]);
     }
     job
 }
@@ -117,10 +117,14 @@ fn job(name: &str, created: &str, owner: Option<&str>, condition: Value) -> Valu
 #[test]
 fn a_failed_job_is_history_once_its_next_run_has_begun() {
     let failed = |at: &str| json!({"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": at});
+    let complete = json!({"type": "Complete", "status": "True"});
+    let (sync, train) = (Some(("CronJob", "sync")), Some(("JobSet", "train")));
     let jobs = [
-        job("sync-1", "2030-01-01T07:00:00Z", Some("sync"), failed("2030-01-01T07:05:00Z")),
-        job("sync-2", "2030-01-01T10:20:00Z", Some("sync"), failed("2030-01-01T10:25:00Z")),
-        job("sync-3", "2030-01-01T10:50:00Z", Some("sync"), json!({"type": "Complete", "status": "True"})),
+        job("sync-1", "2030-01-01T07:00:00Z", sync, failed("2030-01-01T07:05:00Z")),
+        job("sync-2", "2030-01-01T10:20:00Z", sync, failed("2030-01-01T10:25:00Z")),
+        job("sync-3", "2030-01-01T10:50:00Z", sync, complete.clone()),
+        job("train-0", "2030-01-01T07:00:00Z", train, failed("2030-01-01T07:05:00Z")),
+        job("train-1", "2030-01-01T07:00:01Z", train, complete),
         job("once", "2030-01-01T07:00:00Z", None, failed("2030-01-01T07:05:00Z")),
     ];
     let events = listed(&jobs);
@@ -131,7 +135,10 @@ fn a_failed_job_is_history_once_its_next_run_has_begun() {
     };
     assert_eq!(times("sync-1"), [], "long ago");
     assert_eq!(times("sync-2"), [after(0).minus(2_100_000_000_000)], "when it was");
-    assert!(times("once").len() > 10 && times("once").contains(&after(0)), "nobody did better since");
+    for name in ["once", "train-0"] {
+        let times = times(name);
+        assert!(times.len() > 10 && times.contains(&after(0)), "nobody did better since {name}");
+    }
 }
 
 #[test]

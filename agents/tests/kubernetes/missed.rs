@@ -45,6 +45,27 @@ fn a_new_object_of_an_old_name_ends_the_old_one() {
 }
 
 #[test]
+fn what_a_list_no_longer_has_does_not_come_back_but_with_a_list() {
+    let state = |version: &str, phase: &str| {
+        let mut pod = pod(1);
+        pod["metadata"]["resourceVersion"] = json!(version);
+        pod["status"]["phase"] = json!(phase);
+        pod
+    };
+    let mut cluster = Cluster::new();
+    cluster.added(&state("100", "Running")).listed("Pod", &[]);
+    assert_eq!(cluster.told().last().unwrap().1, EventKind::K8sObjectDeleted);
+    cluster.sees(WatchType::Modified, &state("90", "Running"));
+    assert_eq!((cluster.tracker.len(), cluster.tracker.outdated()), (0, 1));
+    // A cluster that was restored tells of its past anew.
+    cluster.listed("Pod", &[state("50", "Running")]).told();
+    cluster.sees(WatchType::Modified, &state("60", "Failed"));
+    assert_eq!((cluster.tracker.len(), cluster.tracker.outdated()), (1, 1));
+    cluster.sees(WatchType::Deleted, &state("70", "Failed"));
+    assert_eq!(cluster.told().last().unwrap().1, EventKind::K8sObjectDeleted);
+}
+
+#[test]
 fn the_first_list_ends_the_pods_that_only_an_earlier_watch_knew() {
     let clock = ManualClock::new(0);
     let index = PodIndex::new(clock.shared());

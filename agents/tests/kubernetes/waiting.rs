@@ -110,6 +110,14 @@ fn nothing_is_said_of_services_that_nobody_can_know_of() {
     cluster.listed("Service", &[service("api", 80)]).until(310);
     assert_eq!(stuck(&mut cluster), waits(&[300]), "a list is of all namespaces");
 
+    // The name of a pod behind a Service that is there, and one of no Service.
+    for host in ["api-0.api.shop.svc.cluster.local", "api.svc"] {
+        let mut cluster = Cluster::new();
+        cluster.listed("Service", &[service("api", 80)]);
+        cluster.added(&starting(&[("first", host)], json!([running("first", 0)]))).until(400);
+        assert_eq!(stuck(&mut cluster), [], "{host}");
+    }
+
     // What is behind a Service without a selector are no pods.
     let mut service = service("api", 80);
     service["spec"]["selector"] = Value::Null;
@@ -180,6 +188,16 @@ fn a_machine_that_pods_left_before_it_was_cordoned_is_not_emptied() {
     other["status"]["phase"] = json!("Failed");
     cluster.sees(WatchType::Deleted, &other).until(400);
     assert_eq!(stuck(&mut cluster).first(), Some(&(330, "DrainBlocked".to_owned())));
+}
+
+#[test]
+fn a_machine_that_is_cordoned_anew_has_a_minute_of_its_own() {
+    let mut cluster = placed_pods();
+    cluster.added(&budget()).sees(WatchType::Modified, &machine("n1", true)).until(30);
+    cluster.sees(WatchType::Modified, &machine("n1", false)).until(50);
+    cluster.sees(WatchType::Modified, &machine("n1", true));
+    cluster.sees(WatchType::Deleted, &placed("left", "n1")).until(150);
+    assert_eq!(stuck(&mut cluster), [(110, "DrainBlocked".to_owned())]);
 }
 
 #[test]

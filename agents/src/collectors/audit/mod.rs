@@ -29,7 +29,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use self::convert::EventList;
 use super::otlp::body::{self, BodyError};
-use super::otlp::connections::{Limited, TimedOut};
+use super::otlp::connections::{Limited, TIMED_OUT, TimedOut};
 use crate::sink::EventSink;
 
 pub use config::AuditConfig;
@@ -86,10 +86,7 @@ impl AuditReceiver {
             message_max: usize::try_from(config.message_max.0).unwrap_or(usize::MAX),
             events: metrics.shared("audit_events", "Audit events, by what became of them"),
             requests: metrics.shared("audit_requests", "Batches of audit events, by outcome"),
-            timed_out: metrics.shared(
-                "audit_connections_timed_out",
-                "Connections of senders that were ended, by what did not come",
-            ),
+            timed_out: metrics.shared("audit_connections_timed_out", TIMED_OUT),
         };
         let (listener, shared) = (Mutex::new(Some(listener)), Arc::new(shared));
         Ok(Self { listener, address, shared, connections_max: config.connections_max })

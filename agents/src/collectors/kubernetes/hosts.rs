@@ -13,19 +13,8 @@ use super::json::{list, str_at};
 /// Hosts kept of a pod.
 const HOSTS_MAX: usize = 8;
 /// Programs that are given a host.
-const ASKERS: [&str; 11] = [
-    "nslookup",
-    "host",
-    "dig",
-    "getent",
-    "ping",
-    "nc",
-    "ncat",
-    "telnet",
-    "wait-for-it.sh",
-    "wait-for-it",
-    "wait-for",
-];
+const ASKERS: [&str; 10] =
+    ["nslookup", "host", "dig", "ping", "nc", "ncat", "telnet", "wait-for-it.sh", "wait-for-it", "wait-for"];
 /// Programs whose `-h` is a host; that of others is help, or how sizes are written.
 const CLIENTS: [&str; 10] = [
     "psql",
@@ -46,8 +35,8 @@ const BEFORE_PROGRAMS: [&str; 17] = [
 ];
 /// Programs that only say what they are given.
 const TELLERS: [&str; 3] = ["echo", "printf", ":"];
-/// Words of a program's own between it and the host.
-const KEYWORDS: [&str; 4] = ["hosts", "ahosts", "ahostsv4", "ahostsv6"];
+/// Databases of `getent` that have hosts; the others have users, groups, protocols.
+const DATABASES: [&str; 4] = ["hosts", "ahosts", "ahostsv4", "ahostsv6"];
 /// Options that are followed by a word that is no host.
 const WITH_WORD: [&str; 4] = ["-t", "-I", "-X", "-x"];
 /// Protocols that Services are spoken to by; what else has `://` is a place where files are.
@@ -78,8 +67,8 @@ const PROTOCOLS: [&str; 22] = [
 /// Words that stand where a host would and are none: `mysql://app@tcp(ledger:3306)/x`.
 const NO_HOSTS: [&str; 3] = ["localhost", "tcp", "unix"];
 
-/// Container and host, in the order of the commands, of the init containers that `counts` takes; names of the cluster only: one
-/// word, or one with `.svc`.
+/// Container and host, in the order of the commands, of the init containers that `counts` takes; names of the cluster only, as
+/// [`service_of`] reads them.
 pub fn asked(pod: &Value, counts: impl Fn(&str) -> bool) -> Vec<(SmolStr, SmolStr)> {
     let mut asked = Vec::new();
     for container in list(pod, "/spec/initContainers") {
@@ -120,7 +109,9 @@ fn hosts_of(command: &str) -> Vec<&str> {
             return found;
         }
         is_client |= CLIENTS.contains(&program);
-        if (begins && ASKERS.contains(&program)) || word == "--host" || (word == "-h" && is_client) {
+        if begins && program == "getent" {
+            asks = words.next().is_some_and(|database| DATABASES.contains(&database));
+        } else if (begins && ASKERS.contains(&program)) || word == "--host" || (word == "-h" && is_client) {
             (asks, begins) = (true, false);
         } else if asks && WITH_WORD.contains(&word) {
             words.next();
@@ -144,14 +135,15 @@ fn host_in<'a>(word: &'a str, asks: &mut bool) -> Option<&'a str> {
     if is_answer {
         *asks = false;
     }
-    let is_one = is_answer || named.is_some() || is_address || word.contains(".svc");
     let host = host_of(named.unwrap_or(word));
+    // Names with dots that are not of the cluster are left out below.
+    let is_one = is_answer || named.is_some() || is_address || host.contains('.');
     (is_one && !is_place && is_of_cluster(host)).then_some(host)
 }
 
 /// What may stand between a program and the host that it is given.
 fn is_option(word: &str) -> bool {
-    word.starts_with(['-', '+']) || KEYWORDS.contains(&word) || word.bytes().all(|b| b.is_ascii_digit())
+    word.starts_with(['-', '+']) || word.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn is_before_program(word: &str) -> bool {
@@ -174,7 +166,20 @@ fn is_of_cluster(host: &str) -> bool {
     let is_name = !host.is_empty()
         && host.starts_with(|c: char| c.is_ascii_lowercase())
         && host.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
-    is_name && !NO_HOSTS.contains(&host) && (!host.contains('.') || host.contains(".svc"))
+    is_name && !NO_HOSTS.contains(&host) && service_of(host, "").is_some()
+}
+
+/// Name and namespace of the Service that a host is of, asked for in the namespace `own`; none when it is not of the cluster:
+/// `ledger`, `ledger.bank.svc`, `ledger-0.ledger.bank.svc.cluster.local`.
+pub fn service_of<'a>(host: &'a str, own: &'a str) -> Option<(&'a str, &'a str)> {
+    if !host.contains('.') {
+        return Some((host, own));
+    }
+    let before = host.strip_suffix(".svc").or_else(|| Some(host.rsplit_once(".svc.")?.0))?;
+    // Before the name there may be that of a pod behind it.
+    let mut words = before.rsplit('.');
+    let namespace = words.next()?;
+    Some((words.next()?, namespace))
 }
 
 #[cfg(test)]
@@ -199,6 +204,12 @@ mod tests {
             ("pg_isready -h db-primary -p 5432 -U app", &["db-primary"]),
             ("until getent hosts queue; do :; done", &["queue"]),
             ("until getent ahosts queue; do :; done", &["queue"]),
+            ("getent passwd app || getent hosts db", &["db"]),
+            ("nslookup hosts && getent hosts hosts && nc -z ahosts 80", &["hosts", "ahosts"]),
+            (
+                "migrate ledger-0.ledger.harbour.svc.cluster.local:5432",
+                &["ledger-0.ledger.harbour.svc.cluster.local"],
+            ),
             ("until redis-cli -h redis ping; do sleep 1; done", &["redis"]),
             ("until mysqladmin ping -h db -u root; do sleep 1; done", &["db"]),
             ("migrate --host=db up", &["db"]),
@@ -218,6 +229,12 @@ mod tests {
     fn what_names_nobody_of_the_cluster_is_left_alone() {
         check(&[
             ("curl https://example.com/x", &[]),
+            ("curl https://api.svc-prod.example.com/x", &[]),
+            ("nslookup api.svc-prod.example.com", &[]),
+            ("nc -z ledger.svc 80", &[]),
+            ("migrate /etc/ledger.harbour.svc.yaml", &[]),
+            ("getent passwd app || adduser app", &[]),
+            ("getent group docker; getent services", &[]),
             ("nslookup 10.0.0.1", &[]),
             ("/migrate up", &[]),
             ("until nc -z \"$host\" 5432; do sleep 1; done", &[]),
@@ -235,6 +252,22 @@ mod tests {
             ("migrate -source file://migrations up", &[]),
             ("migrate mysql://app:pw@tcp(10.0.0.1:3306)/x", &[]),
         ]);
+    }
+
+    #[test]
+    fn hosts_are_of_a_service_and_a_namespace() {
+        for (host, service) in [
+            ("ledger", Some(("ledger", "own"))),
+            ("ledger.harbour.svc", Some(("ledger", "harbour"))),
+            ("ledger.harbour.svc.cluster.local.", Some(("ledger", "harbour"))),
+            ("kafka-0.kafka.harbour.svc.cluster.local", Some(("kafka", "harbour"))),
+            ("svc.svc.svc", Some(("svc", "svc"))),
+            ("ledger.svc", None),
+            ("ledger.harbour", None),
+            ("api.svc-prod.example.com", None),
+        ] {
+            assert_eq!(service_of(host, "own"), service, "{host}");
+        }
     }
 
     #[test]

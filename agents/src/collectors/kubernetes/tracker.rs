@@ -86,10 +86,9 @@ impl Tracker {
         let mut events = self.overdue(observed_at);
         let key = key_of(&new);
         self.objects.note_listed(&key);
-        // A list is what there is, even where the versions of a cluster begin anew.
-        if !self.objects.is_listing(&new.kind)
-            && self.versions.is_outdated(watch_type, &new, self.objects.get(&key))
-        {
+        if self.objects.is_listing(&new.kind) {
+            self.versions.listed(&new);
+        } else if self.versions.is_outdated(watch_type, &new, self.objects.get(&key)) {
             return events;
         }
         Consequences::complete(&mut new, &self.objects);
@@ -137,6 +136,7 @@ impl Tracker {
         let mut events = convert::object(&context, WatchType::Deleted, object, Some(object));
         self.update_pods(WatchType::Deleted, object);
         self.owners.forget(object);
+        self.versions.deleted(object);
         self.consequences.note(at, WatchType::Deleted, object, Some(object), &self.objects);
         if let Some(service) = self.consequences.service_of(object) {
             events.extend(self.endpoints(at, at, &service));

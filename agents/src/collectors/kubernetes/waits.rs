@@ -13,6 +13,7 @@ use tapio_schemas::kind::{EventKind, EventSeverity};
 
 use super::convert::{Consequence, Context, WatchType, consequence};
 use super::due::Due;
+use super::hosts::service_of;
 use super::json::selects;
 use super::lasting::REPEAT_NS;
 use super::pod::{ContainerState, PodState};
@@ -101,6 +102,7 @@ impl Waits {
                 self.note_cordoned(at, new, previous);
             }
             Detail::Machine(_) => {
+                self.due.remove(&key_of(new));
                 self.emptied.remove(&new.name);
                 self.release(at, &new.name);
             }
@@ -200,11 +202,9 @@ impl Waits {
                 }
                 Detail::Route(_) => events.extend(self.route(context, &key, objects)),
                 Detail::Pod(pod) => events.extend(self.pod(context, object, pod, objects, &has_pods)),
-                Detail::Machine(machine) => {
+                Detail::Machine(_) => {
                     events.extend(self.drain(context, object, objects));
-                    if machine.is_cordoned {
-                        self.due.add(now.plus(DRAIN_NS), key);
-                    }
+                    self.due.add(now.plus(DRAIN_NS), key);
                 }
                 Detail::Budget(_) => events.extend(self.budget(context, object, objects)),
                 _ => {}
@@ -253,25 +253,22 @@ impl Waits {
         missing: Option<Missing>,
     ) -> Vec<UnifiedEvent> {
         let (key, at) = (key_of(object), context.observed_at);
-        match missing {
-            Some(_) if self.told.get(&key).is_some_and(|told| at.since(told.at) < REPEAT_NS) => {
-                let next = self.told.get(&key).map_or(at, |told| told.at).plus(REPEAT_NS);
-                self.due.add(next, key);
+        match (missing, self.told.get(&key).map(|told| told.at)) {
+            (Some(_), Some(last)) if at.since(last) < REPEAT_NS => {
+                self.due.add(last.plus(REPEAT_NS), key);
                 Vec::new()
             }
-            Some(missing) => {
+            (Some(missing), _) => {
                 self.told.insert(key.clone(), Told { of, at });
                 self.due.add(at.plus(REPEAT_NS), key);
                 stuck(context, object, missing)
             }
-            None if self.told.remove(&key).is_some() => consequence(
-                context,
-                object,
-                EventKind::K8sUnstuck,
-                EventSeverity::Info,
-                Consequence::default(),
-            ),
-            None => Vec::new(),
+            (None, Some(_)) => {
+                self.told.remove(&key);
+                let nothing = Consequence::default();
+                consequence(context, object, EventKind::K8sUnstuck, EventSeverity::Info, nothing)
+            }
+            (None, None) => Vec::new(),
         }
     }
 
@@ -401,10 +398,7 @@ fn init_waits(
 ) -> Option<Missing> {
     let asked = pod.asked.iter().filter(|(name, _)| *name == container.name).map(|(_, host)| host);
     asked.into_iter().find_map(|host| {
-        let (name, namespace) =
-            host.split_once('.').map_or((host.as_str(), object.namespace.as_str()), |(name, rest)| {
-                (name, rest.split('.').next().unwrap_or_default())
-            });
+        let (name, namespace) = service_of(host, &object.namespace)?;
         let (name, namespace) = (SmolStr::new(name), SmolStr::new(namespace));
         let what = match objects.find(kinds::SERVICE, &namespace, &name) {
             None if objects.knows_in(kinds::SERVICE, &namespace) => "which does not exist",

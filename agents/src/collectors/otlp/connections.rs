@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,6 +31,10 @@ const BEGINNING_BYTES: usize = 24;
 /// A client may keep an idle connection for this long, and take as long for the head of a request. Longer than the minute after
 /// which many clients send again.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// What [`TimedOut`] counts.
+pub const TIMED_OUT: &str = "Connections that were ended because nothing came: no beginning, or no head of an HTTP/1 request, nor a \
+    next one on an idle connection; HTTP/2 connections that answered no ping are not counted";
 
 /// Connections that were ended because nothing came, by what did not.
 pub type TimedOut = Family<[(&'static str, &'static str); 1], Counter>;
@@ -78,7 +81,7 @@ impl Limited {
     /// The connections as a stream, as the gRPC server takes them.
     pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
         futures::stream::unfold(self, |mut listener| async move {
-            let (connection, _) = listener.accept().await;
+            let connection = listener.accept().await;
             Some((Ok(connection), listener))
         })
     }
@@ -95,7 +98,7 @@ impl Limited {
         let mut open = JoinSet::new();
         loop {
             tokio::select! {
-                (connection, _) = self.accept() => {
+                connection = self.accept() => {
                     let (routes, shutdown) = (routes.clone(), shutdown.clone());
                     open.spawn(one(server.clone(), connection, routes, shutdown));
                 }
@@ -105,6 +108,18 @@ impl Limited {
         }
         drop(self);
         while open.join_next().await.is_some() {}
+    }
+
+    async fn accept(&mut self) -> Connection {
+        // The semaphore is never closed, so there is always a place in the end.
+        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        // Logs and retries errors, such as no more file descriptors.
+        let (stream, _) = Listener::accept(&mut self.listener).await;
+        // Answers are small; waiting to fill a packet only adds latency. Not vital when refused.
+        let _ = stream.set_nodelay(true);
+        let by = Box::pin(tokio::time::sleep(self.patience.beginning));
+        let beginning = Some(Beginning { bytes_left: BEGINNING_BYTES, by });
+        Connection { stream, beginning, timed_out: self.timed_out.clone(), _place: place }
     }
 }
 
@@ -123,27 +138,6 @@ async fn one(server: Builder<TokioExecutor>, connection: Connection, routes: Rou
     // Other ends are the client's business.
     if ended.is_err_and(|error| error.downcast_ref().is_some_and(hyper::Error::is_timeout)) {
         timed_out.get_or_create(&[("waited_for", "head")]).inc();
-    }
-}
-
-impl Listener for Limited {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        // The semaphore is never closed, so there is always a place in the end.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        // Logs and retries errors, such as no more file descriptors.
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        // Answers are small; waiting to fill a packet only adds latency. Not vital when refused.
-        let _ = stream.set_nodelay(true);
-        let by = Box::pin(tokio::time::sleep(self.patience.beginning));
-        let beginning = Some(Beginning { bytes_left: BEGINNING_BYTES, by });
-        (Connection { stream, beginning, timed_out: self.timed_out.clone(), _place: place }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 }
 
@@ -214,6 +208,8 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
+
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -275,7 +271,7 @@ mod tests {
         let (mut listener, address) = one_place().await;
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
-        let (mut connection, _) = listener.accept().await;
+        let mut connection = listener.accept().await;
         let mut bytes = Vec::new();
         let ended = tokio::time::timeout(LIMIT, connection.read_to_end(&mut bytes)).await.expect("an end");
         assert_eq!((ended.unwrap_err().kind(), bytes.len()), (io::ErrorKind::TimedOut, 16));
@@ -284,7 +280,7 @@ mod tests {
         client.shutdown().await.unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-        let (mut connection, _) = listener.accept().await;
+        let mut connection = listener.accept().await;
         let reading = connection.read_to_end(&mut bytes);
         assert!(tokio::time::timeout(Duration::from_millis(500), reading).await.is_err());
         assert_eq!(count(&listener.timed_out, "beginning"), 1);

@@ -11,7 +11,7 @@ use tapio_runtime::telemetry::Metrics;
 use tokio::net::TcpListener;
 
 use super::config::OtlpConfig;
-use super::connections::{Limited, TimedOut};
+use super::connections::{Limited, TIMED_OUT, TimedOut};
 use super::http::Http;
 use super::reception::{Bounds, Reception};
 use super::{grpc, http};
@@ -58,10 +58,7 @@ impl OtlpReceiver {
         let (grpc, grpc_addr) = bind(&config.grpc_listen, "gRPC", "grpc_listen")?;
         let (http, http_addr) = bind(&config.http_listen, "HTTP", "http_listen")?;
         let reception = Arc::new(Reception::new(&config, bounds, sink, clock, metrics));
-        let timed_out = metrics.shared(
-            "otlp_connections_timed_out",
-            "Connections of clients that were ended, by what did not come",
-        );
+        let timed_out = metrics.shared("otlp_connections_timed_out", TIMED_OUT);
         Ok(Self { config, grpc, http, grpc_addr, http_addr, reception, timed_out })
     }
 

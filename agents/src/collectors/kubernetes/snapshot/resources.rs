@@ -100,7 +100,7 @@ impl Resource {
 
     /// True for what is part of Kubernetes; the rest is there where somebody has installed it.
     pub fn is_built_in(&self) -> bool {
-        !self.api_version.starts_with("gateway.")
+        self.api_version != GATEWAY_API
     }
 
     /// The same kind in the version before this one; none when there is none.

@@ -88,11 +88,12 @@ fn sets_by_owner(objects: &[Standing]) -> HashMap<(SmolStr, SmolStr), Vec<&Stand
     sets
 }
 
-/// Jobs after which another one of the same owner has begun, by namespace and name: how they ended is history.
+/// Jobs after which another one of the same CronJob has begun, by namespace and name: how they ended is history. Those of other
+/// owners are parts of one work, and run side by side.
 fn over(objects: &[Standing]) -> HashSet<(SmolStr, SmolStr)> {
     let mut runs: HashMap<_, Vec<&Standing>> = HashMap::new();
     for job in objects.iter().filter(|object| object.summary.kind == kinds::JOB) {
-        if let Some(owner) = &job.summary.owner {
+        if let Some(owner) = job.summary.owner.as_ref().filter(|(kind, _)| kind == kinds::CRON_JOB) {
             runs.entry((&job.summary.namespace, owner)).or_default().push(job);
         }
     }
