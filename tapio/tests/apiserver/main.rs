@@ -9,11 +9,16 @@ mod binaries;
 mod certs;
 #[path = "../common/mod.rs"]
 mod common;
+mod control;
 mod failures;
+mod fixing;
 mod healthy;
 mod kubelet;
+mod manifests;
 mod outcome;
+mod permissions;
 mod plane;
 mod process;
+mod running;
 mod scenes;
 mod told;

@@ -135,6 +135,9 @@ fn since_epoch() -> u64 {
 fn absent_mount(pod: &Value, api: &Api) -> Option<String> {
     let volumes = pod["spec"]["volumes"].as_array()?;
     volumes.iter().find_map(|volume| {
+        if volume["configMap"]["optional"] == true || volume["secret"]["optional"] == true {
+            return None;
+        }
         let (kind, name) = match (&volume["configMap"]["name"], &volume["secret"]["secretName"]) {
             (Value::String(name), _) => ("configmap", name),
             (_, Value::String(name)) => ("secret", name),

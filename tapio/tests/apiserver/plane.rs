@@ -4,14 +4,19 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::api::Api;
+use crate::binaries::program;
 use crate::certs::Certs;
 use crate::common::wait_for;
 use crate::process::{Process, free_port};
+
+const CONTROLLERS: &str = "kube-controller-manager";
+const SCHEDULER: &str = "kube-scheduler";
 
 /// What is audited: changes with what they ask for, nothing that is only read.
 const AUDIT_POLICY: &str = "\
@@ -72,8 +77,8 @@ impl Plane {
         let mut plane =
             Self { api, controllers: None, scheduler: None, server: None, _etcd: etcd, certs, ports, dir };
         plane.start_server();
-        plane.controllers = Some(plane.process("kube-controller-manager", &plane.controller_args()));
-        plane.scheduler = Some(plane.process("kube-scheduler", &plane.scheduler_args()));
+        plane.controllers = Some(plane.process(CONTROLLERS, &plane.controller_args()));
+        plane.scheduler = Some(plane.process(SCHEDULER, &plane.scheduler_args()));
         wait_for("the service account of the first namespace", || {
             plane.controllers.as_mut().unwrap().assert_runs();
             plane.scheduler.as_mut().unwrap().assert_runs();
@@ -116,6 +121,12 @@ impl Plane {
         serde_json::from_str(body).unwrap_or_default()
     }
 
+    /// The 20 of version 1.20.
+    pub fn minor_version(&self) -> u32 {
+        let version: Value = serde_json::from_str(&self.api.text("/version").unwrap()).unwrap();
+        version["gitVersion"].as_str().and_then(|text| text.split('.').nth(1)?.parse().ok()).unwrap()
+    }
+
     /// The kubeconfig of an administrator.
     pub fn admin(&self) -> String {
         self.dir.path().join("admin.kubeconfig").display().to_string()
@@ -126,6 +137,14 @@ impl Plane {
         written(&self.dir, &self.certs, self.ports.server, name, &json!({"token": token}))
             .display()
             .to_string()
+    }
+
+    /// A kubeconfig for who shows a certificate of this subject.
+    pub fn with_certificate(&self, name: &str, subject: &str) -> String {
+        self.certs.sign(name, subject);
+        let [certificate, key] = ["crt", "key"].map(|kind| self.certs.file(&format!("{name}.{kind}")));
+        let user = json!({"client-certificate": certificate, "client-key": key});
+        written(&self.dir, &self.certs, self.ports.server, name, &user).display().to_string()
     }
 
     /// A token of a service account, as its pods have one.
@@ -196,7 +215,8 @@ impl Plane {
     fn controller_args(&self) -> Vec<String> {
         let admin = self.admin();
         let path = |name: &str| self.certs.path(name);
-        vec![
+        let mut args = no_plain_port(CONTROLLERS);
+        args.extend([
             format!("--kubeconfig={admin}"),
             format!("--authentication-kubeconfig={admin}"),
             format!("--authorization-kubeconfig={admin}"),
@@ -208,12 +228,14 @@ impl Plane {
             "--leader-elect=false".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
             "--horizontal-pod-autoscaler-sync-period=5s".to_owned(),
-        ]
+        ]);
+        args
     }
 
     fn scheduler_args(&self) -> Vec<String> {
         let own = self.dir.path().join("scheduler.kubeconfig").display().to_string();
-        vec![
+        let mut args = no_plain_port(SCHEDULER);
+        args.extend([
             format!("--kubeconfig={own}"),
             format!("--authentication-kubeconfig={own}"),
             format!("--authorization-kubeconfig={own}"),
@@ -221,8 +243,16 @@ impl Plane {
             format!("--cert-dir={}", self.certs.path("")),
             "--bind-address=127.0.0.1".to_owned(),
             "--leader-elect=false".to_owned(),
-        ]
+        ]);
+        args
     }
+}
+
+/// Before 1.24 these also serve without encryption, every one of them on the same port: that is turned off where it is.
+fn no_plain_port(name: &str) -> Vec<String> {
+    let help = Command::new(program(name)).arg("--help").output().unwrap();
+    let has_it = String::from_utf8_lossy(&help.stdout).contains("--port int");
+    has_it.then(|| "--port=0".to_owned()).into_iter().collect()
 }
 
 fn etcd_args(dir: &TempDir, clients: u16, peers: u16) -> Vec<String> {

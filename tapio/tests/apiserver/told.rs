@@ -1,5 +1,4 @@
 //! Objects that the tests make, and what Tapio says of them.
-#![allow(dead_code)]
 
 use serde_json::{Value, json};
 
