@@ -67,7 +67,7 @@ pub fn story(finding: &Finding) -> String {
     } else {
         let _ = writeln!(out, "\nRoot cause  not provable from the evidence at hand");
     }
-    chain(&mut out, finding);
+    chain(&mut out, &finding.chain);
     prediction(&mut out, finding);
     alternatives(&mut out, finding);
     for action in &finding.actions {
@@ -136,14 +136,14 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Links of the same words are one line: the same happened in several places.
-fn chain(out: &mut String, finding: &Finding) {
+/// Links of the same words are one line: the same happened in several places. What happened again in a place is told again.
+fn chain(out: &mut String, links: &[ChainLink]) {
     let mut folded: Vec<(&ChainLink, BTreeSet<&Entity>)> = Vec::new();
-    for link in &finding.chain {
-        let known = folded.iter_mut().find(|(first, _)| uncounted(&first.says) == uncounted(&link.says));
-        match known {
-            Some((_, places)) => drop(places.insert(&link.entity)),
-            None => folded.push((link, BTreeSet::from([&link.entity]))),
+    for link in links {
+        let is_same = |first: &ChainLink| uncounted(&first.says) == uncounted(&link.says);
+        // The first line that does not have this place yet takes it.
+        if !folded.iter_mut().any(|(first, places)| is_same(first) && places.insert(&link.entity)) {
+            folded.push((link, BTreeSet::from([&link.entity])));
         }
     }
     for (i, (link, places)) in folded.iter().take(CHAIN_LINES_MAX).enumerate() {
@@ -240,6 +240,37 @@ mod tests {
     #[test]
     fn text_wraps_between_words() {
         assert_eq!(wrap("one two three", 7), "one two\nthree");
+    }
+
+    #[test]
+    fn the_same_words_of_several_places_are_one_line_and_of_one_place_at_two_times_two() {
+        let link = |second: u64, pod: &str, says: &str| ChainLink {
+            at: UnixNanos(1_700_000_000_000_000_000).plus(second * 1_000_000_000),
+            entity: Entity::namespaced("Pod", "shop", pod),
+            signal: "pod.crash".into(),
+            says: says.to_owned(),
+            evidence: Vec::new(),
+        };
+        let told = |links: &[ChainLink]| {
+            let mut out = String::new();
+            chain(&mut out, links);
+            out.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect::<Vec<_>>()
+        };
+        let links = [
+            link(0, "a", "it ended (3 times)"),
+            link(1, "b", "it ended"),
+            link(60, "a", "it ended (2 times)"),
+            link(61, "b", "it ended"),
+            link(62, "c", "it ended"),
+            link(90, "a", "it ended"),
+        ];
+        let expected = [
+            "What        22:13:20  it ended (in 3 places)",
+            "22:14:20  it ended (in 2 places)",
+            "22:14:50  it ended",
+        ];
+        assert_eq!(told(&links), expected);
+        assert_eq!(told(&links[..1]), ["What        22:13:20  it ended (3 times)"]);
     }
 
     #[test]

@@ -102,9 +102,7 @@ impl Templates {
         let by_shard = Arc::new((0..SHARD_COUNT).map(of).collect::<Result<_, _>>()?);
         Ok(Self { seed, producers: cut.producers.max(1), by_shard })
     }
-}
 
-impl Templates {
     /// Paths that are taken in each shard, each once.
     fn paths(&self) -> Vec<Vec<usize>> {
         let of = |templates: &Vec<Template>| {

@@ -4,7 +4,7 @@
 //! several senders writes down what comes first.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::io::BufRead;
 
 use anyhow::Context;
@@ -25,10 +25,8 @@ struct Source {
     reader: Box<dyn BufRead>,
     file: usize,
     number: usize,
-    /// Time and number of the lines that wait.
-    turns: BinaryHeap<Reverse<(u64, usize)>>,
-    /// They, with their bytes.
-    waiting: HashMap<usize, (RecordedLine, usize)>,
+    /// Lines that wait, with their bytes, by time and number.
+    waiting: BTreeMap<(u64, usize), (RecordedLine, usize)>,
     bytes: usize,
     newest: u64,
     is_over: bool,
@@ -36,8 +34,7 @@ struct Source {
 
 impl Source {
     fn new(reader: Box<dyn BufRead>, file: usize) -> Self {
-        let (turns, waiting) = (BinaryHeap::new(), HashMap::new());
-        Self { reader, file, number: 0, turns, waiting, bytes: 0, newest: 0, is_over: false }
+        Self { reader, file, number: 0, waiting: BTreeMap::new(), bytes: 0, newest: 0, is_over: false }
     }
 
     /// The line whose turn it is.
@@ -47,23 +44,22 @@ impl Source {
                 Some((line, bytes)) => {
                     self.newest = self.newest.max(line.at.0);
                     self.bytes += bytes;
-                    self.turns.push(Reverse((line.at.0, self.number)));
-                    self.waiting.insert(self.number, (line, bytes));
+                    self.waiting.insert((line.at.0, self.number), (line, bytes));
                 }
                 None => self.is_over = true,
             }
         }
-        let first = self.turns.pop().and_then(|Reverse((_, number))| self.waiting.remove(&number));
-        Ok(first.map(|(line, bytes)| {
+        Ok(self.waiting.pop_first().map(|(_, (line, bytes))| {
             self.bytes -= bytes;
             line
         }))
     }
 
     fn is_next_due(&self) -> bool {
-        let is_full = self.turns.len() >= AHEAD_LINES_MAX || self.bytes >= AHEAD_BYTES_MAX;
-        let is_late = |Reverse((at, _)): &Reverse<(u64, usize)>| at.saturating_add(AHEAD_NS) <= self.newest;
-        self.is_over || is_full || self.turns.peek().is_some_and(is_late)
+        let is_full = self.waiting.len() >= AHEAD_LINES_MAX || self.bytes >= AHEAD_BYTES_MAX;
+        let first = self.waiting.first_key_value();
+        let is_late = first.is_some_and(|((at, _), _)| at.saturating_add(AHEAD_NS) <= self.newest);
+        self.is_over || is_full || is_late
     }
 
     /// The line that stands next, and its bytes.

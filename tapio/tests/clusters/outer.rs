@@ -191,9 +191,8 @@ fn route_of_gateways(w: &mut World) {
     quiet(w, 100);
 }
 
-fn wanted(w: &mut World) {
-    let pods = w.deployment("harbour", "pilot", 3);
-    w.workload("StatefulSet", "harbour", "ledger", 3);
+/// A budget that none of its three pods may leave.
+fn full_budget(w: &mut World) {
     w.add(
         "PodDisruptionBudget",
         "harbour",
@@ -201,6 +200,12 @@ fn wanted(w: &mut World) {
         json!({"spec": {"minAvailable": 3, "selector": {"matchLabels": app("ledger")}},
         "status": {"disruptionsAllowed": 0}}),
     );
+}
+
+fn wanted(w: &mut World) {
+    let pods = w.deployment("harbour", "pilot", 3);
+    w.workload("StatefulSet", "harbour", "ledger", 3);
+    full_budget(w);
     let scaler = w.add("HorizontalPodAutoscaler", "harbour", "pilot", json!({"status": {"conditions": []}}));
     w.at(10).delete(&pods[1]);
     w.at(20).change(&of("Node", "", "rack-b1"), json!({"spec": {"unschedulable": true}}));
@@ -229,13 +234,7 @@ fn good_routes(w: &mut World) {
 fn drain(w: &mut World) -> Vec<(String, String, String)> {
     let sets = w.workload("StatefulSet", "harbour", "ledger", 3);
     let pods = w.deployment("harbour", "pilot", 3);
-    w.add(
-        "PodDisruptionBudget",
-        "harbour",
-        "ledger",
-        json!({"spec": {"minAvailable": 3, "selector": {"matchLabels": app("ledger")}},
-        "status": {"disruptionsAllowed": 0}}),
-    );
+    full_budget(w);
     w.at(15).change(&of("Node", "", "rack-b1"), json!({"spec": {"unschedulable": true}}));
     let now = w.time(0);
     w.at(17).condition(
