@@ -5,6 +5,7 @@
 //! | `correlator.<cluster>.signals` | JSON: low water, time decided up to, how far each shard was heard before it |
 //! | `correlator.<cluster>.changes` | a message of signals (`schemas/src/wire`): changes that may be the reason of what comes |
 //! | `correlator.<cluster>.machines` | JSON: machines that tell kernel events |
+//! | `correlator.<cluster>.budgets` | JSON: the last two snapshots of the error budgets (`slo/kept.rs`); the standing says which is its own |
 //! | `correlator.<cluster>.freshness` | JSON: `{"watermark","gaps","at"}`, each second; gone by itself `correlator.forget_after` later |
 //! | `priors.<cluster>` | JSON: what outcomes say of the causes ([`PriorHistory`]); the store of findings writes it |
 
@@ -23,6 +24,7 @@ use crate::fence::Heard;
 use crate::kept_key::KeptKey;
 use crate::low_water::LowWater;
 use crate::order::Told;
+use crate::slo::{KeptBudgets, Snapshot};
 
 /// Most bytes of one kept value: below the bucket's limit of 1 MiB. Above it the older half of the changes is left out.
 const VALUE_BYTES_MAX: usize = 900 << 10;
@@ -36,6 +38,9 @@ pub struct Standing {
     /// Event time up to which every finding is published and acknowledged.
     #[serde(default)]
     pub decided: UnixNanos,
+    /// Up to when the error budgets that belong to it were counted.
+    #[serde(default)]
+    pub budgets: UnixNanos,
     /// How far each shard was heard before the mark's sequence.
     #[serde(default)]
     pub heard: Vec<Heard>,
@@ -60,6 +65,8 @@ pub struct Checkpoint {
     pub standing: Standing,
     /// The memory, when it has changed.
     pub memory: Option<Memory>,
+    /// How the error budgets stood where a restart goes on, when there are any.
+    pub budgets: Option<Snapshot>,
 }
 
 impl Checkpoint {
@@ -94,6 +101,8 @@ pub struct Kept {
     pub changes: Vec<Signal>,
     /// Machines.
     pub machines: Vec<Entity>,
+    /// Error budgets.
+    pub budgets: Option<KeptBudgets>,
 }
 
 /// The keys of one cluster.
@@ -102,6 +111,9 @@ pub struct StageTwoStore {
     standing: KeptKey,
     changes: KeptKey,
     machines: KeptKey,
+    budgets: KeptKey,
+    /// The last one kept: another process may still go on from it.
+    snapshot: Option<Snapshot>,
     freshness: String,
     priors: String,
 }
@@ -118,9 +130,14 @@ impl StageTwoStore {
         // The mark last: once it is ours, nobody changes what belongs to it.
         let changes = KeptKey::take(&kv, key("changes")).await?;
         let machines = KeptKey::take(&kv, key("machines")).await?;
+        let budgets = KeptKey::take(&kv, key("budgets")).await?;
         let standing = KeptKey::take(&kv, key("signals")).await?;
+        let stands: Option<Standing> = serde_json::from_slice(standing.value()).ok();
+        let own = stands.as_ref().and_then(|stands| own_budgets(budgets.value(), stands.budgets));
+        let snapshot = own.as_ref().map(KeptBudgets::snapshot);
         let kept = Kept {
-            standing: serde_json::from_slice(standing.value()).ok(),
+            standing: stands,
+            budgets: own,
             changes: decoded(changes.value()),
             machines: serde_json::from_slice(machines.value()).unwrap_or_default(),
         };
@@ -130,6 +147,8 @@ impl StageTwoStore {
                 standing,
                 changes,
                 machines,
+                budgets,
+                snapshot,
                 freshness: key("freshness"),
                 priors: priors_key(cluster),
             },
@@ -156,8 +175,15 @@ impl StageTwoStore {
             let machines = serde_json::to_vec(&memory.machines).unwrap_or_default();
             self.machines.set(Bytes::from(machines)).await?;
         }
+        if let Some(snapshot) = checkpoint.budgets.as_ref().filter(|new| self.snapshot.as_ref() != Some(*new))
+        {
+            // The one before stays until the standing has moved on.
+            self.budgets.set(both(self.snapshot.as_ref(), snapshot)).await?;
+        }
         let standing = serde_json::to_vec(&checkpoint.standing).unwrap_or_default();
-        self.standing.set(Bytes::from(standing)).await
+        self.standing.set(Bytes::from(standing)).await?;
+        self.snapshot = checkpoint.budgets.clone();
+        Ok(())
     }
 
     /// Tells how fresh the verdicts are; `at`: now, by the clock. Without another word it is gone after `ttl`: a cluster
@@ -167,6 +193,23 @@ impl StageTwoStore {
         let text = serde_json::to_vec(&json).unwrap_or_default();
         self.kv.put_with_ttl(&self.freshness, Bytes::from(text), ttl).await.map(|_| ())
     }
+}
+
+fn both(before: Option<&Snapshot>, now: &Snapshot) -> Bytes {
+    let mut value = b"[".to_vec();
+    for snapshot in before.into_iter().chain([now]) {
+        if value.len() > 1 {
+            value.push(b',');
+        }
+        value.extend_from_slice(&snapshot.json);
+    }
+    value.push(b']');
+    Bytes::from(value)
+}
+
+fn own_budgets(value: &[u8], counted: UnixNanos) -> Option<KeptBudgets> {
+    let kept: Vec<KeptBudgets> = serde_json::from_slice(value).ok()?;
+    kept.into_iter().find(|kept| kept.counted == counted)
 }
 
 fn encoded(mut changes: Vec<Signal>) -> Bytes {
@@ -212,6 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn a_standing_finds_its_own_budgets_and_the_next_ones_are_there_already() {
+        let [first, second, third] = [5, 7, 9].map(|at| {
+            let mut kept = KeptBudgets::default();
+            kept.counted = UnixNanos(at);
+            kept.snapshot()
+        });
+        let value = both(Some(&first), &second);
+        let own = |value: &[u8], at| own_budgets(value, UnixNanos(at)).map(|kept| kept.snapshot());
+        assert_eq!(
+            (own(&value, 5), own(&value, 7), own(&value, 9)),
+            (Some(first), Some(second.clone()), None)
+        );
+        assert_eq!(own(&both(None, &third), 9), Some(third));
+        assert!(own(b"", 0).is_none() && own(b"garbage", 0).is_none());
+    }
+
+    #[test]
     fn what_does_not_fit_loses_its_older_half() {
         let long = "x".repeat(2000);
         let read = decoded(&encoded((0..1000).map(|n| change(n, &long)).collect()));
@@ -226,10 +286,12 @@ mod tests {
             standing: Standing {
                 mark: mark(sequence),
                 decided: UnixNanos(2),
+                budgets: UnixNanos(0),
                 heard: Vec::new(),
                 told: Vec::new(),
             },
             memory,
+            budgets: None,
         };
         let memory = Memory { changes: vec![change(1, "a")], machines: Vec::new() };
         let kept = checkpoint(9, None).after(Some(checkpoint(8, Some(memory))));

@@ -14,6 +14,7 @@ use crate::low_water::{LowWater, Marks};
 use crate::model::Model;
 use crate::own_patterns::Patterns;
 use crate::shards::grid_floor;
+use crate::slo::Snapshot;
 
 /// Holes that are told with the freshness.
 const GAPS_TOLD_MAX: usize = 16;
@@ -48,6 +49,9 @@ impl Decider {
         goes_on: bool,
     ) -> Self {
         let mut stage_two = StageTwo::new(config, model);
+        if let Some(budgets) = kept.budgets.filter(|_| goes_on) {
+            stage_two.budgets().restore(budgets);
+        }
         if let Some(standing) = kept.standing.filter(|_| goes_on) {
             stage_two.resume(&Place { heard: standing.heard, told: standing.told });
         }
@@ -75,17 +79,24 @@ impl Decider {
         applied.map(|()| out)
     }
 
-    /// Where a restart goes on, once everything that was returned so far is published; `None` when no place is known
-    /// that is late enough.
-    pub fn standing(&mut self) -> Option<Standing> {
+    /// Where a restart goes on, once everything that was returned so far is published, and how the error budgets stood
+    /// there; `None` when no place is known that is late enough.
+    pub fn standing(&mut self) -> Option<(Standing, Option<Snapshot>)> {
         let watermark = self.stage_two.watermark();
         // Who owns what is told again once in a while; a restart must hear one telling of it.
         let topology = watermark.minus(self.topology_ns + self.topology_ns / 10);
-        let from = self.stage_two.low_water().min(topology);
+        let mut from = self.stage_two.low_water().min(topology);
+        let mut budgets = None;
+        if !self.stage_two.budgets().is_empty() {
+            let snapshot = self.stage_two.budgets().stood(from)?.clone();
+            from = snapshot.counted;
+            budgets = Some(snapshot);
+        }
         let (sequence, place) = self.marks.place_for(from)?;
         let (mark, Place { heard, told }) =
             (LowWater { sequence, from, ..LowWater::default() }, place.clone());
-        Some(Standing { mark, decided: grid_floor(watermark), heard, told })
+        let budgets_at = budgets.as_ref().map_or(UnixNanos(0), |snapshot| snapshot.counted);
+        Some((Standing { mark, decided: grid_floor(watermark), budgets: budgets_at, heard, told }, budgets))
     }
 
     /// What outlives the reading again.

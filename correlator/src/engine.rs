@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::order::{Order, OrderCounters, Told};
 use crate::services::STEP_NS;
 use crate::shards::{BatchError, Counters, ShardSet, TICK_NS, Watermark};
+use crate::slo::Budgets;
 use crate::unite::Uniter;
 
 /// Event time that passes after the end of the input, so that open deviations and incidents close.
@@ -59,7 +60,7 @@ pub struct StageTwoCounters {
 
 impl StageTwoCounters {
     /// Every count with its name.
-    pub fn by_reason(&self) -> [(&'static str, u64); 23] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 25] {
         let (order, fences, incidents) = (&self.order, &self.fences, &self.incidents);
         let [refused, unlearnt, evicted, flows, doubtful, unfollowed, unseasoned] = self.services;
         [
@@ -86,6 +87,8 @@ impl StageTwoCounters {
             ("tallies_refused", incidents.tallies_refused + self.tallies_refused),
             ("incidents_evicted", incidents.incidents_evicted),
             ("budgets_refused", incidents.budgets_refused),
+            ("budgets_unkept", incidents.budgets_unkept),
+            ("burns_refused", incidents.burns_refused),
         ]
     }
 }
@@ -167,6 +170,11 @@ impl StageTwo {
     /// What a restart needs beside the signals it reads again.
     pub fn incidents(&self) -> &IncidentEngine {
         &self.incidents
+    }
+
+    /// Error budgets: what a restart goes on with.
+    pub fn budgets(&mut self) -> &mut Budgets {
+        self.incidents.budgets()
     }
 
     /// Takes what an earlier process remembered, before anything else.

@@ -225,10 +225,10 @@ impl<O: Outlet> IncidentWorker<O> {
         self.checkpoint_due = self.parts.clock.monotonic() + CHECKPOINT_EVERY;
         self.count();
         self.parts.fresh.send_replace(self.decider.fresh());
-        let Some(standing) = self.decider.standing() else { return };
+        let Some((standing, budgets)) = self.decider.standing() else { return };
         let version = self.decider.memory_version();
         let memory = (version != self.remembered).then(|| self.decider.memory());
-        let checkpoint = Checkpoint { standing, memory };
+        let checkpoint = Checkpoint { standing, memory, budgets };
         self.waiting = Some(Waiting { checkpoint, ticket: self.outbox.said(), version });
     }
 

@@ -31,7 +31,7 @@ use crate::model::Model;
 use crate::outbox::Outlet;
 use crate::own_patterns::Patterns;
 use crate::shards::{ShardSet, Watermark};
-use crate::slo::SloConfig;
+use crate::slo::{SloConfig, Snapshot};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_767_225_600 * SECOND;
@@ -40,8 +40,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| Arc::new(Model::builtin().expect("the model loads")));
 
 fn config() -> CorrelatorConfig {
-    // What budgets have burnt is no part of what a restart reads again.
-    let slo = SloConfig { enabled: false, ..SloConfig::default() };
+    // Every burn is told, and few failures are one.
+    let slo = SloConfig { own_findings: true, ..SloConfig::default() };
     CorrelatorConfig { cluster: "c".into(), slo, ..CorrelatorConfig::default() }
 }
 
@@ -205,6 +205,7 @@ struct Durable {
     published: Vec<Finding>,
     standing: Option<Standing>,
     memory: Memory,
+    budgets: Option<Snapshot>,
     /// Findings that were published when the standing was taken.
     acknowledged: usize,
 }
@@ -216,6 +217,10 @@ impl Durable {
             standing: self.standing.clone(),
             changes: self.memory.changes.clone(),
             machines: self.memory.machines.clone(),
+            budgets: self
+                .budgets
+                .as_ref()
+                .map(|kept| serde_json::from_slice(&kept.json).expect("a snapshot")),
         };
         let begin = self.standing.as_ref().map_or(1, |s| s.mark.sequence as usize);
         let mut ledger = Ledger::new(600 * SECOND);
@@ -229,9 +234,10 @@ impl Durable {
             let bytes = &sections[sequence - 1].1;
             self.published.extend(decider.apply(sequence as u64, bytes).expect("a section"));
             if sequence % keeps == 0
-                && let Some(standing) = decider.standing()
+                && let Some((standing, budgets)) = decider.standing()
             {
                 (self.standing, self.memory) = (Some(standing), decider.memory());
+                self.budgets = budgets;
                 self.acknowledged = self.published.len();
             }
         }

@@ -8,13 +8,17 @@ use tapio_schemas::learning::{PriorHistory, prediction_key};
 use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
 
 use super::burning::{self, Beside, Burns, by_home, is_budget};
-use super::cascade::{self, Scene, Shares};
-use super::foreseen::{Foreseen, Stands};
+use super::cascade::{self, CALLERS_MAX, Scene, Shares};
+use super::foreseen::{FORESEEN_MAX, Foreseen, Stands};
 use super::graph::Graph;
 use super::impact::Tallies;
 use super::incident::Incident;
 use super::view::View;
 use super::{IncidentEngine, last_revision};
+use crate::slo::Burn;
+
+/// Budgets foretold by a finding: callers have their room beside them.
+const BUDGETS_MAX: usize = FORESEEN_MAX - CALLERS_MAX;
 
 /// What the future is told from.
 pub struct Ahead<'a> {
@@ -46,7 +50,10 @@ pub struct Now<'a> {
 
 impl<'a> Ahead<'a> {
     /// Scores what was foretold, and foretells what is to come: of callers only when the cause is told with confidence.
-    pub fn look(&self, now: &Now<'_>, tallies: &'a Tallies, graph: &Graph, foreseen: &mut Foreseen) {
+    /// True when the incident touches an objective.
+    pub fn look(&self, now: &Now<'_>, tallies: &'a Tallies, graph: &Graph, foreseen: &mut Foreseen) -> bool {
+        let burns = self.of_incident(now);
+        let touches = !burns.is_empty();
         let view = now.view;
         foreseen.score(view.now, |promise| match is_budget(promise) {
             true if !now.goes_on => Stands::Gone,
@@ -54,41 +61,37 @@ impl<'a> Ahead<'a> {
             false => cascade::stands(view, promise, now.goes_on),
         });
         if !now.goes_on {
-            return;
+            return touches;
         }
         // How often requests fail is counted, whatever the cause is.
-        for (home, burn) in self.of_incident(now) {
+        for (home, burn) in burns.into_iter().take(BUDGETS_MAX) {
             burning::foretell(home, burn, self.priors, view.now, now.refresh_ns, foreseen);
         }
-        if now.confidence.is_none_or(|stated| stated <= PERSIST_CONFIDENCE_ABOVE) {
-            return;
+        if now.confidence.is_none_or(|stated| stated <= PERSIST_CONFIDENCE_ABOVE)
+            || cascade::room(foreseen) == 0
+        {
+            return touches;
         }
         let shares = self.shares.get_or_init(|| Shares::new(tallies, graph));
         let factor = |scenario: &str| self.priors.factor(&prediction_key(scenario), view.now);
         let (members, first_bad) = (now.members, now.first_bad);
         let scene = Scene { view, members, first_bad, shares, factor: &factor };
         scene.foretell(foreseen, now.refresh_ns);
+        touches
     }
 
-    /// Burns that the incident explains.
-    fn of_incident<'b>(
-        &'b self,
-        now: &'b Now<'_>,
-    ) -> impl Iterator<Item = (&'b Entity, &'a crate::slo::Burn)> {
-        let concerned: BTreeSet<&Entity> = if self.burns.is_empty() {
-            BTreeSet::new()
-        } else {
-            burning::failing(now.view, now.members).collect()
-        };
-        let burns = self.burns.iter();
+    /// Burns that the incident explains: that of its seat, then those that are used up first.
+    fn of_incident(&self, now: &Now<'_>) -> Vec<(&Entity, &'a Burn)> {
+        if self.burns.is_empty() {
+            return Vec::new();
+        }
+        let concerned: BTreeSet<&Entity> = burning::failing(now.view, now.members).collect();
+        let is_of = |home: &Entity| home == now.seat || concerned.contains(home);
+        let burns = self.burns.iter().filter(|(home, _)| is_of(home));
+        let mut burns: Vec<(&Entity, &Burn)> = burns.map(|(home, burn)| (home, *burn)).collect();
+        let used_up = |burn: &Burn| burn.forecast.as_ref().map(|forecast| forecast.at);
+        burns.sort_by_key(|(home, burn)| (*home != now.seat, used_up(burn).is_none(), used_up(burn)));
         burns
-            .filter(move |(home, _)| *home == now.seat || concerned.contains(home))
-            .map(|(home, burn)| (home, *burn))
-    }
-
-    /// True when an incident touches an objective.
-    pub fn touches_objective(&self, now: &Now<'_>) -> bool {
-        self.of_incident(now).next().is_some()
     }
 }
 

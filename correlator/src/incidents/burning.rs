@@ -25,6 +25,8 @@ const CAUSE: &str = "slo.budget_burn";
 /// That requests fail too often is counted; which of several services fails them is not in question.
 const CONFIDENCE: f64 = 0.9;
 /// A burn for which there is no finding waits so long for one: what breaks is told of as such long before. What is left is what
+/// To open one again at the same tick a restart reads from so long before it.
+const BEFORE_NS: u64 = 10_000_000_000;
 /// always fails.
 const HOLD_NS: u64 = 1_800_000_000_000;
 /// A burn that nothing else tells of is told when it is so many times as fast as it may be: half of the slower alert.
@@ -61,8 +63,9 @@ pub fn foretell(
 pub fn stands(burns: &Burns<'_>, promise: &Promise) -> Stands {
     match burns.get(&promise.entity) {
         Some(Burn { used_up_at: Some(at), .. }) => Stands::Came(*at),
-        Some(Burn { forecast: Some(_), .. }) => Stands::Open,
-        _ => Stands::Gone,
+        // While it burns too fast only the time may be too uncertain to be told.
+        Some(_) => Stands::Open,
+        None => Stands::Gone,
     }
 }
 
@@ -114,6 +117,7 @@ fn used(burn: &Burn) -> String {
 pub struct Burning {
     cluster: SmolStr,
     open: BTreeMap<Entity, Incident>,
+    refused: u64,
 }
 
 /// What there is beside a budget.
@@ -135,12 +139,22 @@ pub struct Beside<'a> {
 impl Burning {
     /// Nothing burns.
     pub fn new(cluster: &str) -> Self {
-        Self { cluster: cluster.into(), open: BTreeMap::new() }
+        Self { cluster: cluster.into(), ..Self::default() }
+    }
+
+    /// Burns of which nothing was told at a tick, because too many are followed.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// True while there is something to be told of.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
+    }
+
+    /// Time from which on signals are needed to open again what is open.
+    pub fn needs_from(&self) -> Option<UnixNanos> {
+        self.open.values().map(|incident| incident.opened_at.minus(BEFORE_NS)).min()
     }
 
     /// True while a finding with this id is followed.
@@ -157,13 +171,13 @@ impl Burning {
             let burn = beside.burns.get(home).copied();
             if let Some((other, title)) = (beside.told_with)(home).filter(|_| burn.is_some()) {
                 findings.extend(incident.merged_into(other, &title, now));
-                closed.push((incident.id, incident.revision()));
+                closed.extend(incident.is_published().then(|| (incident.id, incident.revision())));
                 return false;
             }
             incident.over_since = burn.is_none().then(|| incident.over_since.unwrap_or(now));
             let is_over = |since: UnixNanos| now.since(since) >= nanos(beside.config.reopen);
             if incident.over_since.is_some_and(|since| !incident.is_published() || is_over(since)) {
-                closed.push((incident.id, incident.revision()));
+                closed.extend(incident.is_published().then(|| (incident.id, incident.revision())));
                 return false;
             }
             let is_fast = burn.is_some_and(|burn| burn.speed >= SPEED_MIN);
@@ -180,7 +194,11 @@ impl Burning {
     fn open_new(&mut self, beside: &Beside<'_>) {
         for (home, burn) in beside.burns {
             let is_told = || (beside.told_with)(home).is_some();
-            if self.open.contains_key(home) || self.open.len() >= OPEN_MAX || is_told() {
+            if self.open.contains_key(home) || is_told() {
+                continue;
+            }
+            if self.open.len() >= OPEN_MAX {
+                self.refused += 1;
                 continue;
             }
             let text = format!("{CAUSE} {home} {}", burn.onset.0);

@@ -2,30 +2,14 @@ use std::sync::Arc;
 
 use tapio_runtime::config::HumanDuration;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{EntityRef, Fact, Signal, SignalKind, Tally};
+use tapio_schemas::{Fact, Signal, SignalKind, Tally};
 
 use super::super::{IncidentConfig, IncidentEngine};
 use super::*;
+use crate::incidents::tests::{SECOND, at_second as at, service};
 use crate::model::Model;
 use crate::slo::SloConfig;
 use tapio_schemas::signal::EdgeKind;
-
-const SECOND: u64 = 1_000_000_000;
-const START: u64 = 1_767_225_600 * SECOND;
-
-fn at(second: u64) -> UnixNanos {
-    UnixNanos(START + second * SECOND)
-}
-
-fn service(name: &str) -> Arc<EntityRef> {
-    let own = EntityRef {
-        cluster: "c".into(),
-        namespace: "shop".into(),
-        service: name.into(),
-        ..Default::default()
-    };
-    Arc::new(own.sealed())
-}
 
 /// Requests to a service, twenty per five seconds, of which so many fail.
 fn requests(name: &str, seconds: std::ops::Range<u64>, errors: u64) -> SignalSection {

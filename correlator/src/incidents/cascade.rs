@@ -25,7 +25,7 @@ use super::view::View;
 use crate::model::clock_time;
 
 /// Callers foretold at a time.
-const CALLERS_MAX: usize = 3;
+pub(super) const CALLERS_MAX: usize = 3;
 /// What is passed on over calls and over connections, when all requests go there.
 const PASSES_ON: (f64, f64) = (0.7, 0.4);
 /// Share of requests that go over a connection of which no calls are counted.
@@ -61,22 +61,22 @@ fn is_symptom(signal: &Signal) -> bool {
 
 /// Calls between homes, and requests of homes.
 pub struct Shares<'a> {
-    calls: HashMap<(Entity, Entity), Vec<&'a Windows>>,
+    calls: HashMap<Entity, HashMap<Entity, Vec<&'a Windows>>>,
     window_ns: u64,
 }
 
 impl<'a> Shares<'a> {
     /// Of everything that was counted.
     pub fn new(tallies: &'a Tallies, graph: &Graph) -> Self {
-        let mut calls: HashMap<(Entity, Entity), Vec<&Windows>> = HashMap::new();
+        let mut calls: HashMap<Entity, HashMap<Entity, Vec<&Windows>>> = HashMap::new();
         for ((from, to), windows) in tallies.edges() {
-            calls.entry((graph.home(from), graph.home(to))).or_default().push(windows);
+            calls.entry(graph.home(from)).or_default().entry(graph.home(to)).or_default().push(windows);
         }
         Self { calls, window_ns: tallies.window_ns().max(WINDOW_MIN_NS) }
     }
 
     fn count(&self, from: &Entity, to: &Entity, since: UnixNanos) -> u64 {
-        let windows = self.calls.get(&(from.clone(), to.clone())).into_iter().flatten();
+        let windows = self.calls.get(from).and_then(|callees| callees.get(to)).into_iter().flatten();
         windows.flat_map(|windows| windows.range(since..)).map(|(_, (calls, _))| *calls).sum()
     }
 
@@ -91,11 +91,17 @@ impl<'a> Shares<'a> {
         let requests = if answered > 0 {
             answered
         } else {
-            let own = self.calls.keys().filter(|(from, _)| from == caller);
-            own.map(|(_, to)| self.count(caller, to, since)).sum()
+            let callees = self.calls.get(caller).into_iter().flat_map(HashMap::keys);
+            callees.map(|to| self.count(caller, to, since)).sum()
         };
         Some((calls as f64 / requests.max(1) as f64).min(1.0))
     }
+}
+
+/// Further callers that may be foretold.
+pub fn room(foreseen: &Foreseen) -> usize {
+    let told = foreseen.pending().filter(|promise| is_cascade(promise)).count();
+    if foreseen.is_full() { 0 } else { CALLERS_MAX.saturating_sub(told) }
 }
 
 /// What is looked at.
@@ -223,10 +229,7 @@ impl Scene<'_> {
 
     /// Foretells the most probable callers.
     pub fn foretell(&self, foreseen: &mut Foreseen, refresh_ns: u64) {
-        let told = foreseen.pending().filter(|promise| is_cascade(promise)).count();
-        if told >= CALLERS_MAX || foreseen.is_full() {
-            return;
-        }
+        let room = room(foreseen);
         let sick = self.sick();
         if sick.is_empty() {
             return;
@@ -240,7 +243,7 @@ impl Scene<'_> {
         next.iter_mut().for_each(|(_, next)| next.withstand(delay, self.view.now));
         next.retain(|(_, next)| next.probability >= PROBABILITY_MIN);
         next.sort_by(|(a, x), (b, y)| y.probability.total_cmp(&x.probability).then_with(|| a.cmp(b)));
-        for (home, next) in next.into_iter().take(CALLERS_MAX - told) {
+        for (home, next) in next.into_iter().take(room) {
             let forecast = next.forecast(delay, self.view.now);
             foreseen.tell(&home, forecast, next.says(&home), self.view.now, refresh_ns);
         }

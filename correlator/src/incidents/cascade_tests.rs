@@ -3,28 +3,12 @@ use std::sync::Arc;
 use tapio_schemas::finding::Prediction;
 use tapio_schemas::signal::EdgeKind;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{Attribute, EntityRef, Fact, Finding, Tally};
+use tapio_schemas::{Attribute, Fact, Finding, Tally};
 
 use super::super::{IncidentConfig, IncidentEngine};
 use super::*;
+use crate::incidents::tests::{SECOND, at_second as at, service};
 use crate::model::Model;
-
-const SECOND: u64 = 1_000_000_000;
-const START: u64 = 1_767_225_600 * SECOND;
-
-fn at(second: u64) -> UnixNanos {
-    UnixNanos(START + second * SECOND)
-}
-
-fn service(name: &str) -> Arc<EntityRef> {
-    let own = EntityRef {
-        cluster: "c".into(),
-        namespace: "shop".into(),
-        service: name.into(),
-        ..Default::default()
-    };
-    Arc::new(own.sealed())
-}
 
 /// Calls of each five seconds: of `from`, of which so many go to `to`.
 fn calls(edges: &[(&str, &str, u64)]) -> SignalSection {

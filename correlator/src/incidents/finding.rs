@@ -121,8 +121,9 @@ impl<'a> Material<'a> {
             goes_on: status != Status::Recovered,
             refresh_ns: nanos(self.config.refresh),
         };
-        self.ahead.look(&now, self.tallies, view.graph, &mut incident.foreseen);
-        suffered.slo_impact = self.ahead.touches_objective(&now);
+        let touches = self.ahead.look(&now, self.tallies, view.graph, &mut incident.foreseen);
+        // What is over has touched it as well.
+        suffered.slo_impact = touches || incident.last().is_some_and(|last| last.impact.slo_impact);
         let lost = holes.iter().filter(|gap| gap.lost > 0).count();
         let hypotheses = self.hypotheses(component, root.is_some());
         let teller = root.map(|cause| Teller {

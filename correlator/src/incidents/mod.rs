@@ -89,6 +89,10 @@ pub struct IncidentCounters {
     pub tallies_refused: u64,
     /// Tallies that no error budget knows of, because too many are followed.
     pub budgets_refused: u64,
+    /// Services whose error budget had no room in a snapshot: after a restart it begins anew.
+    pub budgets_unkept: u64,
+    /// Times that a burning budget was not told of because too many are.
+    pub burns_refused: u64,
     /// Incidents forgotten because too many are followed.
     pub incidents_evicted: u64,
     /// Findings made.
@@ -201,7 +205,10 @@ impl IncidentEngine {
     pub fn low_water(&self) -> UnixNanos {
         let held = self.incidents.iter().map(|i| i.onset.minus(GAP_REACH_NS));
         // With nothing held, all that was said is decided.
-        held.chain(self.pending.oldest()).min().unwrap_or(self.watermarks.complete())
+        held.chain(self.burning.needs_from())
+            .chain(self.pending.oldest())
+            .min()
+            .unwrap_or(self.watermarks.complete())
     }
 
     /// What is needed for longer than the signals are read again after a restart: the changes that may be the
@@ -213,6 +220,11 @@ impl IncidentEngine {
     /// Grows when [`Self::memory`] has changed.
     pub fn memory_version(&self) -> u64 {
         self.remembered
+    }
+
+    /// Error budgets.
+    pub fn budgets(&mut self) -> &mut Budgets {
+        &mut self.budgets
     }
 
     /// Takes what an earlier process remembered, before anything else.
@@ -253,6 +265,8 @@ impl IncidentEngine {
             edges_refused: self.graph.refused(),
             tallies_refused: self.tallies.refused(),
             budgets_refused: self.budgets.refused(),
+            budgets_unkept: self.budgets.unkept(),
+            burns_refused: self.burning.refused(),
             ..self.counters
         }
     }
@@ -360,6 +374,8 @@ impl IncidentEngine {
         self.budgets.judge(self.tick);
         let mut findings = self.decide_incidents();
         findings.extend(self.decide_budgets());
+        let surplus = self.closed.len().saturating_sub(CLOSED_MAX);
+        self.closed.drain(..surplus);
         findings
     }
 
@@ -442,9 +458,6 @@ impl IncidentEngine {
         }
         self.forget_signals(&done);
         self.closed.extend(done.iter().map(|i| (i.id, i.revision())));
-        while self.closed.len() > CLOSED_MAX {
-            self.closed.pop_front();
-        }
         open.sort_by_key(|i| (i.opened_at, i.id));
         self.incidents = open;
         findings

@@ -15,11 +15,15 @@ use tapio_schemas::{
 use super::{IncidentConfig, IncidentEngine};
 use crate::model::Model;
 
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_767_225_600 * SECOND;
 
 fn at(seconds: f64) -> UnixNanos {
     UnixNanos(START + (seconds * SECOND as f64) as u64)
+}
+
+pub(super) fn at_second(second: u64) -> UnixNanos {
+    UnixNanos(START + second * SECOND)
 }
 
 fn engine_with(config: IncidentConfig) -> IncidentEngine {
@@ -30,7 +34,7 @@ fn engine() -> IncidentEngine {
     engine_with(IncidentConfig::default())
 }
 
-fn service(name: &str) -> Arc<EntityRef> {
+pub(super) fn service(name: &str) -> Arc<EntityRef> {
     let own = EntityRef {
         cluster: "c".into(),
         namespace: "shop".into(),

@@ -36,6 +36,8 @@ const NEWS_NS: u64 = 900 * super::SECOND_NS;
 const APART_NS: u64 = 10 * super::SECOND_NS;
 /// Series whose season is learnt, further ones have none and are counted.
 const SEASONS_MAX: usize = 2048;
+/// A series that is silent for so long makes room for the season of another.
+const SEASON_SILENT_NS: u64 = 86_400 * super::SECOND_NS;
 /// Most bytes of all seasons.
 const SEASONS_BYTES: usize = 25 << 20;
 const _: () = assert!(SEASONS_MAX * SEASON_BYTES <= SEASONS_BYTES, "seasons take more than they may");
@@ -324,12 +326,13 @@ impl Meters {
     pub fn fade(&mut self, now: UnixNanos) {
         for series in self.series.values_mut() {
             series.held = (CPU_FADES * series.held).max(series.main.evidence(now));
+            // Pods come and go: one that is gone leaves its place to another.
+            if now.since(series.seen) > SEASON_SILENT_NS {
+                (series.season, series.excused) = (None, false);
+            }
         }
-        let gone = make_room(&mut self.series, SERIES_MAX, |s| s.seen);
-        if gone > 0 {
-            self.seasons = self.series.values().filter(|series| series.season.is_some()).count();
-        }
-        self.evicted += gone;
+        self.evicted += make_room(&mut self.series, SERIES_MAX, |s| s.seen);
+        self.seasons = self.series.values().filter(|series| series.season.is_some()).count();
         self.evicted += make_room(&mut self.cpu, SERIES_MAX, |c| c.at);
     }
 
@@ -352,7 +355,7 @@ impl Meters {
                 usual: series.usual,
                 now: series.now,
                 event: series.event,
-                season: series.season.as_ref().map_or(Knows::None, |season| season.knows()),
+                season: series.season.as_ref().map_or(Knows::Cold(0), |season| season.knows()),
             };
             let main = of(series.main.evidence(now), series.main.since());
             let signs = match measure {

@@ -98,6 +98,8 @@ pub struct Evicted {
     pub meters: u64,
     /// Sights of entities and connections; those that last are seen again.
     pub sights: u64,
+    /// Rates of drops whose season is not learnt because those of too many are.
+    pub unseasoned: u64,
 }
 
 impl Dropped {
@@ -153,7 +155,7 @@ impl Unsaid {
 
 impl Evicted {
     /// Counts with the map they are shown under.
-    pub fn by_map(&self) -> [(&'static str, u64); 20] {
+    pub fn by_map(&self) -> [(&'static str, u64); 21] {
         [
             ("reorder", self.reorder),
             ("series", self.series),
@@ -175,6 +177,7 @@ impl Evicted {
             ("texts", self.texts),
             ("meters", self.meters),
             ("sights", self.sights),
+            ("drop_unseasoned", self.unseasoned),
         ]
     }
 }

@@ -12,6 +12,7 @@ use tapio_schemas::names::{HEADER_FENCE_EPOCH, SHARD_COUNT};
 
 use super::scene::MS;
 use crate::checkpoint::{Checkpoint, Kept, Memory};
+use crate::slo::Snapshot;
 
 /// The last resource is the incidents.
 pub const RESOURCES: usize = SHARD_COUNT as usize + 1;
@@ -56,6 +57,7 @@ pub struct Server {
     pub members: [BTreeMap<String, u64>; 2],
     standing: Option<String>,
     memory: Memory,
+    budgets: Option<Snapshot>,
     /// What happened, for the report of a run.
     pub counts: BTreeMap<&'static str, u64>,
 }
@@ -148,6 +150,7 @@ impl Server {
         if let Some(memory) = checkpoint.memory {
             self.memory = memory;
         }
+        self.budgets = checkpoint.budgets;
         self.standing = Some(serde_json::to_string(&checkpoint.standing).expect("JSON"));
     }
 
@@ -156,6 +159,10 @@ impl Server {
             standing: self.standing.as_ref().map(|text| serde_json::from_str(text).expect("a standing")),
             changes: self.memory.changes.clone(),
             machines: self.memory.machines.clone(),
+            budgets: self
+                .budgets
+                .as_ref()
+                .map(|kept| serde_json::from_slice(&kept.json).expect("a snapshot")),
         }
     }
 }

@@ -61,7 +61,17 @@ pub struct Budget {
 impl Budget {
     /// Nothing is counted before `since`.
     pub fn new(terms: Terms, since: UnixNanos) -> Self {
-        Self { terms, ring: Ring::new(terms.window_ns, since), is_burning: false, used_up_at: None }
+        Self::of(terms, Ring::new(terms.window_ns, since), false, None)
+    }
+
+    /// As it was.
+    pub fn of(terms: Terms, ring: Ring, is_burning: bool, used_up_at: Option<UnixNanos>) -> Self {
+        Self { terms, ring, is_burning, used_up_at }
+    }
+
+    /// What was counted, whether it burns too fast, and since when nothing is left.
+    pub fn parts(&self) -> (&Ring, bool, Option<UnixNanos>) {
+        (&self.ring, self.is_burning, self.used_up_at)
     }
 
     /// Judges it; `None` while nothing burns too fast.

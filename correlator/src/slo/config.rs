@@ -25,7 +25,7 @@ pub struct SloConfig {
     /// A budget that burns though no finding is about the service becomes a finding of its own. Default false: it names no cause,
     /// and a correlator that starts anew counts anew, and may tell it again.
     pub own_findings: bool,
-    /// Services whose requests are counted, about 12 KiB each. Default 2048; requests of further ones are counted as refused.
+    /// Services whose requests are counted, about 15 KiB each. Default 2048; requests of further ones are counted as refused.
     pub services_max: usize,
     /// Objectives of single services; of several that match the last one counts. Default none.
     pub overrides: Vec<SloOverride>,

@@ -1,11 +1,12 @@
 //! Error budgets: how much of what their objectives allow services have burnt, and when nothing will be left.
 //!
 //! Counted are the requests that servers answer (server and consumer spans), by windows of event time that all shards have
-//! passed. What was burnt before Tapio listened is not known and counts as nothing; a restart begins anew.
+//! passed. What was burnt before Tapio listened is not known and counts as nothing. A restart goes on (`kept.rs`).
 
 mod bounds;
 mod burn;
 mod config;
+mod kept;
 mod ring;
 
 use std::collections::BTreeMap;
@@ -14,20 +15,31 @@ use tapio_schemas::{Entity, Tally, UnixNanos};
 
 pub use burn::Burn;
 pub use config::{SloConfig, SloOverride, Terms};
+pub use kept::{KeptBudgets, Snapshot};
 
 use burn::Budget;
+use kept::Snapshots;
 use ring::Counts;
 
 /// Budgets are judged on this grid of event time.
 const JUDGE_NS: u64 = 5_000_000_000;
+/// How things stand is remembered so often, event time.
+const SNAPSHOT_NS: u64 = 20_000_000_000;
 
 /// Budgets of all services.
 #[derive(Debug, Default)]
 pub struct Budgets {
     config: SloConfig,
     budgets: BTreeMap<Entity, Followed>,
+    /// Everything up to here is counted.
     judged: UnixNanos,
+    /// Up to here it was counted before a restart.
+    counted_before: UnixNanos,
+    snapshots: Snapshots,
+    /// Something was counted since the last snapshot.
+    is_new: bool,
     refused: u64,
+    unkept: u64,
 }
 
 #[derive(Debug)]
@@ -46,7 +58,9 @@ impl Budgets {
 
     /// Takes what was counted of an edge. Requests of a service are those that it answers itself.
     pub fn add(&mut self, tally: &Tally) {
-        if tally.from != tally.to || !self.config.enabled {
+        let end = tally.window_start.plus(tally.window_ns);
+        // What ended before is counted already, and comes again after a restart.
+        if tally.from != tally.to || !self.config.enabled || end <= self.counted_before {
             return;
         }
         if !self.budgets.contains_key(&tally.to) {
@@ -56,28 +70,35 @@ impl Budgets {
                 return;
             }
             let budget = Budget::new(terms, tally.window_start);
-            let followed = Followed { budget, is_touched: false, burn: None };
-            self.budgets.insert(tally.to.clone(), followed);
+            self.follow(tally.to.clone(), budget, None);
         }
         if let Some(followed) = self.budgets.get_mut(&tally.to) {
             let counts = Counts { requests: tally.calls, failures: tally.errors.min(tally.calls) };
-            let end = tally.window_start.plus(tally.window_ns);
             followed.budget.ring.add(tally.window_start, end, counts);
             followed.is_touched |= tally.errors > 0;
+            self.is_new = true;
         }
+    }
+
+    fn follow(&mut self, service: Entity, budget: Budget, burn: Option<Burn>) {
+        self.budgets.insert(service, Followed { budget, is_touched: false, burn });
     }
 
     /// Everything up to `now` is counted.
     pub fn judge(&mut self, now: UnixNanos) {
-        if now.0 / JUDGE_NS == self.judged.0 / JUDGE_NS {
+        if now.0 / JUDGE_NS <= self.judged.0 / JUDGE_NS {
             return;
         }
-        self.judged = now;
+        let before = std::mem::replace(&mut self.judged, now);
         for followed in self.budgets.values_mut() {
             if followed.is_touched || followed.budget.is_open() {
                 followed.is_touched = false;
                 followed.burn = followed.budget.judge(now);
             }
+        }
+        if self.is_new && now.0 / SNAPSHOT_NS > before.0 / SNAPSHOT_NS {
+            self.is_new = false;
+            self.snapshot();
         }
     }
 
@@ -109,6 +130,16 @@ impl Budgets {
     pub fn refused(&self) -> u64 {
         self.refused
     }
+
+    /// Services that a snapshot had no room for: after a restart they begin anew.
+    pub fn unkept(&self) -> u64 {
+        self.unkept
+    }
+
+    /// True when nothing is counted.
+    pub fn is_empty(&self) -> bool {
+        self.budgets.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +149,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const START: u64 = 1_767_225_600 * SECOND;
 
-    fn tally(from: &str, to: &str, second: u64, errors: u64) -> Tally {
+    pub(super) fn tally(from: &str, to: &str, second: u64, errors: u64) -> Tally {
         let service = |name: &str| Entity::namespaced("Service", "shop", name);
         Tally {
             window_start: UnixNanos(START + second * SECOND),

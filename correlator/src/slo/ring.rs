@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use tapio_schemas::UnixNanos;
 
+use super::kept::KeptRing;
+
 /// Fine buckets: those of the longest window in which a burn is looked for.
 pub const FINE_MAX: usize = 361;
 /// Coarse buckets: those of the objective's window.
@@ -74,6 +76,32 @@ impl Ring {
     /// Nothing is counted before `since`.
     pub fn new(window_ns: u64, since: UnixNanos) -> Self {
         Self { window_ns, fine: Buckets::default(), coarse: Buckets::default(), since, newest: since }
+    }
+
+    /// As it was kept.
+    pub fn of(window_ns: u64, kept: &KeptRing) -> Self {
+        let buckets = |kept: &[(u64, u64, u64)]| {
+            let counts = |(requests, failures)| Counts { requests, failures };
+            Buckets(kept.iter().map(|(number, a, b)| (*number, counts((*a, *b)))).collect())
+        };
+        let (fine, coarse) = (buckets(&kept.fine), buckets(&kept.coarse));
+        Self { window_ns, fine, coarse, since: kept.since, newest: kept.newest }
+    }
+
+    /// What is to be kept of it.
+    pub fn kept(&self) -> KeptRing {
+        let plain = |(number, counts): &(u64, Counts)| (*number, counts.requests, counts.failures);
+        KeptRing {
+            since: self.since,
+            newest: self.newest,
+            fine: self.fine.0.iter().filter(|(_, counts)| counts.failures > 0).map(plain).collect(),
+            coarse: self.coarse.0.iter().map(plain).collect(),
+        }
+    }
+
+    /// Length of the objective's window, ns.
+    pub fn window_ns(&self) -> u64 {
+        self.window_ns
     }
 
     /// Length of a fine bucket, ns.

@@ -10,7 +10,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::snapshot::resources::{RESOURCES, Resource};
+use super::snapshot::resources::{RESOURCES, Resource, of};
 
 /// An answer has to come within this time, head and body.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -22,19 +22,7 @@ const ERROR_CHARS_MAX: usize = 300;
 pub const FIELD_MANAGER: &str = "tapio-fix";
 /// Kinds that can be named and are not listed by a snapshot.
 const FURTHER: [Resource; 2] =
-    [further("Secret", "v1", "secrets"), further("ControllerRevision", "apps/v1", "controllerrevisions")];
-
-const fn further(kind: &'static str, api_version: &'static str, plural: &'static str) -> Resource {
-    Resource {
-        kind,
-        api_version,
-        older: None,
-        plural,
-        namespaced: true,
-        metadata_only: false,
-        required: false,
-    }
-}
+    [of("Secret", "v1", "secrets"), of("ControllerRevision", "apps/v1", "controllerrevisions")];
 
 /// One object's place in the API.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 
 use tapio_schemas::{SignalKind, UnixNanos};
 
+use super::super::counters::Counters;
 use super::super::record::Sample;
 use super::level::{Level, Stands, Threshold};
 use super::season::Season;
@@ -36,12 +37,22 @@ pub(super) struct Drops {
 
 impl Drops {
     /// The rate above which drops are more than usual at this time; then learns the rate of now.
-    fn seasonal(&mut self, at: UnixNanos, rate: f64, config: &SeriesConfig, seasons: &mut usize) -> f64 {
+    fn seasonal(
+        &mut self,
+        at: UnixNanos,
+        rate: f64,
+        config: &SeriesConfig,
+        seasons: &mut usize,
+        counters: &mut Counters,
+    ) -> f64 {
         if self.season.is_none() && rate >= config.drops_per_s && *seasons < SEASONS_MAX {
             self.season = Some(Box::default());
             *seasons += 1;
         }
-        let Some(season) = &mut self.season else { return 0.0 };
+        let Some(season) = &mut self.season else {
+            counters.evicted.unseasoned += u64::from(rate >= config.drops_per_s);
+            return 0.0;
+        };
         let above = season.usual(at).map_or(0.0, |usual| usual.above());
         season.learn(at, rate);
         above
@@ -60,6 +71,7 @@ pub(super) fn drops(
     sample: &Sample,
     config: &SeriesConfig,
     out: &mut Vec<Finding>,
+    counters: &mut Counters,
 ) {
     let before = series.last;
     let more = increase(series, sample);
@@ -78,7 +90,7 @@ pub(super) fn drops(
         series.drops.baseline = usual;
     }
     let baseline = series.drops.baseline;
-    let seasonal = series.drops.seasonal(sample.at, rate, config, seasons);
+    let seasonal = series.drops.seasonal(sample.at, rate, config, seasons, counters);
     let enter = config.drops_per_s.max(config.drops_factor * baseline).max(seasonal);
     let stands = series.drops.level.next(rate, Threshold { enter, leave: LEAVE_SHARE * enter, samples: 2 });
     let unusual = stands == Stands::Above || rate >= enter;
@@ -205,7 +217,7 @@ mod tests {
     fn drops_of_every_night_are_no_news_from_the_third_on_unless_they_are_more() {
         let (mut series, mut seasons, mut out) = (Series::default(), 0, Vec::new());
         let entity = Arc::new(EntityRef { node: "n1".into(), ..EntityRef::default() }.sealed());
-        let mut nights = Vec::new();
+        let (mut nights, mut counters) = (Vec::new(), Counters::default());
         let mut value = 0.0;
         for minute in 0..5 * 1440u64 {
             let is_backup = (120..150).contains(&(minute % 1440));
@@ -232,7 +244,7 @@ mod tests {
                 label: "ip_receive".into(),
                 place: 0,
             };
-            drops(&mut series, &mut seasons, &sample, &SeriesConfig::default(), &mut out);
+            drops(&mut series, &mut seasons, &sample, &SeriesConfig::default(), &mut out, &mut counters);
             series.last = Some((sample.at, sample.value));
             if minute % 1440 == 1439 {
                 nights.push(out.drain(..).any(|found| matches!(found, Finding::Seen(_))));

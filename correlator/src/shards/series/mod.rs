@@ -138,7 +138,7 @@ impl SeriesStore {
             Meter::OomKills => kills(series, shared, sample, out),
             Meter::CpuPeriods => shared.periods += increase(series, sample),
             Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),
-            Meter::NetDrops => drops(series, &mut self.seasons, sample, config, out),
+            Meter::NetDrops => drops(series, &mut self.seasons, sample, config, out, counters),
             meter if plane::rule(meter).is_some() => plane::take(series, sample, out),
             Meter::Bounded => bounds::bounded(series, &mut self.pairs, sample, out, counters),
             Meter::CpuThrottledPeriods => throttled(series, shared, sample, config, out),

@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 
 use tapio_schemas::UnixNanos;
 
+use super::trend::median;
+
 /// Parts of a day.
 const PARTS: usize = 48;
 const PART_NS: u64 = 1_800_000_000_000;
@@ -54,7 +56,14 @@ impl Day {
     }
 
     fn median(&self) -> f64 {
-        median(self.parts.iter().filter(|part| part.count > 0).map(|part| f64::from(part.mean)).collect())
+        median(
+            &mut self
+                .parts
+                .iter()
+                .filter(|part| part.count > 0)
+                .map(|part| f64::from(part.mean))
+                .collect::<Vec<_>>(),
+        )
     }
 }
 
@@ -208,9 +217,9 @@ fn strength(groups: &[&[&Day]]) -> Option<f64> {
             if values.len() < SEASONS_MIN {
                 continue;
             }
-            let usual = median(values.clone());
+            let usual = median(&mut values.clone());
             season.push(usual);
-            let apart = median(values.iter().map(|value| (value - usual).abs()).collect());
+            let apart = median(&mut values.iter().map(|value| (value - usual).abs()).collect::<Vec<_>>());
             rest.push((MAD_SCALE * apart).powi(2));
         }
     }
@@ -246,15 +255,6 @@ fn unexplained(groups: &[&[&Day]]) -> f64 {
         }
     }
     if count > 0.0 { sum / count } else { 0.0 }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ pub struct Resource {
     pub required: bool,
 }
 
-const fn of(kind: &'static str, api_version: &'static str, plural: &'static str) -> Resource {
+/// Namespaced objects that a cluster may lack.
+pub const fn of(kind: &'static str, api_version: &'static str, plural: &'static str) -> Resource {
     Resource {
         kind,
         api_version,
