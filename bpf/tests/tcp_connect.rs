@@ -161,17 +161,14 @@ fn established_with_latency_and_accepted_by_the_listener() {
 #[test]
 fn no_answer_is_timed_out_and_never_refused() {
     for (family, address) in [("AF_INET", "10.99.0.2"), ("AF_INET6", "fd99::2")] {
-        let mut watch = Watch::start();
-        let ended = child::in_own_network(
-            BLACKHOLE,
-            &format!(
+        let (watch, ended) = Watch::whole(|| {
+            let script = format!(
                 "import errno, socket\n\
                  error = socket.socket(socket.{family}).connect_ex(('{address}', 81))\n\
                  assert error == errno.ETIMEDOUT, error\n"
-            ),
-        )
-        .ok();
-        watch.settle();
+            );
+            child::in_own_network(BLACKHOLE, &script).ok()
+        });
         let records = watch.of_pid(ended.pid);
         let end = ends(&records);
         assert_eq!(outcomes(&end), [ConnectOutcome::TimedOut]);
@@ -189,10 +186,7 @@ fn no_answer_is_timed_out_and_never_refused() {
 /// Timers end these attempts in interrupt context, so whoever runs then must not be blamed.
 #[test]
 fn timed_out_without_blocking_belongs_to_who_connected() {
-    let mut watch = Watch::start();
-    let ended = child::in_own_network(
-        BLACKHOLE,
-        "import errno, select, socket\n\
+    let script = "import errno, select, socket\n\
          attempts = [socket.socket() for _ in range(5)]\n\
          poller = select.poll()\n\
          for s in attempts:\n\
@@ -203,10 +197,8 @@ fn timed_out_without_blocking_belongs_to_who_connected() {
          while open_ones:\n\
          \x20   for fd, _ in poller.poll():\n\
          \x20       assert open_ones.pop(fd).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ETIMEDOUT\n\
-         \x20       poller.unregister(fd)\n",
-    )
-    .ok();
-    watch.settle();
+         \x20       poller.unregister(fd)\n";
+    let (watch, ended) = Watch::whole(|| child::in_own_network(BLACKHOLE, script).ok());
     let end = ends(&watch.of_pid(ended.pid));
     assert_eq!(outcomes(&end), [ConnectOutcome::TimedOut; 5]);
     // Nobody else was blamed for this namespace's attempts.
