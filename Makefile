@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 1000
 
 .NOTPARALLEL:
-.PHONY: help setup build demo test check lint doc apiserver unit simulate bench instructions flood loadtest soak chaos accuracy fuzz deny clean
+.PHONY: help setup build demo test check lint doc apiserver unit simulate bench instructions flood loadtest soak chaos accuracy mutations fuzz deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ unit:
 
 simulate: setup ## the correlator with faults over an in-memory bus, SEEDS=1000 of them (docs/simulation.md)
 	TAPIO_SIM_SEEDS=$(SEEDS) cargo test --release --locked -p tapio-correlator --lib simulation::any_seed -- --nocapture
+
+mutations: build ## docs/patterns.md and docs/mutations.md anew: what each cause is told by, and which case needs which discriminator
+	$(TARGET_DIR)/release/tapio patterns docs > docs/patterns.md
+	$(TARGET_DIR)/release/tapio patterns docs --mutations > docs/mutations.md
 
 bench: setup ## criterion benchmarks
 	cargo bench --locked -p tapio-schemas --bench wire

@@ -12,6 +12,7 @@ use crate::collectors::filesystem::FilesystemConfig;
 use crate::collectors::kubernetes::KubernetesConfig;
 use crate::collectors::network::NetworkConfig;
 use crate::collectors::otlp::OtlpConfig;
+use crate::collectors::pod_logs::PodLogsConfig;
 use crate::collectors::scrape::ScrapeConfig;
 use crate::collectors::systemd::SystemdConfig;
 
@@ -50,6 +51,8 @@ pub struct AgentConfig {
     pub network: NetworkConfig,
     /// Room on file systems.
     pub filesystem: FilesystemConfig,
+    /// Last lines of failing containers.
+    pub pod_logs: PodLogsConfig,
     /// Metrics of others.
     pub scrape: ScrapeConfig,
     /// Who did what, as the API server tells it.
@@ -74,6 +77,7 @@ impl Default for AgentConfig {
             systemd: SystemdConfig::default(),
             network: NetworkConfig::default(),
             filesystem: FilesystemConfig::default(),
+            pod_logs: PodLogsConfig::default(),
             scrape: ScrapeConfig::default(),
             audit: AuditConfig::default(),
         }

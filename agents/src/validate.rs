@@ -64,10 +64,10 @@ fn fits(kind: EventKind, payload: &Payload) -> bool {
         Payload::Network(_) => kind.as_str().starts_with("net."),
         Payload::Metric(_) => matches!(kind, K::Metric | K::CgroupSample),
         Payload::Span(_) => kind == K::Span,
-        Payload::Log(_) => kind == K::Log,
+        Payload::Log(_) => matches!(kind, K::Log | K::ContainerSaid),
         Payload::Kubernetes(_) => kind.as_str().starts_with("k8s."),
         Payload::Systemd(_) => kind.as_str().starts_with("systemd."),
-        Payload::Runtime(_) => kind.as_str().starts_with("runtime."),
+        Payload::Runtime(_) => kind != K::ContainerSaid && kind.as_str().starts_with("runtime."),
         Payload::Cni(_) => kind.as_str().starts_with("cni."),
         Payload::Change(_) => kind == K::Change,
         Payload::Application(_) => kind == K::AppError,
@@ -86,7 +86,7 @@ fn is_finite(payload: &Payload) -> bool {
 mod tests {
     use super::*;
     use tapio_schemas::event::TraceContext;
-    use tapio_schemas::payload::{MetricData, SpanData};
+    use tapio_schemas::payload::{LogData, MetricData, RuntimeData, SpanData};
 
     const NOW: UnixNanos = UnixNanos(1_000_000);
 
@@ -116,6 +116,11 @@ mod tests {
         assert!(check(event(EventKind::CgroupSample, metric(1.0))).is_ok());
         assert_eq!(check(event(EventKind::Span, metric(1.0))), Err(DropReason::Malformed));
         assert_eq!(check(event(EventKind::Metric, metric(f64::NAN))), Err(DropReason::Malformed));
+        let log = || Payload::Log(Box::<LogData>::default());
+        assert!(check(event(EventKind::ContainerSaid, log())).is_ok());
+        assert_eq!(check(event(EventKind::ContainerOom, log())), Err(DropReason::Malformed));
+        let runtime = Payload::Runtime(Box::<RuntimeData>::default());
+        assert_eq!(check(event(EventKind::ContainerSaid, runtime)), Err(DropReason::Malformed));
         let span = Payload::Span(Box::<SpanData>::default());
         let zero_trace = Some(Box::<TraceContext>::default());
         let without_trace = UnifiedEvent { trace: zero_trace, ..event(EventKind::Span, span) };

@@ -19,6 +19,16 @@ fn config(cluster: &str) -> AgentConfig {
     config
 }
 
+/// The same for who knows the token, which is in a file.
+fn guarded(cluster: &str) -> (tempfile::TempDir, std::path::PathBuf, AgentConfig) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "right\n").unwrap();
+    let mut config = config(cluster);
+    config.audit.token_file = Some(file.clone());
+    (dir, file, config)
+}
+
 /// Sends a batch; gives the status and the body of the answer.
 async fn send(address: std::net::SocketAddr, token: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -75,12 +85,8 @@ async fn a_batch_tells_who_changed_what_and_the_same_batch_again_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_token_says_too_much_or_no_list_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("token");
-    std::fs::write(&file, "right\n").unwrap();
+    let (_dir, file, mut config) = guarded("refused");
     let nats = NatsServer::start().expect("nats-server");
-    let mut config = config("refused");
-    config.audit.token_file = Some(file.clone());
     config.audit.message_max = ByteSize(10_000);
     let parts = support::parts(&nats).await;
     let metrics = parts.metrics.clone();
@@ -121,12 +127,8 @@ async fn announce(stream: &mut TcpStream, token: &str, bytes: usize) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_held_for_who_may_not_send_says_too_much_or_says_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("token");
-    std::fs::write(&file, "right").unwrap();
+    let (_dir, _, mut config) = guarded("bounded");
     let nats = NatsServer::start().expect("nats-server");
-    let mut config = config("bounded");
-    config.audit.token_file = Some(file);
     config.audit.connections_max = 2;
     let agent = support::start(&nats, config).await;
     let address = agent.audit().expect("it listens");

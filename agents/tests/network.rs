@@ -83,6 +83,28 @@ fn a_full_receive_queue_is_a_drop_by_its_reason() {
 }
 
 #[test]
+fn full_tables_are_drops_by_their_reason_over_all_processors() {
+    let place = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(place.path().join(name), text).unwrap();
+    std::fs::create_dir(place.path().join("stat")).unwrap();
+    write("dev", "titles\ntitles\n");
+    write("snmp", "Ip: Forwarding FragOKs FragFails\nIp: 1 0 7\n");
+    write(
+        "stat/arp_cache",
+        "entries  allocs destroys  unresolved_discards table_fulls\n00000401 00000002 00000003 00000000 00000010\n\
+         00000401 00000002 00000003 00000000 00000002\n",
+    );
+    write(
+        "stat/nf_conntrack",
+        "entries insert_failed drop early_drop\n0003ffff 00000001 000000ff 00000000\n",
+    );
+    let config = NetworkConfig { dir: place.path().into(), ..NetworkConfig::default() };
+    let drops = stack_drops(&sample(&mut Sampler::new(&config, std::sync::Arc::default())));
+    let expected = [("conntrack_full", 255.0), ("neighbour_table_full", 18.0), ("packet_too_big", 7.0)];
+    assert_eq!(drops, expected.map(|(reason, count)| (reason.to_owned(), count)).into());
+}
+
+#[test]
 fn interfaces_are_limited_and_the_machines_own_come_first() {
     let place = tempfile::tempdir().unwrap();
     let line = |name: &str| format!("  {name}: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n");
@@ -111,6 +133,35 @@ fn interfaces_are_limited_and_the_machines_own_come_first() {
     assert_eq!(drops, expected.map(|(name, direction, n)| (name.to_owned(), direction.to_owned(), n)));
     assert_eq!(sampler.left_out(), 2);
     assert!(stack_drops(&events).is_empty(), "what is not counted is absent");
+}
+
+#[test]
+fn who_cannot_see_the_machines_counters_says_so() {
+    assert_eq!(sampler().blind(), None);
+    let node = EntityRef { cluster: "c".into(), node: "n".into(), ..EntityRef::default() };
+    let config = NetworkConfig { dir: "/nowhere/net".into(), ..NetworkConfig::default() };
+    let mut sampler = Sampler::new(&config, std::sync::Arc::new(node.sealed()));
+    let blind = sampler.blind().expect("it is said").to_owned();
+    assert!(blind.contains("/nowhere/net/dev: No such file") && blind.contains("own namespace"), "{blind}");
+    assert!(!sample(&mut sampler).is_empty(), "the agent's own counters are better than none");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interfaces_that_are_left_out_are_counted_and_told() {
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = support::bare("left-out");
+    config.network.enabled = true;
+    config.network.interfaces_max = 0;
+    let parts = support::parts(&nats).await;
+    let metrics = parts.metrics.clone();
+    let agent = tapio_agents::node::NodeAgent::start(config, parts).await.expect("the agent starts");
+    let told = support::until("the state", || agent.degraded().first().cloned()).await;
+    assert_eq!(told.0, "network");
+    assert!(told.1.contains("network.interfaces_max"), "{told:?}");
+    let text = metrics.encode();
+    let line = text.lines().find(|line| line.contains("network_left_out_total")).expect("it is counted");
+    assert!(line.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n > 0), "{line}");
+    support::drain(agent).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

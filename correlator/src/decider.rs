@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tapio_schemas::learning::PriorHistory;
 use tapio_schemas::wire::WireError;
-use tapio_schemas::{Finding, UnixNanos};
+use tapio_schemas::{Entity, Finding, UnixNanos};
 
 use crate::checkpoint::{Fresh, Kept, Memory, Standing};
 use crate::config::{CorrelatorConfig, nanos};
@@ -126,6 +126,11 @@ impl Decider {
         let mut gaps = self.about_patterns.clone();
         gaps.extend(self.stage_two.incidents().gaps_in_words(GAPS_TOLD_MAX));
         Fresh { watermark: self.watermark(), gaps }
+    }
+
+    /// Whether anything was heard of what `query` names.
+    pub fn has_heard_of(&self, query: &Entity) -> bool {
+        self.stage_two.incidents().has_heard_of(query)
     }
 
     /// Event time that all shards have passed.

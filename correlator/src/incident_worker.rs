@@ -21,6 +21,7 @@ use crate::decider::{Decider, DeciderCounters};
 use crate::metrics::CorrelatorMetrics;
 use crate::outbox::{BusOutlet, Outbox, Outlet};
 use crate::own_patterns::Patterns;
+use crate::questions::Question;
 use crate::stage_two::not_the_owner;
 
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -57,6 +58,8 @@ pub struct IncidentParts {
     pub priors: watch::Receiver<Arc<PriorHistory>>,
     /// What is decided with, as it is now.
     pub patterns: watch::Receiver<Patterns>,
+    /// What is asked of what it knows.
+    pub questions: mpsc::Receiver<Question>,
     /// Clock.
     pub clock: SharedClock,
     /// Metrics.
@@ -133,11 +136,15 @@ impl<O: Outlet> IncidentWorker<O> {
         self.outbox.is_settled()
     }
 
-    /// What is to be done between two sections: sends, takes acknowledgements, hands a checkpoint over.
+    /// What is to be done between two sections: answers, sends, takes acknowledgements, hands a checkpoint over.
     ///
     /// # Errors
     /// When a message can never be stored, or another replica owns the incidents.
     pub fn turn(&mut self) -> WorkerResult {
+        while let Ok(question) = self.parts.questions.try_recv() {
+            // Nobody waits for it any more.
+            let _ = question.answer.send(self.decider.has_heard_of(&question.of));
+        }
         self.outbox.turn().map_err(|error| self.stopped(error))?;
         self.hand_over();
         Ok(())

@@ -24,6 +24,7 @@ mod outbox;
 mod own_patterns;
 mod partition;
 pub mod pipeline;
+mod questions;
 #[cfg(test)]
 mod restart_tests;
 pub mod services;

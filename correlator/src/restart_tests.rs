@@ -303,6 +303,7 @@ fn no_finding_goes_out_before_those_of_earlier_ticks_are_stored() {
         fresh: watch::channel(Fresh::default()).0,
         priors: watch::channel(Arc::default()).1,
         patterns: watch::channel(Patterns::of(Arc::clone(&MODEL))).1,
+        questions: tokio::sync::mpsc::channel(1).1,
         clock: ManualClock::new(START).shared(),
         metrics: CorrelatorMetrics::new(&Metrics::new()),
     };

@@ -28,6 +28,7 @@ use crate::low_water::{LowWater, start_at};
 use crate::metrics::CorrelatorMetrics;
 use crate::outbox::BusOutlet;
 use crate::own_patterns::Patterns;
+use crate::questions::{self, QUESTIONS_MAX};
 
 const READ_SECTIONS: usize = 64;
 const READ_WAIT: Duration = Duration::from_millis(100);
@@ -86,6 +87,8 @@ impl StageTwoParts {
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
         let (priors, read_priors) = watch::channel(Arc::new(store.priors().await?));
+        let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
+        let _answering = questions::serve(&self.bus, self.clock.clone(), &self.config.cluster, ask).await?;
         let model = Arc::clone(&self.patterns.borrow().model);
         let decider = Decider::new(&self.config, model, ledger, kept, goes_on);
         let parts = IncidentParts {
@@ -94,6 +97,7 @@ impl StageTwoParts {
             fresh,
             priors: read_priors,
             patterns: self.patterns.clone(),
+            questions,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use tapio_correlator::model::Model;
 use tapio_schemas::SignalKind;
 
-/// Changes of which the log of an API server tells, without a word what they are of: they are told beside a finding, and
-/// none of them is a reason by itself.
-const CONTEXT: [SignalKind; 1] = [SignalKind::ChangeApplied];
+/// Told beside a finding, and none of them is a reason by itself: changes of which the log of an API server tells without
+/// a word what they are of, and what a container said last.
+const CONTEXT: [SignalKind; 2] = [SignalKind::ChangeApplied, SignalKind::LastWords];
 
 /// Where kinds are read, weighed or named, and none is made.
 const READERS: [&str; 5] = ["bursts.rs", "confirm.rs", "context.rs", "endings.rs", "faults.rs"];

@@ -76,6 +76,9 @@ pub struct Finding {
     pub hypotheses: Vec<Hypothesis>,
     /// What happened, in time order.
     pub chain: Vec<ChainLink>,
+    /// What failing containers of it said last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub said: Vec<LastWords>,
     /// Who suffers.
     pub impact: Impact,
     /// What comes next where the cause is.
@@ -136,6 +139,21 @@ pub struct ChainLink {
     pub says: String,
     /// Event ids.
     pub evidence: Vec<String>,
+}
+
+/// The last lines of a container that failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastWords {
+    /// Namespace of its pod.
+    pub namespace: SmolStr,
+    /// Its pod.
+    pub pod: SmolStr,
+    /// Its name.
+    pub container: SmolStr,
+    /// When they were read, soon after it ended.
+    pub at: UnixNanos,
+    /// Oldest first; secrets are masked, lines alike but for numbers are told once, the last one with the count.
+    pub lines: Vec<String>,
 }
 
 /// Who suffers.

@@ -67,6 +67,8 @@ vocabulary! {
         ContainerStopped = 122 => "runtime.container_stopped",
         ContainerOom = 123 => "runtime.container_oom",
         ImagePulled = 124 => "runtime.image_pulled",
+        /// What a container that failed said last: lines, oldest first.
+        ContainerSaid = 125 => "runtime.container_said",
 
         CniAdd = 140 => "cni.add",
         CniDelete = 141 => "cni.delete",

@@ -32,6 +32,12 @@ pub const SUBJECTS_NEWS: &str = "tapio.v1.news.>";
 /// Prefix of request/reply subjects (a NATS micro service).
 pub const SUBJECT_QUERY_PREFIX: &str = "tapio.v1.query";
 
+/// Where the owner of a cluster's incidents is asked whether it has heard of an entity: the question is a query for it as
+/// text, the answer `{"heard":true}`.
+pub fn entity_query_subject(cluster: &str) -> String {
+    format!("{SUBJECT_QUERY_PREFIX}.entity.{}", token(cluster))
+}
+
 /// JetStream key-value bucket that holds low-water marks and leases.
 pub const BUCKET_STATE: &str = "tapio_state";
 

@@ -59,6 +59,8 @@ vocabulary! {
         LogFault = 104 => "log.fault",
         /// A metric of known meaning is beyond what is sound.
         MetricBeyond = 105 => "metric.beyond",
+        /// What a container that failed said last. It is told beside a finding, and no reason by itself.
+        LastWords = 106 => "log.last_words",
 
         UnitFailed = 120 => "systemd.unit_failed",
 
@@ -125,6 +127,8 @@ vocabulary! {
         DnsFails = 228 => "dns.fails",
         /// The name service takes long.
         DnsSlow = 229 => "dns.slow",
+        /// Most of the names that the name service is asked for do not exist: each is tried with all search suffixes.
+        DnsAmplified = 233 => "dns.amplified",
         /// Almost as many connections are tracked as can be.
         ConntrackNearFull = 230 => "net.conntrack_near_full",
         /// A clock is off.
@@ -153,7 +157,7 @@ vocabulary! {
 /// One deviation of one entity.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct Signal {
-    /// Function of entity, kind, peer and onset: the same deviation has the same id from any replica.
+    /// Function of entity, kind, peer, onset and topic: the same deviation has the same id from any replica.
     pub id: SignalId,
     /// Grows with each update of the same deviation.
     pub revision: u32,
@@ -223,6 +227,18 @@ impl Signal {
             attributes: Vec::new(),
             evidence: Vec::new(),
         }
+    }
+
+    /// This deviation of several that begin at the same time on one entity: two volumes of a machine, two processes. Zero
+    /// leaves the id as it is.
+    #[must_use]
+    pub fn of_topic(mut self, topic: u64) -> Self {
+        if topic != 0 {
+            let mut hash = xxhash_rust::xxh3::Xxh3::with_seed(topic);
+            hash.update(&self.id.0.to_le_bytes());
+            self.id = SignalId(hash.digest128());
+        }
+        self
     }
 
     /// Value of an attribute.

@@ -14,7 +14,7 @@ AGENT_WRITABLE = "/var/lib/tapio"
 # Roles that every cluster has.
 BUILT_IN_ROLES = {"system:monitoring"}
 # What cannot be seen from a pod that stands for no node.
-OF_THE_NODE = ("EBPF", "CGROUP", "OTLP", "NETWORK", "SYSTEMD", "FILESYSTEM")
+OF_THE_NODE = ("EBPF", "CGROUP", "OTLP", "NETWORK", "SYSTEMD", "FILESYSTEM", "POD_LOGS")
 READ_VERBS = {"get", "list", "watch"}
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding")

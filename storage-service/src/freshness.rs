@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tapio_runtime::bus::{Bus, BusError, Kv, OrderedConfig, StartAt};
 use tapio_runtime::clock::SharedClock;
 use tapio_schemas::UnixNanos;
-use tapio_schemas::names::KEY_STATUS_PREFIX;
+use tapio_schemas::names::{KEY_STATUS_PREFIX, entity_query_subject};
 use tapio_schemas::proto::v1;
 use tokio::sync::Mutex;
 
@@ -28,6 +29,8 @@ const READ_TIME_MAX: Duration = Duration::from_secs(2);
 pub const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// How long to wait for an event that should be in the stream.
 const EVENT_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait for a correlator that is asked whether it has heard of something.
+const HEARD_TIME_MAX: Duration = Duration::from_secs(2);
 /// Clusters told in an answer.
 const CLUSTERS_MAX: usize = 1024;
 /// Gaps told per cluster.
@@ -104,6 +107,29 @@ impl Freshness {
         }
         let now = UnixNanos(self.clock.now_unix_nanos());
         known.clusters.iter().map(|heard| heard.as_of(now)).collect()
+    }
+}
+
+/// Answer of a correlator to the question whether it has heard of something.
+#[derive(Debug, Deserialize)]
+struct HeardOf {
+    heard: bool,
+}
+
+impl Freshness {
+    /// Whether the correlators of these clusters have ever heard of an entity; `None` when one that may know does not
+    /// answer in time.
+    pub async fn has_heard_of(&self, clusters: &[ClusterFreshness], entity: &str) -> Option<bool> {
+        let asking = clusters.iter().map(async |cluster| {
+            let subject = entity_query_subject(&cluster.cluster);
+            let asked = self.bus.request(&subject, Bytes::from(entity.to_owned()), HEARD_TIME_MAX).await;
+            serde_json::from_slice::<HeardOf>(&asked.ok()?).ok().map(|answer| answer.heard)
+        });
+        let answers = join_all(asking).await;
+        if answers.contains(&Some(true)) {
+            return Some(true);
+        }
+        (!answers.is_empty() && answers.iter().all(Option::is_some)).then_some(false)
     }
 }
 

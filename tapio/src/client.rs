@@ -43,6 +43,8 @@ pub struct Listing {
     pub clusters: Vec<api::ClusterFreshness>,
     /// What the store lacked at any page, each once.
     pub gaps: Vec<String>,
+    /// Of an entity without findings: whether it was ever heard of, as far as anybody knows.
+    pub heard: Option<bool>,
 }
 
 /// How ids of findings begin.
@@ -128,6 +130,7 @@ impl Client {
             }
             if page == 0 {
                 listing.clusters = answer.freshness;
+                listing.heard = answer.heard;
             }
             listing.gaps.extend(answer.gaps);
             if answer.next_page_token.is_empty() {

@@ -8,6 +8,7 @@ use tapio_schemas::learning::Feedback;
 use tapio_schemas::{Entity, Finding, Signal, UnixNanos};
 
 use crate::commands::why::Similar;
+use crate::verdict::ContainerLog;
 
 const CHAIN_LINES_MAX: usize = 12;
 const WIDTH: usize = 100;
@@ -103,6 +104,20 @@ pub fn since(said: Option<&Feedback>, similar: Option<&Similar>) -> String {
     };
     let said = similar.feedback.as_ref().map(|said| format!("; said: {}", feedback(said)));
     let _ = writeln!(out, "            {outcome}{}", said.unwrap_or_default());
+    out
+}
+
+/// What the containers of a finding said last, as far as `logs` have it.
+pub fn last_words(finding: &Finding, logs: &[ContainerLog]) -> String {
+    let mut out = String::new();
+    for log in logs.iter().filter(|log| log.finding == finding.id) {
+        let life = if log.previous { ", before it began anew" } else { "" };
+        let _ =
+            writeln!(out, "\nLast words of {}/{} container {}{life}:", log.namespace, log.pod, log.container);
+        for line in &log.lines {
+            let _ = writeln!(out, "            {line}");
+        }
+    }
     out
 }
 

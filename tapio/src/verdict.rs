@@ -24,6 +24,8 @@ pub struct Known {
     pub clusters: Vec<ClusterFreshness>,
     /// What the store itself may lack.
     pub gaps: Vec<String>,
+    /// What was asked for, when nobody has ever heard of it.
+    pub unheard: Option<String>,
 }
 
 /// The answer, as `--output json` prints it.
@@ -110,6 +112,9 @@ fn blind(known: &Known) -> Option<String> {
     if let Some(gap) = known.gaps.first() {
         return Some(gap.clone());
     }
+    if let Some(unheard) = &known.unheard {
+        return Some(format!("nothing was ever heard of {unheard}: is it spelt so?"));
+    }
     if known.clusters.is_empty() {
         return Some("no correlator has ever said how far it is: does one run?".to_owned());
     }
@@ -195,6 +200,14 @@ mod tests {
         let answer = judge(known);
         assert_eq!(answer.verdict, Status::NotProvable);
         assert_eq!(answer.reason.as_deref(), Some("the store does not take findings: disk full"));
+    }
+
+    #[test]
+    fn of_what_nobody_has_heard_nothing_is_healthy() {
+        let unheard = Some("deploy/typo".to_owned());
+        let answer = judge(Known { clusters: vec![cluster("a", 1)], unheard, ..Known::default() });
+        assert_eq!(answer.verdict, Status::NotProvable);
+        assert_eq!(answer.reason.as_deref(), Some("nothing was ever heard of deploy/typo: is it spelt so?"));
     }
 
     #[test]

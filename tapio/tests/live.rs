@@ -114,6 +114,21 @@ fn written(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// What the kubelet keeps of the scene's container: a file for each of its lives.
+fn logs_of_the_machine(dir: &Path) -> PathBuf {
+    let logs = dir.join("pods");
+    let container = logs.join("shop_api-5f6585d649-x2x2x_Pod-api-5f6585d649-x2x2x/app");
+    std::fs::create_dir_all(&container).unwrap();
+    for life in 0..=7 {
+        let lines = format!(
+            "2030-01-01T00:00:00.1Z stdout F loading the index, password=hunter2\n\
+             2030-01-01T00:00:00.2Z stderr P no room for \n2030-01-01T00:00:00.3Z stderr F life {life}: killed\n"
+        );
+        std::fs::write(container.join(format!("{life}.log")), lines).unwrap();
+    }
+    logs
+}
+
 /// Cause and entity of each finding.
 fn causes(answer: &Value) -> Vec<(Value, Value)> {
     let findings = answer["findings"].as_array().cloned().unwrap_or_default();
@@ -130,8 +145,10 @@ fn a_running_instance_says_what_a_replay_says_and_who_changed_it() {
         serde_json::from_slice(&replayed.stdout).unwrap_or_else(|_| panic!("{}", stderr(&replayed)));
     assert_eq!(causes(&replayed).len(), 1, "{replayed}");
 
+    let logs = logs_of_the_machine(dir.path());
+    let logs = format!("agent.pod_logs.dir={}", logs.display());
     let (first, rest) = all.split_at(3);
-    let live = Live::start(dir.path(), first, &[]);
+    let live = Live::start(dir.path(), first, &["agent.node=n1", &logs]);
     rest.iter().for_each(|line| play(&live.server, line));
     let told = Instant::now();
     let answer = wait_for("the finding", || {
@@ -142,6 +159,26 @@ fn a_running_instance_says_what_a_replay_says_and_who_changed_it() {
     let finding = &answer["findings"][0];
     assert!(finding["chain"].to_string().contains("by helm"), "{finding}");
     assert_eq!(replayed["findings"][0]["root_cause"]["cause"], finding["root_cause"]["cause"]);
+    let answer = wait_for("the last words", || {
+        let answer = live.answer();
+        answer["logs"].to_string().contains("life 7").then_some(answer)
+    });
+    assert_eq!(
+        answer["logs"][0]["lines"],
+        json!(["loading the index, password=***", "no room for life 7: killed"]),
+        "{answer}"
+    );
+    let screen = live.instance.ask(&["check"]);
+    let screen = String::from_utf8_lossy(&screen.stdout).into_owned();
+    assert!(screen.contains("Last words of shop/api-5f6585d649-x2x2x container app:"), "{screen}");
+    assert!(screen.contains("no room for life 7") && !screen.contains("hunter2"), "{screen}");
+    let story = live.instance.ask(&["why", "deployment/api"]);
+    let story = String::from_utf8_lossy(&story.stdout).into_owned();
+    assert!(story.contains("no room for life 7: killed"), "{story}");
+    let misspelt = live.instance.ask(&["check", "deployment/apy"]);
+    let said = String::from_utf8_lossy(&misspelt.stdout).into_owned();
+    assert_eq!(misspelt.status.code(), Some(3), "{said}");
+    assert!(said.contains("nothing was ever heard of deployment/apy"), "{said}");
     assert_eq!(live.instance.interrupt(), Some(0));
 }
 

@@ -8,6 +8,7 @@ pub mod filesystem;
 pub mod kubernetes;
 pub mod network;
 pub mod otlp;
+pub mod pod_logs;
 pub mod scrape;
 mod start;
 mod status;

@@ -10,10 +10,11 @@ use tapio_runtime::supervise::{RestartPolicy, SuperviseError, Supervision};
 use tapio_schemas::ids::ProducerId;
 
 use super::audit::AuditReceiver;
+use super::kubernetes::ends::FailureTeller;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
 use super::status::{CollectorState, CollectorStates};
-use super::{cgroup, ebpf, filesystem, network, scrape, systemd};
+use super::{cgroup, ebpf, filesystem, network, pod_logs, scrape, systemd};
 use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
@@ -28,6 +29,7 @@ pub struct Sinks {
     systemd: EventSink,
     network: EventSink,
     filesystem: EventSink,
+    pod_logs: EventSink,
     scrape: EventSink,
     audit: EventSink,
 }
@@ -43,6 +45,7 @@ impl Sinks {
             systemd: open("systemd"),
             network: open("network"),
             filesystem: open("filesystem"),
+            pod_logs: open("pod_logs"),
             scrape: open("scrape"),
             audit: open("audit"),
         }
@@ -125,7 +128,8 @@ pub async fn start(
     let otlp = start_otlp(wiring, supervision, sinks.otlp).await?;
     let audit = start_audit(wiring, supervision, sinks.audit).await?;
     // Before the others, so that their first events find their pods.
-    start_kubernetes(wiring, supervision, sinks.kubernetes).await?;
+    let failures = start_pod_logs(wiring, supervision, sinks.pod_logs).await?;
+    start_kubernetes(wiring, supervision, sinks.kubernetes, failures).await?;
     start_cgroup(wiring, supervision, sinks.cgroup).await?;
     start_systemd(wiring, supervision, sinks.systemd).await?;
     start_network(wiring, supervision, sinks.network).await?;
@@ -194,25 +198,64 @@ async fn start_audit(
     Ok(Some(address))
 }
 
+/// Starts the reader of what failing containers said last; returns by whom it hears of them.
+async fn start_pod_logs(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+) -> Result<Option<FailureTeller>, SuperviseError> {
+    let config = wiring.config.pod_logs.clone();
+    let reason = match &config {
+        config if !config.enabled => Some("pod_logs.enabled is false".to_owned()),
+        _ if !wiring.config.kubernetes.enabled => Some("kubernetes.enabled is false".to_owned()),
+        config if !config.dir.is_dir() => Some(format!(
+            "{} is not there: no kubelet runs here, or the directory is not mounted",
+            config.dir.display()
+        )),
+        _ => None,
+    };
+    if let Some(reason) = reason {
+        wiring.states.set("pod_logs", CollectorState::Disabled(reason));
+        return Ok(None);
+    }
+    let (teller, failed) = FailureTeller::new(wiring.node, &wiring.parts.metrics);
+    let parts = pod_logs::Parts {
+        config,
+        failed: Arc::new(tokio::sync::Mutex::new(failed)),
+        clock: wiring.parts.clock.clone(),
+        sink,
+        metrics: wiring.parts.metrics.clone(),
+    };
+    supervision
+        .add_task("agent-pod-logs", RestartPolicy::default(), move |context| {
+            pod_logs::run(parts.clone(), context)
+        })
+        .await?;
+    wiring.states.set("pod_logs", CollectorState::Running);
+    Ok(Some(teller))
+}
+
 async fn start_kubernetes(
     wiring: Wiring<'_>,
     supervision: &Supervision,
     sink: EventSink,
+    failures: Option<FailureTeller>,
 ) -> Result<(), SuperviseError> {
     let (config, pods) = (wiring.config.kubernetes.clone(), wiring.pods.clone());
     let (cluster, metrics) = (&wiring.config.cluster, &wiring.parts.metrics);
-    let collector =
-        match KubernetesCollector::connect(config, cluster, wiring.node, pods, sink, metrics).await {
-            Ok(collector) => Arc::new(collector.reporting_to(wiring.states.clone())),
-            Err(reason) if reason.is_expected() => {
-                wiring.states.set("kubernetes", CollectorState::Disabled(reason.to_string()));
-                return Ok(());
-            }
-            Err(reason) => {
-                wiring.states.set("kubernetes", CollectorState::Degraded(reason.to_string()));
-                return Ok(());
-            }
-        };
+    let collector = match KubernetesCollector::connect(config, cluster, wiring.node, pods, sink, metrics)
+        .await
+    {
+        Ok(collector) => Arc::new(collector.reporting_to(wiring.states.clone()).telling_failures(failures)),
+        Err(reason) if reason.is_expected() => {
+            wiring.states.set("kubernetes", CollectorState::Disabled(reason.to_string()));
+            return Ok(());
+        }
+        Err(reason) => {
+            wiring.states.set("kubernetes", CollectorState::Degraded(reason.to_string()));
+            return Ok(());
+        }
+    };
     supervision
         .add_task("agent-kubernetes", RestartPolicy::default(), move |context| {
             let collector = Arc::clone(&collector);
@@ -291,14 +334,20 @@ async fn start_network(
         wiring.states.set("network", CollectorState::Disabled("network.enabled is false".to_owned()));
         return Ok(());
     }
-    let (node, clock) = (wiring.attribution.node(), wiring.parts.clock.clone());
+    let parts = network::Parts {
+        config,
+        node: wiring.attribution.node(),
+        clock: wiring.parts.clock.clone(),
+        sink,
+        states: wiring.states.clone(),
+        metrics: wiring.parts.metrics.clone(),
+    };
+    wiring.states.set("network", CollectorState::Running);
     supervision
         .add_task("agent-network", RestartPolicy::default(), move |context| {
-            network::run(config.clone(), Arc::clone(&node), clock.clone(), sink.clone(), context)
+            network::run(parts.clone(), context)
         })
-        .await?;
-    wiring.states.set("network", CollectorState::Running);
-    Ok(())
+        .await
 }
 
 async fn start_filesystem(

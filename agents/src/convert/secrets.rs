@@ -1,5 +1,7 @@
 //! Lines without what looks like a secret. Too much is masked rather than too little: a line is evidence, not a record.
 
+use super::cut;
+
 /// Stands for what is masked.
 const MASK: &str = "***";
 /// A word of these, in any letter case, before `=` or `:` is followed by a secret.
@@ -24,6 +26,20 @@ const KEYS: [&str; 15] = [
 const SCHEMES: [&str; 2] = ["bearer", "basic"];
 /// A word this long without a break, of letters and digits mixed, is no word of a language.
 const RANDOM_MIN: usize = 32;
+
+/// Lines that are kept of what a container said last.
+pub const LINES_MAX: usize = 20;
+/// Bytes of each.
+const LINE_BYTES_MAX: usize = 400;
+
+/// The last lines of a text that are not empty, masked.
+pub fn last_lines(bytes: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let all: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let last = &all[all.len().saturating_sub(LINES_MAX)..];
+    // Masked before it is cut: half of a secret is none that can be told.
+    last.iter().map(|line| cut(&masked(line), LINE_BYTES_MAX).to_string()).collect()
+}
 
 /// The line, masked.
 pub fn masked(line: &str) -> String {
@@ -143,5 +159,15 @@ mod tests {
         ] {
             assert_eq!(masked(line), line);
         }
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_masked_and_cut() {
+        let many: String = (0..100).map(|i| format!("line {i}\n\n")).collect();
+        let last = last_lines(many.as_bytes());
+        assert_eq!((last.len(), last[0].as_str(), last[19].as_str()), (20, "line 80", "line 99"));
+        let line = format!("{} password=hunter2", "x ".repeat(300));
+        assert!(last_lines(line.as_bytes())[0].len() <= LINE_BYTES_MAX);
+        assert_eq!(last_lines(b"token=abc \xff"), ["token=*** \u{fffd}"]);
     }
 }

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use tapio_agents::collectors::kubernetes::snapshot::api::{Cluster, Listing};
 use tapio_agents::collectors::kubernetes::snapshot::selector::Selector;
 use tapio_runtime::clock::SystemClock;
+use tapio_schemas::kind::EventKind;
 
 use crate::fixtures::pod;
+use crate::lasting::{after, data};
 use crate::watching::kubeconfig;
 
 /// What the server does instead of answering.
@@ -210,6 +212,32 @@ async fn a_forbidden_kind_is_named_with_its_permission_and_the_rest_is_there() {
     );
     assert_eq!(absent.reason, "cannot list nodes: the server does not have them");
     assert!(!absent.forbidden);
+}
+
+/// What is told to be stuck and why, beside a route from outside to a Service of the namespace, which has none.
+async fn stuck_beside_a_route(faults: &'static [Fault], namespace: Option<&str>) -> Vec<String> {
+    let mut snapshot = Api::with(1, &[("services", faults)]).listing(namespace, None).await.snapshot;
+    let backend = json!({"service": {"name": "web", "port": {"number": 80}}});
+    let route = json!({"kind": "Ingress", "metadata": {"name": "front", "namespace": "shop", "uid": "front",
+        "creationTimestamp": "2030-01-01T09:00:00Z"}, "spec": {"defaultBackend": backend}});
+    snapshot.take(&route).unwrap();
+    let events = snapshot.into_events("c", after(0));
+    let stuck = events.iter().filter(|event| event.kind == EventKind::K8sStuck).map(data);
+    let mut reasons: Vec<String> = stuck.map(|data| data.reason.to_string()).collect();
+    reasons.dedup();
+    reasons
+}
+
+#[tokio::test]
+async fn where_services_were_listed_and_there_are_none_a_route_to_one_leads_nowhere() {
+    let none: &[Fault] = &[];
+    for namespace in [Some("shop"), None] {
+        assert_eq!(stuck_beside_a_route(none, namespace).await, ["BackendAbsent"], "{namespace:?}");
+        let forbidden: &[Fault] = &[Fault::Status(403)];
+        assert_eq!(stuck_beside_a_route(forbidden, namespace).await, [""; 0], "{namespace:?}");
+    }
+    // The list of another namespace says nothing.
+    assert_eq!(stuck_beside_a_route(none, Some("bank")).await, [""; 0]);
 }
 
 #[tokio::test]

@@ -61,6 +61,7 @@ pub fn bare(cluster: &str) -> AgentConfig {
     config.systemd.enabled = false;
     config.network.enabled = false;
     config.filesystem.enabled = false;
+    config.pod_logs.enabled = false;
     config
 }
 

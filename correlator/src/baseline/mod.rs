@@ -188,6 +188,7 @@ impl Baseline {
             }),
             hypotheses,
             chain: Vec::new(),
+            said: Vec::new(),
             impact: Impact::default(),
             prediction: None,
             predictions: Vec::new(),

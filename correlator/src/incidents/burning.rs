@@ -268,6 +268,7 @@ fn draft(
             says: says.unwrap_or_default(),
             evidence: Vec::new(),
         }],
+        said: Vec::new(),
         impact: Impact { slo_impact: true, ..Impact::default() },
         prediction: None,
         predictions,

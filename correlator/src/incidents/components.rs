@@ -25,12 +25,18 @@ pub struct Component {
 const CERTAIN: f64 = 0.5;
 
 /// True for what heals by itself as long as it is neither repeated nor lasts: one end, a failed probe, a moment of
-/// unreadiness, a mount that is tried again.
+/// unreadiness, a mount that is tried again, a line of a program.
 pub fn passes(signal: &Signal) -> bool {
     use SignalKind as K;
     let heals = matches!(
         signal.kind,
-        K::ContainerCrashed | K::ExitNonzero | K::Killed | K::PodNotReady | K::ProbeFailed | K::MountFailed
+        K::ContainerCrashed
+            | K::ExitNonzero
+            | K::Killed
+            | K::PodNotReady
+            | K::ProbeFailed
+            | K::MountFailed
+            | K::LogFault
     );
     heals && signal.strength.get() < CERTAIN
 }

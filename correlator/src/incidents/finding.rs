@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tapio_schemas::finding::{
     ChainLink, FINDING_SCHEMA, Finding, Freshness, Hypothesis, RootCause, SemanticGroup, Status,
 };
-use tapio_schemas::{Entity, Gap, Score, SignalKind, SmolStr, UnixNanos};
+use tapio_schemas::{Entity, Gap, Score, Signal, SignalKind, SmolStr, UnixNanos};
 
 use super::ahead::{self, Ahead, Now};
 use super::candidates::Candidate;
@@ -14,6 +14,7 @@ use super::components::{Component, is_passing, passes};
 use super::config::{IncidentConfig, nanos};
 use super::impact::{CallsTo, Tallies, impact, severity};
 use super::incident::Incident;
+use super::said;
 use super::says;
 use super::signals::{is_change, is_failure};
 use super::story::{Teller, refutation, tempering, unproven_story, unproven_title};
@@ -44,6 +45,8 @@ pub struct Material<'a> {
     pub tallies: &'a Tallies,
     /// See `tallies`.
     pub calls: OnceCell<CallsTo<'a>>,
+    /// What failing containers said last, with what answers for them.
+    pub said: &'a [(Entity, &'a Signal)],
     /// Holes.
     pub gaps: &'a VecDeque<Gap>,
     /// From raw to stated confidence.
@@ -156,6 +159,7 @@ impl<'a> Material<'a> {
             root_cause: root.map(|cause| self.root_cause(cause, &members)),
             hypotheses,
             chain: self.chain(&members),
+            said: said::of(view, &members, &seat, first_bad, self.said),
             impact: suffered,
             prediction,
             predictions: incident.foreseen.predictions(),

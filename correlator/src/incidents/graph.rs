@@ -76,6 +76,12 @@ impl Graph {
         self.refused
     }
 
+    /// True when `query` names something that stands in an edge or was named: what was forgotten since is not known.
+    pub fn knows(&self, query: &Entity) -> bool {
+        let named = self.by_name.values().flatten();
+        self.out.keys().chain(self.into.keys()).chain(named).any(|entity| query.matches(entity))
+    }
+
     /// Takes a fact.
     pub fn apply(&mut self, fact: &Fact) {
         if fact.gone {

@@ -155,6 +155,7 @@ struct Gist<'a> {
     foretold: Vec<Told<'a>>,
     customer_facing: bool,
     gaps: usize,
+    said: Vec<(&'a SmolStr, &'a SmolStr, UnixNanos)>,
 }
 
 impl<'a> Gist<'a> {
@@ -176,6 +177,7 @@ impl<'a> Gist<'a> {
             foretold: finding.foretold().map(|p| (p.at, p.interval, p.outcome.as_ref())).collect(),
             customer_facing: finding.impact.customer_facing,
             gaps: finding.freshness.gaps.len(),
+            said: finding.said.iter().map(|s| (&s.pod, &s.container, s.at)).collect(),
         }
     }
 }

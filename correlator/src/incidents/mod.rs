@@ -21,9 +21,11 @@ mod incident;
 mod inference;
 #[cfg(test)]
 mod inference_tests;
+mod knowledge;
 mod prediction;
 #[cfg(test)]
 mod properties;
+mod said;
 mod says;
 mod signals;
 mod story;
@@ -281,16 +283,6 @@ impl IncidentEngine {
         self.incidents.len()
     }
 
-    /// Edges of the entity graph at present.
-    pub fn graph_edges(&self) -> usize {
-        self.graph.len()
-    }
-
-    /// Signals known at present.
-    pub fn known_signals(&self) -> usize {
-        self.known.len()
-    }
-
     /// Next tick at which something can change. What is no signal waits for a moment of looking: a new owner of a shard
     /// tells edges again, and that must not move the moments of decision.
     fn next_tick(&self) -> Option<UnixNanos> {
@@ -366,7 +358,9 @@ impl IncidentEngine {
         let gone_by = now.minus(memory);
         self.gaps.retain(|gap| gap.to >= gone_by);
         self.states.retain(|_, state| state.at >= gone_by);
-        self.known.retain(|s| !is_change(s.kind) || s.last_seen >= gone_by);
+        // These belong to no incident with which they could be forgotten.
+        let stays = |s: &Signal| is_change(s.kind) || said::is_said(s.kind);
+        self.known.retain(|s| !stays(s) || s.last_seen >= gone_by);
     }
 
     /// The verdicts of one tick.
@@ -382,8 +376,11 @@ impl IncidentEngine {
     /// Incidents and what is told of them.
     fn decide_incidents(&mut self) -> Vec<Finding> {
         let now = self.tick;
-        let view = View::new(self.known.in_time_order(), &self.graph, &self.kernel_nodes, now)
-            .with_states(self.states.values());
+        let (said, deviations): (Vec<&Signal>, Vec<&Signal>) =
+            self.known.in_time_order().into_iter().partition(|s| said::is_said(s.kind));
+        let said = said::placed(&said, &self.graph);
+        let view =
+            View::new(deviations, &self.graph, &self.kernel_nodes, now).with_states(self.states.values());
         if view.signals.iter().all(|s| is_change(s.kind)) {
             let gone = std::mem::take(&mut self.incidents);
             return self.forget(gone, SIGNALS_FORGOTTEN, now);
@@ -399,6 +396,7 @@ impl IncidentEngine {
             config: &self.config,
             tallies: &self.tallies,
             calls: OnceCell::new(),
+            said: &said,
             gaps: &self.gaps,
             calibration: if self.config.calibrated {
                 self.model.calibration()

@@ -283,6 +283,9 @@ fn plane(signal: &Signal) -> Option<String> {
         SignalKind::DnsFails if signal.unit == "1" => format!("{share} of the names cannot be answered"),
         SignalKind::DnsFails => format!("the name service cannot answer{which}"),
         SignalKind::DnsSlow => format!("one of a hundred answers takes {seconds} or longer"),
+        SignalKind::DnsAmplified => {
+            format!("{:.1} names are asked for in vain for each that exists", signal.observed)
+        }
         SignalKind::ConntrackNearFull => format!("{share} of the connections that can be tracked are"),
         SignalKind::ClockOff => format!("the clock is off by {seconds}"),
         SignalKind::PlegSlow => format!("a look at the containers takes {seconds} or longer"),
@@ -307,6 +310,12 @@ fn other(signal: &Signal) -> String {
         },
         SignalKind::Scaled => format!("it was scaled{}{by}", change("old", "new")),
         SignalKind::RolloutStarted => format!("a rollout began{by}"),
+        SignalKind::ObjectChanged => format!("{}{by}", object_changed(signal)),
+        SignalKind::ChangeApplied => match text(signal, "what") {
+            Some(what) => format!("{what} was changed{}{by}", change("old", "new")),
+            None => format!("something was changed{by}"),
+        },
+        SignalKind::LastWords => "a container said why it ended".to_owned(),
         SignalKind::CpuThrottled => match number(signal, "throttled_share") {
             Some(share) => format!("the processor quota ran out in {:.0} % of the periods", share * 100.0),
             None => "the processor quota ran out".to_owned(),
@@ -315,6 +324,9 @@ fn other(signal: &Signal) -> String {
         SignalKind::CpuSaturated | SignalKind::CpuRaised if signal.observed.is_finite() => {
             let (now, usual) = (signal.observed * 100.0, signal.baseline * 100.0);
             format!("{now:.0} % of the processor are used, usual are {usual:.0} %")
+        }
+        SignalKind::CpuSaturated | SignalKind::CpuRaised => {
+            "more of the processor is used than usual".to_owned()
         }
         SignalKind::MetricShift => match text(signal, "measure") {
             Some(measure) => {
@@ -332,7 +344,22 @@ fn other(signal: &Signal) -> String {
     }
 }
 
-/// What Kubernetes tells, in words.
+/// What somebody did to an object that says how others are to be treated.
+fn object_changed(signal: &Signal) -> String {
+    match (text(signal, "reason"), text(signal, "old"), text(signal, "new")) {
+        (Some("created"), _, Some(labels)) => format!("it was made; it selects {labels}"),
+        (Some("created"), ..) => "it was made".to_owned(),
+        (Some("deleted"), Some(labels), _) => format!("it was removed; it selected {labels}"),
+        (Some("deleted"), ..) => "it was removed".to_owned(),
+        (Some("selector"), Some(old), Some(new)) => format!("its selector was changed from {old} to {new}"),
+        (Some("selector"), None, Some(new)) => format!("it was given the selector {new}"),
+        (Some("selector"), ..) => "its selector was taken away".to_owned(),
+        // Of the rest only a hash is kept.
+        _ => "it was changed".to_owned(),
+    }
+}
+
+/// What Kubernetes, a log or Tapio itself tells, in words.
 fn kubernetes(kind: SignalKind) -> Option<&'static str> {
     Some(match kind {
         SignalKind::ImagePullFailed => "the image could not be pulled",
@@ -353,6 +380,13 @@ fn kubernetes(kind: SignalKind) -> Option<&'static str> {
         SignalKind::LogFault => "the log says what is wrong",
         SignalKind::MetricBeyond => "a measure is beyond what is sound",
         SignalKind::K8sWarning => "Kubernetes warned",
+        SignalKind::TapioLoss => "events were lost",
+        SignalKind::TapioSpooling => "events wait on disk to be sent",
+        SignalKind::TapioCircuitOpen => "sending is suspended",
+        SignalKind::TapioLag => "it is behind with its work",
+        SignalKind::TapioDiskRefuses => "the disk takes nothing more",
+        SignalKind::TapioDeferring => "work on events is put aside",
+        SignalKind::TapioMemory => "memory runs out, and events are shed",
         _ => return None,
     })
 }
@@ -374,10 +408,29 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_words() {
+    fn every_kind_has_words_and_none_is_told_by_its_name() {
         for kind in SignalKind::ALL {
-            assert!(!sentence(&Signal::new(*kind, Arc::default(), None, UnixNanos(1))).is_empty());
+            let says = sentence(&Signal::new(*kind, Arc::default(), None, UnixNanos(1)));
+            assert!(!says.is_empty() && !says.contains(kind.as_str()), "{kind}: {says}");
         }
+    }
+
+    #[test]
+    fn what_was_done_to_an_object_is_said_in_words() {
+        let says = |attributes: &[(&str, &str)]| {
+            let mut signal = Signal::new(SignalKind::ObjectChanged, Arc::default(), None, UnixNanos(1));
+            signal.attributes = attributes.iter().map(|(key, value)| Attribute::new(key, *value)).collect();
+            sentence(&signal)
+        };
+        let (old, new) = (("old", "app=a"), ("new", "app=b"));
+        assert_eq!(
+            says(&[("reason", "selector"), old, new, ("changed_by", "helm")]),
+            "its selector was changed from app=a to app=b by helm"
+        );
+        assert_eq!(says(&[("reason", "selector"), new]), "it was given the selector app=b");
+        assert_eq!(says(&[("reason", "created")]), "it was made");
+        assert_eq!(says(&[("reason", "deleted"), old]), "it was removed; it selected app=a");
+        assert_eq!(says(&[("reason", "spec"), ("old", "00ff"), ("new", "00fe")]), "it was changed");
     }
 
     #[test]

@@ -224,6 +224,11 @@ impl Known {
         surplus as u64
     }
 
+    /// What they are about.
+    pub fn entities(&self) -> impl Iterator<Item = tapio_schemas::Entity> {
+        self.signals.values().flat_map(|signal| [signal.entity.subject(), signal.entity.owner()])
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.signals.len()

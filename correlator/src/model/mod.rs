@@ -11,6 +11,7 @@ mod page;
 mod pattern;
 mod predicate;
 mod template;
+mod tiers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use pattern::{
 };
 pub use predicate::{Facts, Predicate};
 pub use template::{Template, TemplateValue, bytes, clock_time, date_time, duration};
+pub use tiers::Tiers;
 
 use builtin::BUILTIN;
 

@@ -3,14 +3,17 @@
 use std::fmt::Write as _;
 
 use super::pattern::{Pattern, Relation, SignedDuration, SymptomSpec};
-use super::{Model, ModelError, Template, duration};
+use super::{Model, ModelError, Template, Tiers, duration};
 
 /// All patterns of a model as one page of Markdown.
 pub fn reference(model: &Model) -> String {
     let cases: usize = model.patterns().iter().map(|p| p.cases.len()).sum();
     let mut out = format!(
         "# Patterns\n\nThe {} causes that come with tapio, made by `tapio patterns docs` from `correlator/patterns/` \
-         ({cases} cases). How a file is made: `correlator/patterns/README.md`.\n\n| cause | on | first sign |\n|---|---|---|\n",
+         ({cases} cases). How a file is made: `correlator/patterns/README.md`.\n\n*Seen by*: `lists` are those that \
+         `tapio check` asks a cluster for, `dump` is `kubectl cluster-info dump` (`dump with …`: one that has these kinds \
+         as well), `running` is the installed system. It stands where all that a cause requires and a sign that says \
+         something by itself arrive.\n\n| cause | on | first sign | seen by |\n|---|---|---|---|\n",
         model.patterns().len()
     );
     for pattern in model.patterns() {
@@ -27,10 +30,11 @@ pub fn reference(model: &Model) -> String {
         let anchor = pattern.id.replace('.', "");
         let _ = writeln!(
             out,
-            "| [{}](#{anchor}) | {} | {} |",
+            "| [{}](#{anchor}) | {} | {} | {} |",
             pattern.id,
             pattern.sits_on.join(", "),
-            signs.join(", ")
+            signs.join(", "),
+            Tiers::of(pattern).words()
         );
     }
     for pattern in model.patterns() {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use tapio_schemas::{EntityRef, SignalKind, UnixNanos};
 
+use super::faults::is_of_a_machine;
 use super::record::hash_parts;
 
 /// Strength of what is not certain yet: evidence beside other evidence, nothing alone.
@@ -24,6 +25,10 @@ const MOUNT_NS: u64 = 30_000_000_000;
 const PROBE_FAILURES: u64 = 3;
 /// Ends of a unit that is restarted each time: systemd mends one, not the third.
 const UNIT_ENDS: u64 = 3;
+/// Lines of a program that say the same is wrong …
+const LINES: u64 = 3;
+/// … or for how long they do.
+const LINES_NS: u64 = 30_000_000_000;
 /// Starts of containers remembered per shard; when full, remembering begins anew (a single end is then told at worst).
 const STARTS_MAX: usize = 4096;
 
@@ -52,6 +57,11 @@ impl Confirm {
             }
             SignalKind::PodNotReady => Some(Self { lasts_ns: NOT_READY_NS, ..Self::NEVER }),
             SignalKind::MountFailed => Some(Self { spans_ns: MOUNT_NS, ..Self::NEVER }),
+            // A program may speak of what another one said, or of what it has mended: one line is a word, not a state. What
+            // the kernel says has happened.
+            SignalKind::LogFault if !is_of_a_machine(entity) => {
+                Some(Self { seen_min: LINES, spans_ns: LINES_NS, ..Self::NEVER })
+            }
             SignalKind::ProbeFailed => Some(Self { seen_min: PROBE_FAILURES, ..Self::NEVER }),
             _ => None,
         }
@@ -135,6 +145,14 @@ mod tests {
         assert!(!met(mount, 1, 0, 600) && !met(mount, 9, 29, 29) && met(mount, 6, 31, 31));
         let ready = Confirm::needed(SignalKind::PodNotReady, &in_pod()).unwrap();
         assert!(!met(ready, 5, 29, 29) && met(ready, 1, 0, 30));
+    }
+
+    #[test]
+    fn one_line_of_a_program_is_a_word_and_one_of_the_kernel_is_a_state() {
+        let line = Confirm::needed(SignalKind::LogFault, &in_pod()).unwrap();
+        assert!(!met(line, 2, 29, 600) && met(line, 3, 1, 1) && met(line, 2, 30, 30));
+        let machine = EntityRef { node: "n1".into(), ..EntityRef::default() };
+        assert!(Confirm::needed(SignalKind::LogFault, &machine).is_none());
     }
 
     #[test]

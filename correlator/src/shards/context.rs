@@ -44,7 +44,7 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         | K::ComponentFails => ("control_plane", "control-plane", Category::System),
         K::ClockOff | K::PlegSlow => ("node_failure", "node-condition", Category::System),
         K::ConntrackNearFull => ("resource_exhaustion", "resource-exhaustion", Category::Resource),
-        K::DnsFails | K::DnsSlow | K::DnsFailures => {
+        K::DnsFails | K::DnsSlow | K::DnsAmplified | K::DnsFailures => {
             ("network_connectivity", "name-resolution", Category::Network)
         }
         K::CpuThrottled | K::CpuPressure | K::CpuSaturated | K::CpuRaised => {
@@ -56,7 +56,7 @@ pub fn meaning(kind: SignalKind) -> Meaning {
         | K::DiskFull
         | K::PidsNearLimit
         | K::MetricBeyond => ("resource_exhaustion", "resource-exhaustion", Category::Resource),
-        K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogFault => {
+        K::SpanErrors | K::HttpServerErrors | K::LogErrors | K::LogFault | K::LastWords => {
             ("service_failure", "request-failure", Category::Reliability)
         }
         K::CertificateExpiring | K::CertificateExpired => {

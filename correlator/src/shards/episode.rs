@@ -341,7 +341,8 @@ impl Episodes {
 
 impl Episode {
     fn open(seen: Observation, idle_ns: u64) -> Self {
-        let mut signal = Signal::new(seen.kind, Arc::clone(&seen.entity), seen.peer.clone(), seen.onset);
+        let signal = Signal::new(seen.kind, Arc::clone(&seen.entity), seen.peer.clone(), seen.onset);
+        let mut signal = signal.of_topic(seen.topic);
         signal.trace_id = if seen.key.derived { TraceId::default() } else { TraceId(seen.key.id) };
         signal.count = 0;
         let mut episode = Self {

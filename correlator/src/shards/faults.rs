@@ -149,6 +149,10 @@ const NO_ADDRESS: Faults =
 /// Who says so of an address to listen on.
 const LISTENING: [&str; 4] = ["bind", "Bind", "listen", "Listen"];
 
+/// It was so, and is not.
+const IN_THE_PAST: [&str; 6] =
+    ["no longer", "recovered from", "Recovered from", "resolved: ", "Resolved: ", "has been resolved"];
+
 /// What is read of a line: what is wrong stands at its beginning, and a dump of memory may follow.
 const READ_BYTES_MAX: usize = 1024;
 
@@ -172,6 +176,7 @@ pub fn of_log(of: &EntityRef, body: &str) -> Option<&'static str> {
     let text = &body[..end];
     let first = WORDS.search.find_overlapping_iter(text).map(|found| found.pattern().as_usize()).min();
     match first.map(|at| WORDS.faults[at]) {
+        Some(_) if IN_THE_PAST.iter().any(|word| text.contains(word)) => None,
         Some("no_space") if is_of_shared_memory(text) => Some("shared_memory"),
         Some("ports") if is_of_a_listener(text) => None,
         Some(fault) => Some(fault),
@@ -191,7 +196,7 @@ fn is_of_shared_memory(text: &str) -> bool {
 }
 
 /// The kernel's own lines are those of a machine; a workload's are not, whatever they say.
-fn is_of_a_machine(of: &EntityRef) -> bool {
+pub fn is_of_a_machine(of: &EntityRef) -> bool {
     [&of.workload, &of.pod, &of.container, &of.service].iter().all(|name| name.is_empty())
 }
 
@@ -300,7 +305,8 @@ pub fn service_looked_up(namespace: &str, message: &str) -> Option<Entity> {
     (sound && message.contains("no such host")).then(|| Entity::namespaced(kinds::SERVICE, namespace, name))
 }
 
-/// The object that a message says is not there: `configmap "x" not found` → ConfigMap x of that namespace.
+/// The object that a message says is not there: `configmap "x" not found` → ConfigMap x of that namespace; `no PriorityClass
+/// with name x was found` → PriorityClass x.
 pub fn absent_object(namespace: &str, message: &str) -> Option<Entity> {
     const KINDS: [(&str, &str); 4] = [
         ("configmap \"", "ConfigMap"),
@@ -308,6 +314,10 @@ pub fn absent_object(namespace: &str, message: &str) -> Option<Entity> {
         ("serviceaccount \"", "ServiceAccount"),
         ("persistentvolumeclaim \"", "PersistentVolumeClaim"),
     ];
+    if let Some((_, rest)) = message.split_once("no PriorityClass with name ") {
+        let name = rest.split_whitespace().next()?;
+        return Some(Entity::new("PriorityClass", "", name, ""));
+    }
     KINDS.iter().find_map(|(words, kind)| {
         let (_, rest) = message.split_once(words)?;
         let (name, after) = rest.split_once('"')?;
@@ -348,6 +358,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_wrong_and_is_not_is_no_fault() {
+        let pod = EntityRef { pod: "p".into(), ..EntityRef::default() };
+        for line in [
+            "recovered from: accept4: too many open files",
+            "pool: connection pool exhausted is no longer the case, 12 free",
+            "alert Resolved: write /data: no space left on device",
+        ] {
+            assert_eq!(of_log(&pod, line), None, "{line}");
+        }
+        assert_eq!(of_log(&pod, "accept4: too many open files"), Some("open_files"));
+    }
+
+    #[test]
     fn the_rule_that_excludes_most_machines_is_told() {
         let rule = |message| fault(SignalKind::Unschedulable, "", message);
         let mixed = "0/4 nodes are available: 1 node(s) had untolerated taint {a: b}, 3 Insufficient cpu. preemption: 0/4 \
@@ -363,6 +386,9 @@ mod tests {
         let claim = "0/3 nodes are available: persistentvolumeclaim \"data\" not found.";
         assert_eq!(rule(claim), Some("claim_absent"));
         assert_eq!(absent_object("shop", claim).unwrap().kind, "PersistentVolumeClaim");
+        let class = "Error creating: pods \"a\" is forbidden: no PriorityClass with name urgent was found";
+        assert_eq!(fault(SignalKind::CreateFailed, "FailedCreate", class), Some("priority_class"));
+        assert_eq!(absent_object("shop", class), Some(Entity::new("PriorityClass", "", "urgent", "")));
         assert_eq!(rule("no nodes"), None);
     }
 

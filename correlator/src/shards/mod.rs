@@ -14,6 +14,7 @@ mod exits;
 mod faults;
 mod first_words;
 mod groups;
+mod last_words;
 mod losses;
 mod measures;
 mod meters;
@@ -37,11 +38,11 @@ pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
 pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted, Unsaid};
 pub(crate) use episode::{add_evidence, stamped};
+pub use last_words::folded;
 pub(crate) use record::hash_parts;
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
 pub use shard::{Advanced, Shard};
-pub use templates::line as template_of;
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
 #[cfg(test)]

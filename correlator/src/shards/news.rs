@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::episode::Observation;
 use super::exits::{Exits, crash};
 use super::faults;
+use super::last_words;
 use super::record::{EventRecord, cut, hash_parts, says_timeout};
 
 /// What an event tells, beside what is known of exits.
@@ -83,6 +84,7 @@ fn by_itself(record: &EventRecord) -> Option<Observation> {
                 .with("message", cut(&data.message).as_str())
                 .with("operation", data.operation.as_str()),
         ),
+        Payload::Log(data) if event.kind == EventKind::ContainerSaid => Some(last_words::told(event, data)),
         Payload::Log(data) => Some(match record.fault {
             Some(fault) => log_fault(event, &data.body, fault),
             None => weak(at(event, SignalKind::LogErrors), 0.3)
@@ -107,7 +109,7 @@ fn weak(mut seen: Observation, strength: f64) -> Observation {
     seen
 }
 
-/// A line whose words say what is wrong: one is enough.
+/// A line whose words say what is wrong; of a program it takes several, see [`Confirm`].
 fn log_fault(event: &UnifiedEvent, body: &str, fault: &str) -> Observation {
     let mut seen = weak(at(event, SignalKind::LogFault), 0.8);
     seen.topic = hash_parts(&[fault]) as u64;
@@ -297,14 +299,17 @@ fn waiting(reason: &str) -> Option<SignalKind> {
 
 /// Conditions of objects that say that something does not go on; the others repeat what other events tell.
 pub fn condition(data: &KubernetesData) -> Option<SignalKind> {
-    let stops = matches!(
-        (data.object_kind.as_str(), data.new_value.as_str()),
-        ("HorizontalPodAutoscaler", "ScalingActive=False" | "AbleToScale=False")
-            | ("Deployment", "Progressing=False")
-            | ("Job", "Failed=True")
-            | ("APIService", "Available=False")
-            | ("Gateway" | "HTTPRoute", "Accepted=False" | "Programmed=False" | "ResolvedRefs=False")
-    );
+    // More pods are wanted than there may be; that fewer are wanted than there must be is no limit that anybody feels.
+    let is_maxed = data.new_value == "ScalingLimited=True" && data.reason == "TooManyReplicas";
+    let stops = is_maxed
+        || matches!(
+            (data.object_kind.as_str(), data.new_value.as_str()),
+            ("HorizontalPodAutoscaler", "ScalingActive=False" | "AbleToScale=False")
+                | ("Deployment", "Progressing=False")
+                | ("Job", "Failed=True")
+                | ("APIService", "Available=False")
+                | ("Gateway" | "HTTPRoute", "Accepted=False" | "Programmed=False" | "ResolvedRefs=False")
+        );
     stops.then_some(SignalKind::ConditionBad)
 }
 

@@ -72,6 +72,7 @@ impl Term {
             fresh: tell,
             priors: watch::channel(Arc::default()).1,
             patterns: watch::channel(Patterns::of(Arc::clone(&MODEL))).1,
+            questions: mpsc::channel(1).1,
             clock: site.clock.shared(),
             metrics: CorrelatorMetrics::new(&Metrics::new()),
         };

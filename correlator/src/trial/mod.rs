@@ -12,7 +12,7 @@ use tapio_schemas::wire::{ShardMark, SignalSection};
 use crate::incidents::{IncidentConfig, IncidentEngine};
 use crate::model::{Case, Expectation, Model, Pattern};
 
-pub use mutants::{Mutant, Survey, mutants, survey};
+pub use mutants::{Mutant, Survey, mutants, page as mutations_page, survey, surveys};
 
 /// What a case came to.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -61,6 +61,9 @@ pub struct ListAnswer {
     pub freshness: Vec<ClusterFreshness>,
     /// What the store itself may lack, in words.
     pub gaps: Vec<String>,
+    /// Of an entity of which there is no finding: whether the correlators have ever heard of it; `None` when it was not
+    /// asked for one, or when nobody knows.
+    pub heard: Option<bool>,
 }
 
 impl Answers {
@@ -92,11 +95,17 @@ impl Answers {
         // Read first: what is judged up to there is then in the store or on its way.
         let freshness = self.freshness.read().await;
         let page = self.page(filter, after, size).await?;
+        let heard = if page.findings.is_empty() && after.is_none() && !question.entity.is_empty() {
+            self.freshness.has_heard_of(&freshness, &question.entity).await
+        } else {
+            None
+        };
         Ok(ListAnswer {
             next_page_token: checked.token(page.next),
             findings: page.findings,
             freshness,
             gaps: self.gaps(),
+            heard,
         })
     }
 

@@ -130,6 +130,7 @@ impl CorrelationService for GrpcApi {
             next_page_token: answer.next_page_token,
             freshness: answer.freshness.iter().map(v1::ClusterFreshness::from).collect(),
             gaps: answer.gaps,
+            heard: answer.heard,
         }))
     }
 

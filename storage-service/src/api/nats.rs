@@ -76,6 +76,10 @@ fn document(answer: &ListAnswer) -> Result<Bytes, ApiError> {
     serde_json::to_writer(&mut json, &answer.freshness).map_err(unwritable)?;
     json.extend_from_slice(b",\"gaps\":");
     serde_json::to_writer(&mut json, &answer.gaps).map_err(unwritable)?;
+    if let Some(heard) = answer.heard {
+        json.extend_from_slice(b",\"heard\":");
+        serde_json::to_writer(&mut json, &heard).map_err(unwritable)?;
+    }
     json.push(b'}');
     Ok(json.into())
 }

@@ -53,6 +53,7 @@ pub fn finding(number: u64) -> Finding {
         root_cause: Some(RootCause { entity: api.clone(), cause: "memory.leak".into(), evidence: vec![] }),
         hypotheses: vec![],
         chain: vec![link(at, api), link(at, Entity::namespaced("Container", "shop", "api-1/app"))],
+        said: vec![],
         impact: Impact::default(),
         prediction: None,
         predictions: Vec::new(),

@@ -59,5 +59,9 @@ pub enum PatternsCommand {
         output: Output,
     },
     /// Print the page of all patterns (Markdown).
-    Docs,
+    Docs {
+        /// Instead print which case misses each discriminator when it is taken away; takes minutes.
+        #[arg(long)]
+        mutations: bool,
+    },
 }

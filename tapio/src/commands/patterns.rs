@@ -20,8 +20,13 @@ pub fn run(args: &PatternsArgs) -> anyhow::Result<i32> {
             test(files, *mutate, only.as_deref().unwrap_or_default(), *output)
         }
         PatternsCommand::Lint { files, output } => lint(files, *output),
-        PatternsCommand::Docs => {
-            print!("{}", model::reference(&Model::builtin()?));
+        PatternsCommand::Docs { mutations } => {
+            let model = Arc::new(Model::builtin()?);
+            if *mutations {
+                print!("{}", trial::mutations_page(&trial::surveys(&model)?));
+            } else {
+                print!("{}", model::reference(&model));
+            }
             Ok(0)
         }
     }

@@ -8,6 +8,7 @@ use tapio_schemas::proto::v1 as api;
 
 use crate::cli::{Output, WhyArgs};
 use crate::client::{Client, ID_PREFIX, is_id, parse, parse_feedback, said};
+use crate::commands::check::as_told;
 use crate::exit::FINDINGS;
 use crate::render;
 
@@ -57,6 +58,7 @@ pub async fn run(args: WhyArgs) -> anyhow::Result<i32> {
     let similar = most_similar(&mut client, &finding).await?;
     if args.output == Output::Human {
         print!("{}", render::story(&finding));
+        print!("{}", render::last_words(&finding, &as_told(std::slice::from_ref(&finding))));
         print!("{}", render::since(feedback.as_ref(), similar.as_ref()));
         return Ok(FINDINGS);
     }

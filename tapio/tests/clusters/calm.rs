@@ -107,13 +107,7 @@ fn one_restart(w: &mut World) {
 
 fn second_try(w: &mut World) {
     w.deployment("harbour", "pilot", 1);
-    let pod = w.at(12).new_pod(
-        "harbour",
-        "pilot-5d4c8f7b9-zz9zz",
-        "pilot",
-        ("ReplicaSet", "pilot-5d4c8f7b9"),
-        "rack-a1",
-    );
+    let pod = w.at(12).next_pilot();
     w.pod_waits(&pod, "ContainerCreating", "");
     w.warn(&pod, "FailedMount", "MountVolume.SetUp failed for volume \"kube-api-access-x\" : failed to sync configmap cache: timed out waiting for the condition");
     w.at(15).ready(&pod);

@@ -85,13 +85,7 @@ pub const SCENES: &[(&str, Scene, Expected)] = &[
 
 fn init_pod(w: &mut World) -> (String, String, String) {
     w.deployment("harbour", "pilot", 1);
-    let pod = w.at(12).new_pod(
-        "harbour",
-        "pilot-5d4c8f7b9-zz9zz",
-        "pilot",
-        ("ReplicaSet", "pilot-5d4c8f7b9"),
-        "rack-a1",
-    );
+    let pod = w.at(12).next_pilot();
     let began = w.time(0);
     w.change(&pod, json!({"spec": {"initContainers": [{"name": "wait", "command": ["sh", "-c", "until nslookup tides; do echo waiting; sleep 2; done"]}]},
         "status": {"phase": "Pending", "initContainerStatuses": [{"name": "wait", "restartCount": 0, "containerID": "containerd://w",
@@ -309,13 +303,7 @@ fn runtime_hangs(w: &mut World) {
 
 fn runtime_away(w: &mut World) {
     w.deployment("harbour", "pilot", 1);
-    let pod = w.at(12).new_pod(
-        "harbour",
-        "pilot-5d4c8f7b9-zz9zz",
-        "pilot",
-        ("ReplicaSet", "pilot-5d4c8f7b9"),
-        "rack-a1",
-    );
+    let pod = w.at(12).next_pilot();
     let message = "Failed to create pod sandbox: rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused\"";
     w.warn_until(&pod, "FailedCreatePodSandBox", message, 15, 110);
 }

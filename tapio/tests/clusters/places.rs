@@ -44,6 +44,11 @@ pub const SCENES: &[(&str, Scene, Expected)] = &[
         cause("config.service_account_absent", "", "harbour", ""),
     ),
     (
+        "a priority class that is not there",
+        no_priority_class,
+        cause("config.priority_class_absent", "PriorityClass", "", "urgent"),
+    ),
+    (
         "an autoscaler without metrics",
         no_metrics,
         cause("scheduling.autoscaler_blind", "HorizontalPodAutoscaler", "harbour", "pilot"),
@@ -294,6 +299,10 @@ fn no_account(w: &mut World) {
         w,
         "pods \"pilot-7f6d5c4b8-\" is forbidden: error looking up service account harbour/helmsman: serviceaccount \"helmsman\" not found",
     );
+}
+
+fn no_priority_class(w: &mut World) {
+    refused(w, "pods \"pilot-7f6d5c4b8-\" is forbidden: no PriorityClass with name urgent was found");
 }
 
 fn no_metrics(w: &mut World) {

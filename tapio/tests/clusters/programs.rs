@@ -156,26 +156,14 @@ fn registry(w: &mut World) {
 fn no_key(w: &mut World) {
     w.deployment("harbour", "pilot", 2);
     w.add("Secret", "harbour", "pilot-db", json!({"data": {"user": "aaaaaaaaaaaa"}}));
-    let pod = w.at(12).new_pod(
-        "harbour",
-        "pilot-5d4c8f7b9-zz9zz",
-        "pilot",
-        ("ReplicaSet", "pilot-5d4c8f7b9"),
-        "rack-a1",
-    );
+    let pod = w.at(12).next_pilot();
     w.pod_waits(&pod, "CreateContainerConfigError", "couldn't find key password in Secret harbour/pilot-db");
     w.warn_until(&pod, "Failed", "Error: couldn't find key password in Secret harbour/pilot-db", 15, 100);
 }
 
 fn no_volume(w: &mut World) {
     w.deployment("harbour", "pilot", 1);
-    let pod = w.at(12).new_pod(
-        "harbour",
-        "pilot-5d4c8f7b9-zz9zz",
-        "pilot",
-        ("ReplicaSet", "pilot-5d4c8f7b9"),
-        "rack-a1",
-    );
+    let pod = w.at(12).next_pilot();
     w.change(&pod, json!({"spec": {"volumes": [{"name": "charts", "configMap": {"name": "pilot-charts"}}]}}));
     w.pod_waits(&pod, "ContainerCreating", "");
     w.warn_until(

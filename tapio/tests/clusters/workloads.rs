@@ -151,6 +151,12 @@ impl World {
         pod
     }
 
+    /// The next pod of the Deployment `pilot`, just bound to the first machine.
+    pub fn next_pilot(&mut self) -> Key {
+        let owner = ("ReplicaSet", "pilot-5d4c8f7b9");
+        self.new_pod("harbour", "pilot-5d4c8f7b9-zz9zz", "pilot", owner, "rack-a1")
+    }
+
     /// A pod on a machine whose container does not start: it waits with this reason.
     pub fn pod_waits(&mut self, pod: &Key, reason: &str, message: &str) {
         let restarts = self.restarts(pod);

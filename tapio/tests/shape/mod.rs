@@ -57,6 +57,8 @@ const LINK: Shape = Object(&[
     ("says", Text),
     ("evidence", List(&Id(&["evt-"]))),
 ]);
+const WORDS: Shape =
+    Object(&[("namespace", Text), ("pod", Text), ("container", Text), ("at", Time), ("lines", TEXTS)]);
 const IMPACT: Shape = Object(&[
     ("business_impact", Score),
     ("customer_facing", Truth),
@@ -109,6 +111,7 @@ pub const FINDING: Shape = Object(&[
     ("root_cause", Null(&ROOT_CAUSE)),
     ("hypotheses", List(&HYPOTHESIS)),
     ("chain", List(&LINK)),
+    ("said?", List(&WORDS)),
     ("impact", IMPACT),
     ("prediction?", PREDICTION),
     ("predictions?", List(&ELSEWHERE)),
@@ -231,6 +234,7 @@ fn full() -> Value {
         "hypotheses": [{"entity": entity, "cause": "network.delay", "probability": 0.04, "explains": ["a"],
                         "missing": ["b"], "refuted_by": ["c"]}],
         "chain": [{"at": at, "entity": entity, "signal": "memory.growth", "says": "it grows", "evidence": [id("evt-")]}],
+        "said": [{"namespace": "shop", "pod": "api-1", "container": "api", "at": at, "lines": ["panic"]}],
         "impact": {"business_impact": 0.7, "customer_facing": true, "slo_impact": false, "cascade_risk": 0.4,
                    "requests_affected": 0.12, "callers": ["web"]},
         "prediction": {"scenario": "oom_kill", "probability": 0.9, "at": at, "interval": [at, at], "outcome": "hit"},

@@ -14,6 +14,7 @@ use tapio_schemas::ids::UnixNanos;
 use tokio::sync::mpsc;
 
 use super::config::{KubernetesConfig, WatchScope};
+use super::ends::FailureTeller;
 use super::follower::{self, Follower, FollowerMetrics, TICK};
 use super::index::PodIndex;
 use super::lease::{Held, Lease};
@@ -64,6 +65,7 @@ pub struct KubernetesCollector {
     sink: EventSink,
     metrics: FollowerMetrics,
     states: Option<CollectorStates>,
+    failures: Option<FailureTeller>,
 }
 
 impl KubernetesCollector {
@@ -90,6 +92,7 @@ impl KubernetesCollector {
             sink,
             metrics: FollowerMetrics::new(metrics),
             states: None,
+            failures: None,
         })
     }
 
@@ -97,6 +100,12 @@ impl KubernetesCollector {
     #[must_use]
     pub fn reporting_to(self, states: CollectorStates) -> Self {
         Self { states: Some(states), ..self }
+    }
+
+    /// Tells of the containers of this machine that fail.
+    #[must_use]
+    pub fn telling_failures(self, failures: Option<FailureTeller>) -> Self {
+        Self { failures, ..self }
     }
 
     /// Watches until shutdown, while this agent is the one that watches. Events wait for room in the sink, and the watches
@@ -216,7 +225,7 @@ impl KubernetesCollector {
         let started_at = UnixNanos(clock.now_unix_nanos());
         let history = u64::try_from(self.config.history.get().as_nanos()).unwrap_or(u64::MAX);
         Follower {
-            tracker: Tracker::new(&self.cluster, Some(self.pods.clone())),
+            tracker: Tracker::new(&self.cluster, Some(self.pods.clone())).telling(self.failures.clone()),
             news_after: started_at.minus(history),
             standings: Standings::new(kinds, refused, started_at),
             pods: self.pods.clone(),

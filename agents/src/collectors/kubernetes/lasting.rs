@@ -37,11 +37,8 @@ impl Lasting {
 mod tests {
     use std::collections::HashSet;
 
+    use super::super::stock::numbered as key;
     use super::*;
-
-    fn key(n: usize) -> Key {
-        ("Pod".into(), "shop".into(), n.to_string().into())
-    }
 
     #[test]
     fn each_has_its_turn_once_and_a_turn_is_bounded() {

@@ -6,6 +6,7 @@ pub mod config;
 mod consequences;
 pub mod convert;
 mod due;
+pub mod ends;
 mod follower;
 mod hosts;
 pub mod index;

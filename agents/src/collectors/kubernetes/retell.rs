@@ -55,11 +55,8 @@ impl Retell {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stock::numbered as key;
     use super::*;
-
-    fn key(n: usize) -> Key {
-        ("Pod".into(), "shop".into(), n.to_string().into())
-    }
 
     #[test]
     fn each_has_one_turn_per_interval_evenly_spread() {

@@ -28,13 +28,15 @@ pub(super) struct Stock {
     lists: HashMap<SmolStr, List>,
 }
 
-/// How it stands with the lists of a kind. A kind of which no list ever began, as in a recording, has no such thing.
+/// How it stands with the lists of a kind. A kind of which no list ever began, as in a recording or a dump, has no such thing.
 #[derive(Debug, Default)]
 struct List {
     /// What has been seen in the list that is under way.
     seen: Option<HashSet<Key>>,
     /// One was read to its end.
     was_complete: bool,
+    /// The only namespace of which there was one; none for all.
+    only: Option<SmolStr>,
 }
 
 impl Stock {
@@ -99,10 +101,18 @@ impl Stock {
         is_readable && self.counts.contains_key(kind)
     }
 
-    /// The same of one namespace. Lists are of all namespaces; without any, as in a snapshot, others of the namespace must be known.
+    /// The same of one namespace: a list of it was read to its end, or, where none ever began, others of it are there.
     pub fn knows_in(&self, kind: &str, namespace: &SmolStr) -> bool {
-        let is_there = self.counts.get(kind).is_some_and(|spaces| spaces.contains_key(namespace));
-        self.knows(kind) && (is_there || self.lists.contains_key(kind))
+        match self.lists.get(kind) {
+            Some(list) => list.was_complete && list.only.as_ref().is_none_or(|only| only == namespace),
+            None => self.counts.get(kind).is_some_and(|spaces| spaces.contains_key(namespace)),
+        }
+    }
+
+    /// A list of a kind was read to its end, of one namespace or of all; what was in it is told one by one.
+    pub fn was_listed(&mut self, kind: &SmolStr, only: Option<&SmolStr>) {
+        let list = List { seen: None, was_complete: true, only: only.cloned() };
+        self.lists.insert(kind.clone(), list);
     }
 
     /// True while a list of this kind is under way: what is not there may still come.
@@ -169,6 +179,12 @@ fn take<T: Ord>(names: &mut HashMap<SmolStr, BTreeSet<T>>, place: &SmolStr, name
     }
 }
 
+/// A key of tests.
+#[cfg(test)]
+pub(super) fn numbered(n: usize) -> Key {
+    ("Pod".into(), "shop".into(), n.to_string().into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,5 +221,21 @@ mod tests {
         }
         assert!(stock.pods.is_empty() && stock.placed.is_empty() && !stock.knows("Pod"));
         assert!(stock.knows_in("Service", &"shop".into()) && !stock.knows_in("Service", &"bank".into()));
+    }
+
+    #[test]
+    fn what_is_not_in_a_list_that_was_read_to_its_end_is_not_there() {
+        let (shop, bank) = ("shop".into(), "bank".into());
+        let mut stock = Stock::default();
+        assert!(!stock.knows_in("Service", &shop));
+        stock.was_listed(&"Service".into(), Some(&shop));
+        assert!(stock.knows_in("Service", &shop) && !stock.knows_in("Service", &bank));
+        stock.was_listed(&"Service".into(), None);
+        assert!(stock.knows_in("Service", &bank));
+        // One that is under way for the first time says nothing yet.
+        stock.list_begins("Secret");
+        assert!(!stock.knows_in("Secret", &shop));
+        stock.list_ends("Secret");
+        assert!(stock.knows_in("Secret", &shop));
     }
 }

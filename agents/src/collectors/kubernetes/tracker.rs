@@ -14,6 +14,7 @@ use tapio_schemas::payload::Payload;
 
 use super::consequences::{self, Consequences, ServiceName};
 use super::convert::{self, Context, EventSummary, WatchType};
+use super::ends::FailureTeller;
 use super::index::PodIndex;
 use super::lasting::Lasting;
 use super::owners::Owners;
@@ -41,6 +42,7 @@ pub struct Tracker {
     lasting: Lasting,
     consequences: Consequences,
     versions: Versions,
+    failures: Option<FailureTeller>,
 }
 
 impl Tracker {
@@ -58,7 +60,14 @@ impl Tracker {
             lasting: Lasting::default(),
             consequences: Consequences::default(),
             versions: Versions::default(),
+            failures: None,
         }
+    }
+
+    /// With somebody who hears of failed containers.
+    #[must_use]
+    pub(super) fn telling(self, failures: Option<FailureTeller>) -> Self {
+        Self { failures, ..self }
     }
 
     /// Events of a change, as a watch sends it. `news_after`: see [`Context::news_after`]; zero in replay.
@@ -99,7 +108,11 @@ impl Tracker {
         }
         self.owners.learn(&new);
         let context = Context { cluster: &self.cluster, observed_at, owners: &self.owners, news_after };
-        events.extend(convert::object(&context, watch_type, &new, previous.as_ref()));
+        let of_object = convert::object(&context, watch_type, &new, previous.as_ref());
+        if let (Some(failures), Some(pod)) = (&self.failures, new.pod()) {
+            failures.tell(&of_object, pod);
+        }
+        events.extend(of_object);
         self.update_pods(watch_type, &new);
         self.consequences.note(observed_at, watch_type, &new, previous.as_ref(), &self.objects);
         let service = self.consequences.service_of(&new);
@@ -230,6 +243,11 @@ impl Tracker {
     /// A full list of a kind begins.
     pub fn list_begins(&mut self, kind: &str) {
         self.objects.list_begins(kind);
+    }
+
+    /// A list of a kind was read to its end, of one namespace or of all; what was in it is told one by one.
+    pub(super) fn was_listed(&mut self, kind: &SmolStr, only: Option<&SmolStr>) {
+        self.objects.was_listed(kind, only);
     }
 
     /// A list of a kind that has begun will not be finished.

@@ -436,7 +436,8 @@ fn unresolved(object: &Summary, route: &Route, objects: &Stock) -> Option<Missin
     {
         return missing("ClassAbsent", "it is of the class", "IngressClass", "", &route.class);
     }
-    for (name, port) in route.backends.iter().filter(|_| objects.knows(kinds::SERVICE)) {
+    let is_known = |kind| objects.knows(kind) || objects.knows_in(kind, namespace);
+    for (name, port) in route.backends.iter().filter(|_| is_known(kinds::SERVICE)) {
         let Some(service) = objects.find(kinds::SERVICE, namespace, name) else {
             return missing("BackendAbsent", "it sends to Service", kinds::SERVICE, namespace, name);
         };
@@ -455,7 +456,7 @@ fn unresolved(object: &Summary, route: &Route, objects: &Stock) -> Option<Missin
     let absent = route
         .secrets
         .iter()
-        .filter(|_| objects.knows("Secret"))
+        .filter(|_| is_known("Secret"))
         .find(|name| objects.find("Secret", namespace, name).is_none())?;
     missing("TlsSecretAbsent", "its certificate is in Secret", "Secret", namespace, absent)
 }

@@ -43,6 +43,14 @@ pub fn softnet_dropped(text: &str) -> Option<u64> {
     if text.is_empty() { None } else { text.lines().map(of_line).sum() }
 }
 
+/// A column of a table of `stat/`, over all processors: a line of names, then a line of hexadecimal numbers for each one.
+pub fn per_processor(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let at = lines.next()?.split_whitespace().position(|column| column == name)?;
+    let of_line = |line: &str| u64::from_str_radix(line.split_whitespace().nth(at)?, 16).ok();
+    lines.map(of_line).sum()
+}
+
 /// One interface of `dev`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {

@@ -1,7 +1,7 @@
 //! Reads the counters of one network namespace and gives them as events.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tapio_schemas::attribute::Attribute;
@@ -12,10 +12,10 @@ use tapio_schemas::kind::{EventKind, EventSeverity, Source};
 use tapio_schemas::payload::{MetricData, MetricKind, Payload};
 
 use super::config::NetworkConfig;
-use super::parse::{Direction, Interface, Table, interfaces, softnet_dropped};
+use super::parse::{Direction, Interface, Table, interfaces, per_processor, softnet_dropped};
 
 /// Packets that the stack itself dropped: why, and which counters say so. The second is contained in the first.
-const STACK_DROPS: [(&str, &str, &str, Option<&str>); 8] = [
+const STACK_DROPS: [(&str, &str, &str, Option<&str>); 9] = [
     ("listen_overflow", "TcpExt", "ListenOverflows", None),
     ("listen_other", "TcpExt", "ListenDrops", Some("ListenOverflows")),
     ("request_queue_full", "TcpExt", "TCPReqQFullDrop", None),
@@ -24,6 +24,13 @@ const STACK_DROPS: [(&str, &str, &str, Option<&str>); 8] = [
     ("udp_receive_buffer_full", "Udp", "RcvbufErrors", None),
     ("ip_receive", "Ip", "InDiscards", None),
     ("ip_transmit", "Ip", "OutDiscards", None),
+    ("packet_too_big", "Ip", "FragFails", None),
+];
+/// The same, of the tables of `stat/`, by table and column. The room for neighbours is one for all network namespaces.
+const TABLE_DROPS: [(&str, &str, &str); 3] = [
+    ("neighbour_table_full", "arp_cache", "table_fulls"),
+    ("neighbour6_table_full", "ndisc_cache", "table_fulls"),
+    ("conntrack_full", "nf_conntrack", "drop"),
 ];
 /// Further counters: metric, unit, and where they stand.
 const TCP: [(&str, &str, &str); 4] = [
@@ -32,6 +39,9 @@ const TCP: [(&str, &str, &str); 4] = [
     ("system.network.tcp.connections.reset", "{connection}", "EstabResets"),
     ("system.network.tcp.connections.failed", "{connection}", "AttemptFails"),
 ];
+/// The machine's counters, and the agent's own.
+const MACHINE: &str = "/proc/1/net";
+const SELF: &str = "/proc/self/net";
 /// Ends of containers' interfaces, of which there are many.
 const CONTAINER_PREFIXES: [&str; 4] = ["veth", "cali", "lxc", "tap"];
 
@@ -41,14 +51,24 @@ pub struct Sampler {
     interfaces_max: usize,
     node: Arc<EntityRef>,
     left_out: usize,
+    blind: Option<String>,
 }
 
 impl Sampler {
     /// Reads the configured directory, or that of the agent's own namespace where it cannot be read.
     pub fn new(config: &NetworkConfig, node: Arc<EntityRef>) -> Self {
-        let readable = fs::read_to_string(config.dir.join("dev")).is_ok();
-        let dir = if readable { config.dir.clone() } else { PathBuf::from("/proc/self/net") };
-        Self { dir, interfaces_max: config.interfaces_max, node, left_out: 0 }
+        let (interfaces_max, left_out) = (config.interfaces_max, 0);
+        let file = config.dir.join("dev");
+        let (dir, blind) = match fs::read_to_string(&file) {
+            Ok(_) => (config.dir.clone(), None),
+            Err(error) => (PathBuf::from(SELF), blind(&config.dir, &file, &error)),
+        };
+        Self { dir, interfaces_max, node, left_out, blind }
+    }
+
+    /// Why these are not the counters of the machine; `None` when they are, or may be.
+    pub fn blind(&self) -> Option<&str> {
+        self.blind.as_deref()
     }
 
     /// Where it reads.
@@ -75,6 +95,11 @@ impl Sampler {
             let others = without.and_then(|other| counter(protocol, other)).unwrap_or(0);
             writer.stack_drop(reason, count.saturating_sub(others));
         }
+        for (reason, table, column) in TABLE_DROPS {
+            if let Some(count) = per_processor(&read(&format!("stat/{table}")), column) {
+                writer.stack_drop(reason, count);
+            }
+        }
         if let Some(count) = softnet_dropped(&softnet) {
             writer.stack_drop("softnet_backlog_full", count);
         }
@@ -87,15 +112,23 @@ impl Sampler {
         // A stable sort: the machine's own first, in the order of the kernel.
         all.sort_by_key(|interface| is_of_container(&interface.name));
         let over = all.len().saturating_sub(self.interfaces_max);
-        if over > 0 && self.left_out == 0 {
-            tracing::warn!(over, "more interfaces than network.interfaces_max: some are not sampled");
-        }
         all.truncate(self.interfaces_max);
         all.iter().for_each(|interface| writer.interface(interface));
         let out = writer.out;
         self.left_out = over;
         out
     }
+}
+
+/// The agent's own counters are those of the machine when it is in the machine's network namespace, as far as may be asked.
+fn blind(dir: &Path, file: &Path, error: &std::io::Error) -> Option<String> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    if dir == Path::new(MACHINE)
+        && namespace("1").is_some_and(|of_machine| namespace("self") == Some(of_machine))
+    {
+        return None;
+    }
+    Some(format!("{}: {error}; the counters are those of the agent's own namespace", file.display()))
 }
 
 fn is_of_container(name: &str) -> bool {

@@ -11,6 +11,8 @@ use super::tally::{Slot, Tally};
 
 /// Requests of an interval that a share or a quantile must rest on.
 const COUNT_MIN: f64 = 20.0;
+/// Lookups of an interval below which it costs nobody anything that most of them are in vain.
+const LOOKUPS_MIN: f64 = 1000.0;
 /// Verbs that are meant to last.
 const LONG_VERBS: [&str; 4] = ["WATCH", "WATCHLIST", "CONNECT", "PROXY"];
 /// Subresources that stream.
@@ -213,6 +215,7 @@ fn core_dns(sample: &Sample<'_>) -> Option<Slot> {
             // That a name does not exist is an answer.
             Some(match sample.label("rcode") {
                 "SERVFAIL" | "REFUSED" => Slot::Sum("failed"),
+                "NXDOMAIN" => Slot::Sum("unknown"),
                 _ => Slot::Sum("answered"),
             })
         }
@@ -231,9 +234,12 @@ fn of_core_dns(now: &Tally, before: &Tally, out: &mut Readings) {
         _ => now.growth(before, name).unwrap_or(0.0),
     };
     if before.sum("answered").is_some() {
-        let (failed, answered) = (grown("failed"), grown("answered"));
-        if failed + answered >= COUNT_MIN {
-            out.add("dns.failed.share", "1", Some(failed / (failed + answered)));
+        let (failed, unknown, found) = (grown("failed"), grown("unknown"), grown("answered"));
+        if failed + unknown + found >= COUNT_MIN {
+            out.add("dns.failed.share", "1", Some(failed / (failed + unknown + found)));
+        }
+        if unknown + found >= LOOKUPS_MIN {
+            out.add("dns.unknown.ratio", "1", Some(unknown / found.max(1.0)));
         }
         let broken = now.sum("broken").map(|_| grown("broken"));
         out.named("dns.broken", "{event}", broken, "no upstream is healthy");
@@ -334,6 +340,11 @@ mod tests {
             |after: &str| value(&role.readings(&tally(role, after), Some(&before), 0), "dns.failed.share");
         assert_eq!(share(&text(110, 190, 0)), Some(0.0));
         assert_eq!(share(&text(130, 130, 40)), Some(0.4));
+        let ratio =
+            |after: &str| value(&role.readings(&tally(role, after), Some(&before), 0), "dns.unknown.ratio");
+        assert_eq!(ratio(&text(400, 1300, 0)), Some(4.0));
+        assert_eq!(ratio(&text(100, 1200, 0)), Some(1100.0), "of a ratio to nothing the number is told");
+        assert_eq!(ratio(&text(120, 300, 0)), None, "too few to matter");
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub enum Meter {
     PlegLatency = 34,
     /// A measure that is sound only within bounds; which one, the sample says.
     Bounded = 35,
+    /// Names that do not exist for each that does, of those that the name service was asked for.
+    DnsUnknown = 36,
 }
 
 /// Row of a bounded measure, by its name.

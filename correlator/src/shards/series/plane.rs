@@ -31,6 +31,7 @@ pub(super) fn meter(name: &str) -> Option<Meter> {
         "k8s.component.failing" => Meter::ComponentFailing,
         "dns.failed.share" => Meter::DnsFailed,
         "dns.request.p99" => Meter::DnsLatency,
+        "dns.unknown.ratio" => Meter::DnsUnknown,
         "dns.broken" => Meter::DnsBroken,
         "system.network.conntrack.share" => Meter::ConntrackShare,
         "system.clock.offset" => Meter::ClockOffset,
@@ -54,6 +55,8 @@ pub(super) fn rule(meter: Meter) -> Option<Rule> {
         Meter::ComponentFailing => (SignalKind::ComponentFails, 1.0, "1"),
         Meter::DnsFailed => (SignalKind::DnsFails, 0.05, "1"),
         Meter::DnsLatency => (SignalKind::DnsSlow, 1.0, "s"),
+        // Each of the three suffixes of a cluster before the name itself.
+        Meter::DnsUnknown => (SignalKind::DnsAmplified, 3.0, "1"),
         Meter::DnsBroken => (SignalKind::DnsFails, 1.0, "{event}"),
         Meter::ConntrackShare => (SignalKind::ConntrackNearFull, 0.75, "1"),
         Meter::ClockOffset => (SignalKind::ClockOff, 0.05, "s"),
@@ -160,6 +163,8 @@ mod tests {
         let slow = told("etcd.wal_fsync.p99", &[""], &[0.01, 0.6, 0.01, 0.5, 0.6, 0.2, 0.1, 0.1]);
         assert_eq!(slow, ["controlplane.etcd_slow 0.6", "controlplane.etcd_slow 0.2", "over"]);
         assert!(told("etcd.db.share", &[""], &[0.94, 0.94, 0.94]).is_empty());
+        let amplified = told("dns.unknown.ratio", &[""], &[4.0, 4.2, 2.5, 1.0]);
+        assert_eq!(amplified, ["dns.amplified 4.2", "dns.amplified 2.5", "over"]);
         assert_eq!(told("dns.broken", &[""], &[0.0, 1.0, 0.0]), ["dns.fails 1", "over"]);
     }
 

@@ -23,12 +23,15 @@ async fn known(client: &mut Client, entity: &str) -> anyhow::Result<Known> {
     let now = UnixNanos(SystemClock::new().now_unix_nanos());
     let since = now.minus(RECOVERED_TOLD_FOR.as_nanos() as u64);
     let recovered = client.list(question(Status::Recovered, since)).await?;
+    // Told only where there is no finding.
+    let is_unheard = [&active, &not_provable, &recovered].iter().all(|listing| listing.heard == Some(false));
     active.findings.extend(not_provable.findings);
     Ok(Known {
         open: newest_revisions(active.findings),
         recovered: recovered.findings,
         clusters: active.clusters,
         gaps: active.gaps,
+        unheard: (is_unheard && !entity.is_empty()).then(|| entity.to_owned()),
     })
 }
 

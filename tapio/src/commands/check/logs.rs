@@ -1,17 +1,13 @@
 //! What failing containers said last, beside the findings that are about them.
 
-use std::collections::HashMap;
-
 use tapio_agents::collectors::kubernetes::snapshot::logs::LastWords;
-use tapio_correlator::shards::template_of;
+use tapio_correlator::shards::folded;
 use tapio_schemas::{Entity, Finding};
 
 use crate::verdict::ContainerLog;
 
 /// Containers of one finding.
 const CONTAINERS_MAX: usize = 3;
-/// Lines of a container.
-const LINES_MAX: usize = 8;
 
 /// The lines of each finding's containers.
 pub fn of_findings(findings: &[Finding], said: &[LastWords]) -> Vec<ContainerLog> {
@@ -30,6 +26,22 @@ pub fn of_findings(findings: &[Finding], said: &[LastWords]) -> Vec<ContainerLog
     all
 }
 
+/// What an instance has heard of the containers of its findings, as it is told of lists.
+pub fn as_told(findings: &[Finding]) -> Vec<ContainerLog> {
+    let of = |finding: &Finding| {
+        let id = finding.id;
+        finding.said.clone().into_iter().map(move |words| ContainerLog {
+            finding: id,
+            namespace: words.namespace.to_string(),
+            pod: words.pod.to_string(),
+            container: words.container.to_string(),
+            previous: false,
+            lines: words.lines,
+        })
+    };
+    findings.iter().flat_map(of).collect()
+}
+
 /// The pod or its container is in the story, or the root cause is what owns it.
 fn is_about(finding: &Finding, words: &LastWords) -> bool {
     let (namespace, pod) = (&words.of.namespace, words.of.pod.as_str());
@@ -44,27 +56,6 @@ fn is_about(finding: &Finding, words: &LastWords) -> bool {
     };
     finding.chain.iter().any(|link| is_pod(&link.entity))
         || finding.root_cause.iter().any(|root| is_pod(&root.entity) || owns(&root.entity))
-}
-
-/// Lines of one template are told once: the last of them, with their count.
-fn folded(lines: &[String]) -> Vec<String> {
-    let (mut counts, mut template) = (HashMap::<String, usize>::new(), String::new());
-    let mut kept: Vec<(String, &String)> = Vec::new();
-    for line in lines.iter().rev() {
-        template_of(line, &mut template);
-        let count = counts.entry(template.clone()).or_default();
-        *count += 1;
-        if *count == 1 {
-            kept.push((template.clone(), line));
-        }
-    }
-    let told = kept.into_iter().take(LINES_MAX).map(|(template, line)| match counts[&template] {
-        1 => line.clone(),
-        count => format!("{line} ({count} like it)"),
-    });
-    let mut told: Vec<String> = told.collect();
-    told.reverse();
-    told
 }
 
 #[cfg(test)]
@@ -105,13 +96,5 @@ mod tests {
         ];
         let pods: Vec<_> = of_findings(&[finding], &said).into_iter().map(|log| log.pod).collect();
         assert_eq!(pods, ["api-5f6585d649-x2x2x"]);
-    }
-
-    #[test]
-    fn lines_alike_are_told_once_in_the_order_of_their_last() {
-        let lines = ["starting", "retry 1 of 3", "retry 2 of 3", "retry 3 of 3", "panic: no database"]
-            .map(String::from);
-        assert_eq!(folded(&lines), ["starting", "retry 3 of 3 (3 like it)", "panic: no database"]);
-        assert!(folded(&[]).is_empty());
     }
 }

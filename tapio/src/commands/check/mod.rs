@@ -19,6 +19,7 @@ use crate::verdict::Answer;
 
 use about::About;
 pub use cluster::Lists;
+pub use logs::as_told;
 
 /// Who is asked.
 enum Source {
@@ -118,7 +119,11 @@ impl Looker {
 
 async fn ask(args: &CheckArgs, about: &About, source: &Source) -> anyhow::Result<Answer> {
     match (source, &args.from) {
-        (Source::Instance, _) => instance::ask(args).await.map(|answer| about.of_namespace(answer)),
+        (Source::Instance, _) => {
+            let mut answer = about.of_namespace(instance::ask(args).await?);
+            answer.logs = logs::as_told(&answer.findings);
+            Ok(answer)
+        }
         (Source::Cluster(lists), _) => lists.ask(args, about).await,
         (Source::Dump, Some(path)) => dump::ask(path, about),
         (Source::Dump, None) => unreachable!("chosen by --from"),

@@ -28,8 +28,8 @@ pub fn human(answer: &Answer, all: bool) -> String {
     let shown = if all { usize::MAX } else { LINES_MAX };
     match (answer.findings.split_first(), &answer.reason) {
         (Some((worst, others)), reason) => {
-            let _ = writeln!(out, "{}", render::story(worst));
-            said(&mut out, answer, worst);
+            let said = render::last_words(worst, &answer.logs);
+            let _ = writeln!(out, "{}{said}", render::story(worst));
             lines(&mut out, "also", others, shown);
             if let Some(reason) = reason {
                 let _ = writeln!(out, "not up to date: {reason}");
@@ -58,19 +58,6 @@ pub fn human(answer: &Answer, all: bool) -> String {
     }
     more(&mut out, gaps.len(), gaps_shown);
     out
-}
-
-/// What the containers of a finding said last.
-fn said(out: &mut String, answer: &Answer, finding: &Finding) {
-    for log in answer.logs.iter().filter(|log| log.finding == finding.id) {
-        let life = if log.previous { ", before it began anew" } else { "" };
-        let _ =
-            writeln!(out, "Last words of {}/{} container {}{life}:", log.namespace, log.pod, log.container);
-        for line in &log.lines {
-            let _ = writeln!(out, "            {line}");
-        }
-        out.push('\n');
-    }
 }
 
 fn lines(out: &mut String, label: &str, findings: &[Finding], shown: usize) {

@@ -47,7 +47,11 @@ pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_t
             // Of what is seen first only what is wrong is told.
             (None, _) | (Some(_), None) => is_bad,
             (Some(_), Some(before)) => {
-                before.status != condition.status || (is_bad && before.reason != condition.reason)
+                // The same status may be bad for one reason and sound for another.
+                let was_bad = self::is_bad(before, on_node);
+                before.status != condition.status
+                    || was_bad != is_bad
+                    || (is_bad && before.reason != condition.reason)
             }
         };
         if !changed {
@@ -119,6 +123,10 @@ fn is_bad(condition: &Condition, on_node: bool) -> bool {
     let kind = condition.kind.as_str();
     if WANTED.contains(&(kind, condition.reason.as_str())) {
         return false;
+    }
+    if kind == "ScalingLimited" {
+        // Of an autoscaler that wants more pods than it may have.
+        return condition.status == "True" && condition.reason == "TooManyReplicas";
     }
     if GOOD_WHEN_TRUE.contains(&kind) {
         // `Unknown` is bad as well: nobody reports any more.

@@ -160,7 +160,10 @@ impl Cluster {
         loop {
             pages += 1;
             let failure = match self.page(&resource, namespace, &page, &mut snapshot).await {
-                Ok(token) if token.is_empty() => return (snapshot, None),
+                Ok(token) if token.is_empty() => {
+                    snapshot.was_listed(resource.kind, namespace.filter(|_| resource.namespaced));
+                    return (snapshot, None);
+                }
                 Ok(_) if pages >= PAGES_MAX => Failure::Other(format!("it has more than {PAGES_MAX} pages")),
                 Ok(token) => {
                     page.token = token;

@@ -13,17 +13,12 @@ use super::Snapshot;
 use super::api::Cluster;
 use crate::collectors::kubernetes::owners::{KindName, Owners};
 use crate::collectors::kubernetes::summary::Detail;
-use crate::convert::cut;
-use crate::convert::secrets::masked;
+use crate::convert::secrets::{LINES_MAX, last_lines};
 
 /// Containers whose lines are read: of each owner's the first one.
 pub const CONTAINERS_MAX: usize = 12;
-/// Lines of a container.
-const LINES_MAX: usize = 20;
 /// Bytes of them.
 const BYTES_MAX: usize = 16 << 10;
-/// Bytes of a line.
-const LINE_BYTES_MAX: usize = 400;
 /// Containers asked for at the same time.
 const PARALLEL_MAX: usize = 6;
 /// A container that runs again is asked when it failed this long ago at most.
@@ -149,16 +144,8 @@ impl Cluster {
                 break;
             }
         }
-        Ok(lines(&bytes))
+        Ok(last_lines(&bytes))
     }
-}
-
-fn lines(bytes: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let all: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let last = &all[all.len().saturating_sub(LINES_MAX)..];
-    // Masked before it is cut: half of a secret is none that can be told.
-    last.iter().map(|line| cut(&masked(line), LINE_BYTES_MAX).to_string()).collect()
 }
 
 #[cfg(test)]
@@ -212,15 +199,5 @@ mod tests {
         let failing = snapshot.failing();
         let owners: Vec<_> = failing[0].owners.iter().map(|(kind, name)| format!("{kind}/{name}")).collect();
         assert_eq!(owners, ["ReplicaSet/api-5f6585d649", "Deployment/api"]);
-    }
-
-    #[test]
-    fn the_last_lines_are_kept_masked_and_cut() {
-        let many: String = (0..100).map(|i| format!("line {i}\n\n")).collect();
-        let last = lines(many.as_bytes());
-        assert_eq!((last.len(), last[0].as_str(), last[19].as_str()), (20, "line 80", "line 99"));
-        let line = format!("{} password=hunter2", "x ".repeat(300));
-        assert!(lines(line.as_bytes())[0].len() <= LINE_BYTES_MAX);
-        assert_eq!(lines(b"token=abc \xff"), ["token=*** \u{fffd}"]);
     }
 }

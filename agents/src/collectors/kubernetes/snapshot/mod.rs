@@ -60,8 +60,12 @@ pub struct Snapshot {
     newest: UnixNanos,
     selector: Option<Selector>,
     selected: BTreeSet<Named>,
+    listed: BTreeSet<Listed>,
     left_out: u64,
 }
+
+/// A kind of which all was listed, and the only namespace of which it was; none for all.
+type Listed = (SmolStr, Option<SmolStr>);
 
 /// Kind, namespace and name.
 pub type Named = (SmolStr, SmolStr, SmolStr);
@@ -120,6 +124,12 @@ impl Snapshot {
         self.objects.extend(other.objects.into_iter().take(room));
         other.events.into_iter().for_each(|told| self.keep_event(told));
         self.selected.extend(other.selected);
+        self.listed.extend(other.listed);
+    }
+
+    /// All objects of a kind are in it, of one namespace or of all: what is not among them is not there.
+    pub fn was_listed(&mut self, kind: &str, only: Option<&str>) {
+        self.listed.insert((SmolStr::new(kind), only.map(SmolStr::new)));
     }
 
     /// Number of objects, without the Events.
@@ -162,7 +172,9 @@ impl Snapshot {
 
     /// The events of the hour before `now`, in the order of their times.
     pub fn into_events(self, cluster: &str, now: UnixNanos) -> Vec<UnifiedEvent> {
-        timeline::events(self.objects, self.events, cluster, now)
+        // What is beyond the limits may be of any kind.
+        let listed = if self.left_out == 0 { self.listed } else { BTreeSet::new() };
+        timeline::events(self.objects, self.events, &listed, cluster, now)
     }
 }
 

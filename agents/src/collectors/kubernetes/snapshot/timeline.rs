@@ -4,7 +4,7 @@
 //! difference says with a time of its own stands at that time. What goes on is repeated until now, as the kubelet and
 //! the controllers repeat their Events: a state that nobody mentions any more would count as over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use smol_str::SmolStr;
 use tapio_schemas::entity::kinds;
@@ -14,7 +14,7 @@ use tapio_schemas::kind::{EventKind, EventSeverity};
 use tapio_schemas::payload::Payload;
 
 use super::gone::{self, Gone};
-use super::{Standing, Told, WINDOW_NS, history};
+use super::{Listed, Standing, Told, WINDOW_NS, history};
 use crate::collectors::kubernetes::convert::WatchType;
 use crate::collectors::kubernetes::summary::{LIMITS, Summary};
 use crate::collectors::kubernetes::tracker::Tracker;
@@ -29,6 +29,7 @@ const BEFORE_BACK_OFF_NS: u64 = 1_000_000_000;
 pub(super) fn events(
     mut objects: Vec<Standing>,
     mut told: Vec<Told>,
+    listed: &BTreeSet<Listed>,
     cluster: &str,
     now: UnixNanos,
 ) -> Vec<UnifiedEvent> {
@@ -41,7 +42,8 @@ pub(super) fn events(
     let since = now.minus(WINDOW_NS);
     let loops = first_back_offs(&told);
     let over = over(&objects);
-    let tracker = Tracker::new(cluster, None);
+    let mut tracker = Tracker::new(cluster, None);
+    listed.iter().for_each(|(kind, only)| tracker.was_listed(kind, only.as_ref()));
     let mut teller = Teller { tracker, loops, over, since, now, events: Vec::new() };
     let sets = sets_by_owner(&objects);
     for object in &objects {
