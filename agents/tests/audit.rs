@@ -2,6 +2,12 @@
 
 mod support;
 
+use std::sync::Arc;
+
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tapio_agents::config::AgentConfig;
 use tapio_agents::node::NodeAgent;
@@ -10,8 +16,9 @@ use tapio_runtime::harness::NatsServer;
 use tapio_schemas::Entity;
 use tapio_schemas::kind::Source;
 use tapio_schemas::payload::Payload;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 fn config(cluster: &str) -> AgentConfig {
     let mut config = support::bare(cluster);
@@ -31,7 +38,10 @@ fn guarded(cluster: &str) -> (tempfile::TempDir, std::path::PathBuf, AgentConfig
 
 /// Sends a batch; gives the status and the body of the answer.
 async fn send(address: std::net::SocketAddr, token: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    send_on(TcpStream::connect(address).await.unwrap(), token, body).await
+}
+
+async fn send_on<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, token: &str, body: &str) -> (u16, String) {
     let head = format!(
         "POST /audit?timeout=30s HTTP/1.1\r\nhost: tapio\r\ncontent-type: application/json\r\nauthorization: Bearer {token}\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n",
@@ -111,6 +121,50 @@ async fn who_has_no_token_says_too_much_or_no_list_is_refused() {
     // A token that was changed counts from then on.
     std::fs::write(&file, "new").unwrap();
     assert_eq!(send(address, "right", &batch).await.0, 401);
+    support::drain(agent).await;
+}
+
+/// A certificate of `tapio-audit` and its key, made for this test alone.
+const TLS: [&str; 2] = [include_str!("audit_tls/tls.crt"), include_str!("audit_tls/tls.key")];
+
+/// Sends a batch over TLS, when the certificate is the right one.
+async fn send_encrypted(address: std::net::SocketAddr, body: &str) -> std::io::Result<(u16, String)> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(TLS[0].as_bytes()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (name, stream) = ("tapio-audit".try_into().unwrap(), TcpStream::connect(address).await?);
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    Ok(send_on(stream, "right", body).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_certificate_only_tls_is_spoken() {
+    let dir = tempfile::tempdir().unwrap();
+    let [token, certificate, key] = ["token", "tls.crt", "tls.key"].map(|name| dir.path().join(name));
+    for (file, text) in [(&token, "right"), (&certificate, TLS[0]), (&key, TLS[1])] {
+        std::fs::write(file, text).unwrap();
+    }
+    let nats = NatsServer::start().expect("nats-server");
+    let mut config = config("encrypted");
+    (config.audit.token_file, config.audit.tls_certificate) = (Some(token), Some(certificate));
+    let error = NodeAgent::start(config.clone(), support::parts(&nats).await).await.err().expect("a refusal");
+    let said = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert!(said.contains("one is not set: set both or neither"), "{error}: {said}");
+    config.audit.tls_key = Some(key.clone());
+    let agent = support::start(&nats, config).await;
+    let address = agent.audit().expect("it listens");
+    let batch = list(&[event(1, "delete", "jane")]);
+    assert_eq!(send_encrypted(address, &batch).await.unwrap().0, 200);
+    assert_eq!(send(address, "right", &batch).await.0, 0, "plain HTTP is no request");
+    // Files that are changed count from the next connection on.
+    std::fs::write(&key, "no key").unwrap();
+    assert!(send_encrypted(address, &batch).await.is_err());
+    std::fs::write(&key, TLS[1]).unwrap();
+    assert_eq!(send_encrypted(address, &batch).await.unwrap().0, 200);
     support::drain(agent).await;
 }
 

@@ -51,3 +51,27 @@ fn the_parts_of_the_control_plane_are_scraped_and_a_dead_one_is_told() {
     assert_eq!(found.len(), 1, "{answer}");
     assert!(found[0].0.starts_with("controlplane.") && found[0].1 == "Component/kube-scheduler", "{answer}");
 }
+
+#[test]
+fn what_the_api_server_audits_says_who_did_it() {
+    let plane = Plane::start();
+    let _machines = Kubelets::start(&plane.api, &["n1"]);
+    plane.api.namespace("shop");
+    let config = json!({"agent": {"audit": plane.audit()}});
+    let dir = data_dir();
+    let instance = instance(dir.path(), &plane, &[], Some(&config));
+    hears(&instance);
+    plane.api.make(&deployment("shop", "web", "runs:1", 1));
+    counts(&instance, "tapio_audit_requests_total{outcome=\"taken\"}", 1.0);
+    crate::scenes::bad_image(&plane.api, "shop");
+    let answer = answers(&instance, "the finding with who did it", |answer| {
+        answer["findings"][0]["chain"].to_string().contains("by admin")
+    });
+    assert_eq!(causes(&answer), [("image.not_found".to_owned(), "Deployment/web".to_owned())], "{answer}");
+    let said = metrics(&instance);
+    let refused: Vec<&str> = said
+        .lines()
+        .filter(|line| line.starts_with("tapio_audit_requests_total") && !line.contains("taken"))
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}

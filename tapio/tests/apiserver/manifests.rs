@@ -72,7 +72,7 @@ fn every_manifest_is_taken_and_its_pods_are_made() {
             "spec": {"capacity": {"storage": "20Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/tmp"}}}));
     }
     plane.api.make(&json!({"apiVersion": "v1", "kind": "Secret",
-        "metadata": {"name": "tapio-audit", "namespace": "tapio"}, "stringData": {"token": "t"}}));
+        "metadata": {"name": "tapio-audit", "namespace": "tapio"}, "stringData": {"token": "t", "tls.crt": "", "tls.key": ""}}));
     let path = |plural: &str| format!("/apis/apps/v1/namespaces/tapio/{plural}");
     let asked = Instant::now();
     let ready = |object: &Value| object["status"]["readyReplicas"] == object["spec"]["replicas"];

@@ -9,6 +9,8 @@ use crate::api::Api;
 
 /// A program that ends does so after this time.
 const RUNS_FOR: Duration = Duration::from_secs(1);
+/// A registry answers after this time.
+const ASKS_FOR: Duration = Duration::from_secs(2);
 /// Before the second start; twice as long before each further one.
 const BACKOFF: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,9 @@ impl Memory {
         let what = image.split(':').next().unwrap_or_default();
         match what.strip_prefix("exits-").and_then(|code| code.parse().ok()) {
             Some(code) => self.exits(pod, code),
+            None if what == "absent" && self.began.elapsed() < ASKS_FOR => {
+                self.waits(pod, "ContainerCreating", "", None)
+            }
             None if what == "absent" => {
                 let why = format!(
                     "failed to resolve reference \"docker.io/library/{image}\": docker.io/library/{image}: not found"

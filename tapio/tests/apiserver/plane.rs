@@ -1,5 +1,4 @@
 //! A control plane of its own for each test: etcd, API server, controller manager and scheduler with RBAC on, as they come.
-#![allow(dead_code)]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -69,7 +68,8 @@ impl Plane {
         let user = json!({"client-certificate": certs.file("scheduler.crt"), "client-key": certs.file("scheduler.key")});
         written(&dir, &certs, server, "scheduler", &user);
         let webhook = json!({"apiVersion": "v1", "kind": "Config", "current-context": "tapio",
-            "clusters": [{"name": "tapio", "cluster": {"server": format!("http://127.0.0.1:{audit}/audit")}}],
+            "clusters": [{"name": "tapio", "cluster": {"server": format!("https://127.0.0.1:{audit}/audit"),
+                "certificate-authority": certs.file("authority.crt")}}],
             "users": [{"name": "tapio", "user": {"tokenFile": dir.path().join("audit-token")}}],
             "contexts": [{"name": "tapio", "context": {"cluster": "tapio", "user": "tapio"}}]});
         std::fs::write(dir.path().join("audit-webhook"), webhook.to_string()).unwrap();
@@ -156,9 +156,10 @@ impl Plane {
         answer["status"]["token"].as_str().expect("a token").to_owned()
     }
 
-    /// Where the API server sends what it audits.
-    pub fn audit_port(&self) -> u16 {
-        self.ports.audit
+    /// Settings of an agent that receives what the API server audits.
+    pub fn audit(&self) -> Value {
+        json!({"listen": format!("127.0.0.1:{}", self.ports.audit), "token_file": self.dir.path().join("audit-token"),
+            "tls_certificate": self.certs.file("server.crt"), "tls_key": self.certs.file("server.key")})
     }
 
     /// Where metrics are: of etcd, of the scheduler, of the controller manager.
@@ -191,6 +192,8 @@ impl Plane {
             format!("--tls-private-key-file={}", path("server.key")),
             format!("--service-account-key-file={}", path("accounts.pub")),
             format!("--service-account-signing-key-file={}", path("accounts.key")),
+            format!("--kubelet-client-certificate={}", path("admin.crt")),
+            format!("--kubelet-client-key={}", path("admin.key")),
             format!("--audit-policy-file={}", path("audit-policy")),
             format!("--audit-webhook-config-file={}", path("audit-webhook")),
         ];

@@ -12,8 +12,12 @@ pub struct AuditConfig {
     /// Where the API server's audit webhook sends batches, such as `0.0.0.0:9443`. Empty (default): it is disabled.
     pub listen: String,
     /// File with the bearer token that the sender must show. None (default): anybody may send, so listen where only the API server
-    /// can reach.
+    /// can reach. An API server shows a token over TLS only.
     pub token_file: Option<PathBuf>,
+    /// PEM file with the certificate that is shown to the sender, and those that signed it. None (default): plain HTTP.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with the key of `tls_certificate`.
+    pub tls_key: Option<PathBuf>,
     /// Bytes of a batch; a larger one is refused and counted. Default 4 MiB; the API server sends at most 400 events at once, and
     /// fewer with `--audit-webhook-batch-max-size`.
     pub message_max: ByteSize,
@@ -28,6 +32,8 @@ impl Default for AuditConfig {
         Self {
             listen: String::new(),
             token_file: None,
+            tls_certificate: None,
+            tls_key: None,
             message_max: ByteSize::mib(4),
             requests_max: 1,
             connections_max: 16,

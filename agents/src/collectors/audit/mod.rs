@@ -30,6 +30,7 @@ use tokio::sync::{Mutex, Semaphore};
 use self::convert::EventList;
 use super::otlp::body::{self, BodyError};
 use super::otlp::connections::{Limited, TIMED_OUT, TimedOut};
+use super::otlp::tls::Tls;
 use crate::sink::EventSink;
 
 pub use config::AuditConfig;
@@ -49,6 +50,7 @@ pub struct AuditReceiver {
     address: std::net::SocketAddr,
     shared: Arc<Shared>,
     connections_max: usize,
+    tls: Option<Tls>,
 }
 
 struct Shared {
@@ -67,7 +69,7 @@ impl AuditReceiver {
     /// Takes the port.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When it cannot be had, or certificate and key cannot be used.
     pub async fn bind(
         config: &AuditConfig,
         cluster: &str,
@@ -75,6 +77,12 @@ impl AuditReceiver {
         sink: EventSink,
         metrics: &Metrics,
     ) -> std::io::Result<Self> {
+        let tls = Tls::of(config.tls_certificate.as_deref(), config.tls_key.as_deref()).await?;
+        if tls.is_none() && config.token_file.is_some() {
+            tracing::warn!(
+                "audit.token_file without audit.tls_certificate: an API server shows its token over TLS only"
+            );
+        }
         let listener = TcpListener::bind(&config.listen).await?;
         let address = listener.local_addr()?;
         let shared = Shared {
@@ -89,7 +97,7 @@ impl AuditReceiver {
             timed_out: metrics.shared("audit_connections_timed_out", TIMED_OUT),
         };
         let (listener, shared) = (Mutex::new(Some(listener)), Arc::new(shared));
-        Ok(Self { listener, address, shared, connections_max: config.connections_max })
+        Ok(Self { listener, address, shared, connections_max: config.connections_max, tls })
     }
 
     /// Where it listens.
@@ -107,6 +115,7 @@ impl AuditReceiver {
             None => TcpListener::bind(self.address).await?,
         };
         let listener = Limited::new(listener, self.connections_max, self.shared.timed_out.clone());
+        let listener = listener.with_tls(self.tls.clone());
         let routes = Router::new().route(PATH, post(receive)).with_state(Arc::clone(&self.shared));
         let serving = listener.serve(routes, context.shutdown.clone());
         tokio::pin!(serving);

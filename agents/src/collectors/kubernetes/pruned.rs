@@ -1,6 +1,6 @@
 //! An object out of JSON without what nobody asks: it is never held, not even for a moment.
 //!
-//! Left out are the fields of managers, the copy that `kubectl apply` makes of the whole object, schemas of custom
+//! Left out are the fields of managers (which parts of the object they are in is kept), the copy that `kubectl apply` makes of the whole object, schemas of custom
 //! resources and the images of a node. Of ConfigMaps and Secrets each value becomes its hash while it is read. Texts beyond
 //! [`TEXT_BYTES_MAX`] become their beginning and a hash, so that a change of them is still seen.
 
@@ -27,6 +27,8 @@ enum Place {
     /// What a ConfigMap or Secret holds.
     Data,
     Status,
+    /// The fields of a manager.
+    Managed,
     Other,
 }
 
@@ -34,9 +36,8 @@ impl Place {
     /// Where the value of a key stands; none for what is left out.
     fn below(self, key: &str) -> Option<Self> {
         match (self, key) {
-            (_, "fieldsV1" | "openAPIV3Schema") | (Self::Annotations, APPLIED) | (Self::Status, "images") => {
-                None
-            }
+            (_, "fieldsV1") => Some(Self::Managed),
+            (_, "openAPIV3Schema") | (Self::Annotations, APPLIED) | (Self::Status, "images") => None,
             (Self::Object, "items") => Some(Self::Object),
             (Self::Object, "metadata") => Some(Self::Metadata),
             (Self::Object, "status") => Some(Self::Status),
@@ -111,6 +112,10 @@ impl<'de> Visitor<'de> for Pruned {
         let mut map = Map::new();
         while let Some(key) = fields.next_key::<String>()? {
             match self.0.below(&key) {
+                Some(_) if self.0 == Place::Managed => {
+                    fields.next_value::<IgnoredAny>()?;
+                    map.insert(key, Value::Null);
+                }
                 Some(place) => {
                     let value = fields.next_value_seed(Self(place))?;
                     map.insert(key, value);
@@ -154,7 +159,7 @@ mod tests {
             "spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": {"type": "object"}}}], "n": [1, -2, 0.5, null, true]},
             "status": {"images": [{"names": ["x"]}], "phase": "up"}});
         let expected = json!({"kind": "Node", "metadata": {"name": "n", "annotations": {"a": "b"},
-            "managedFields": [{"manager": "helm", "time": "2030-01-01T00:00:00Z"}]},
+            "managedFields": [{"manager": "helm", "time": "2030-01-01T00:00:00Z", "fieldsV1": {"f:spec": null}}]},
             "spec": {"versions": [{"name": "v1", "schema": {}}], "n": [1, -2, 0.5, null, true]}, "status": {"phase": "up"}});
         assert_eq!(read(&object), expected);
     }

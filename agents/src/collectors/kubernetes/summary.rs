@@ -395,10 +395,39 @@ fn badness(condition: &Condition) -> u8 {
     }
 }
 
-/// Manager and time of the newest change that is not of a status.
+/// Manager and time of the newest change that is not of a status. Servers before 1.22 do not say which request wrote a field:
+/// there who has fields of the status and none of the specification has written the status.
 fn last_change(object: &Value) -> (SmolStr, Option<UnixNanos>) {
+    let of_status = |entry: &&Value| {
+        let has = |part: &str| entry.get("fieldsV1").and_then(|fields| fields.get(part)).is_some();
+        str_at(entry, "/subresource") == "status" || (has("f:status") && !has("f:spec"))
+    };
     let entries = list(object, "/metadata/managedFields").iter();
-    let changes = entries.filter(|entry| str_at(entry, "/subresource") != "status");
+    let changes = entries.filter(|entry| !of_status(entry));
     let newest = changes.max_by_key(|entry| str_at(entry, "/time"));
     newest.map(|entry| (text(entry, "/manager"), time(entry, "/time"))).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn who_writes_a_status_has_changed_nothing() {
+        let entry = |manager: &str, at: u8, more: Value| {
+            let mut entry = json!({"manager": manager, "time": format!("2030-01-01T00:00:0{at}Z")});
+            entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            entry
+        };
+        let by = |entries: Value| last_change(&json!({"metadata": {"managedFields": entries}})).0;
+        let user =
+            entry("kubectl", 1, json!({"fieldsV1": {"f:metadata": null, "f:spec": null, "f:status": null}}));
+        let controller = json!({"fieldsV1": {"f:metadata": null, "f:status": null}});
+        assert_eq!(by(json!([user, entry("controller", 2, controller.clone())])), "kubectl");
+        assert_eq!(by(json!([user, entry("controller", 2, json!({"subresource": "status"}))])), "kubectl");
+        let labels = json!({"fieldsV1": {"f:metadata": null}});
+        assert_eq!(by(json!([user, entry("labeller", 2, labels)])), "labeller");
+        assert_eq!(by(json!([entry("controller", 2, controller)])), "");
+    }
 }

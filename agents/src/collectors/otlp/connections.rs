@@ -22,9 +22,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::body::READ_TIMEOUT;
+use super::tls::Tls;
 
 /// The beginning of a connection, bytes: as long as what tells HTTP/2 from HTTP/1, and shorter than any request.
 const BEGINNING_BYTES: usize = 24;
@@ -54,6 +56,7 @@ pub struct Limited {
     places: Arc<Semaphore>,
     patience: Patience,
     timed_out: TimedOut,
+    tls: Option<Tls>,
 }
 
 /// A connection that holds its place until it is dropped.
@@ -75,7 +78,12 @@ impl Limited {
     pub fn new(listener: TcpListener, connections_max: usize, timed_out: TimedOut) -> Self {
         let places = Arc::new(Semaphore::new(connections_max.max(1)));
         let patience = Patience { beginning: READ_TIMEOUT, head: HEAD_TIMEOUT };
-        Self { listener, places, patience, timed_out }
+        Self { listener, places, patience, timed_out, tls: None }
+    }
+
+    /// What [`Self::serve`] serves is encrypted, if so.
+    pub fn with_tls(self, tls: Option<Tls>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The connections as a stream, as the gRPC server takes them.
@@ -99,8 +107,20 @@ impl Limited {
         loop {
             tokio::select! {
                 connection = self.accept() => {
-                    let (routes, shutdown) = (routes.clone(), shutdown.clone());
-                    open.spawn(one(server.clone(), connection, routes, shutdown));
+                    let (server, routes, shutdown) = (server.clone(), routes.clone(), shutdown.clone());
+                    let (tls, patience) = (self.tls.clone(), self.patience.beginning);
+                    open.spawn(async move {
+                        let timed_out = connection.timed_out.clone();
+                        let Some(tls) = tls else {
+                            return one(server, connection, timed_out, routes, shutdown).await;
+                        };
+                        tokio::select! {
+                            () = shutdown.wait() => {}
+                            stream = encrypted(&tls, connection, patience) => if let Some(stream) = stream {
+                                one(server, stream, timed_out, routes, shutdown).await;
+                            }
+                        }
+                    });
                 }
                 Some(_) = open.join_next() => {}
                 () = shutdown.wait() => break,
@@ -123,9 +143,39 @@ impl Limited {
     }
 }
 
-/// One connection to its end.
-async fn one(server: Builder<TokioExecutor>, connection: Connection, routes: Router, shutdown: Shutdown) {
+/// The connection once certificate and keys are agreed on; none when they are not in time.
+async fn encrypted(tls: &Tls, connection: Connection, patience: Duration) -> Option<TlsStream<Connection>> {
     let timed_out = connection.timed_out.clone();
+    let acceptor = match tls.acceptor().await {
+        Ok(acceptor) => acceptor,
+        Err(error) => {
+            tracing::warn!(%error, "a connection is refused");
+            return None;
+        }
+    };
+    match tokio::time::timeout(patience, acceptor.accept(connection)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client that does not speak TLS, or refuses the certificate");
+            None
+        }
+        Err(_) => {
+            timed_out.get_or_create(&[("waited_for", "handshake")]).inc();
+            None
+        }
+    }
+}
+
+/// One connection to its end.
+async fn one<S>(
+    server: Builder<TokioExecutor>,
+    connection: S,
+    timed_out: TimedOut,
+    routes: Router,
+    shutdown: Shutdown,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let served = server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(routes));
     tokio::pin!(served);
     let ended = tokio::select! {

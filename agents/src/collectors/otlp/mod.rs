@@ -12,6 +12,7 @@ mod http;
 pub mod json;
 mod receiver;
 mod reception;
+pub(super) mod tls;
 
 pub use config::OtlpConfig;
 pub use receiver::{BindError, OtlpReceiver};
