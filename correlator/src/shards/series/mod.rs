@@ -41,6 +41,10 @@ const GROWTH_CONFIRM: u32 = 2;
 const GROWTH_LEFT: u32 = 3;
 /// Periods a throttling share must rest on.
 const PERIODS_MIN: f64 = 10.0;
+/// A lower share of a limit is too coarse to tell the limit by.
+const SHARE_MIN: f64 = 0.01;
+/// A usage and a share that are measured so near to each other are of one moment.
+const MOMENT_NS: u64 = 1_000_000_000;
 
 /// What a sample led to.
 #[derive(Debug)]
@@ -73,11 +77,27 @@ struct Series {
 struct Shared {
     memory_limit: f64,
     memory_usage: f64,
+    /// Of its limit.
+    memory_share: f64,
+    /// When the usage and the share were measured.
+    memory_at: (UnixNanos, UnixNanos),
     /// Periods since the throttled ones were last read.
     periods: f64,
     /// Kills that were told by the kernel and not yet matched by the counter.
     kills_told: f64,
     last: UnixNanos,
+}
+
+impl Shared {
+    /// The limit, from what is used and the share of the limit that this is, whichever is told first. The usage of another moment
+    /// would make another limit of it.
+    fn derive_limit(&mut self) {
+        let (usage, share) = self.memory_at;
+        let is_one_moment = usage.since(share).max(share.since(usage)) <= MOMENT_NS;
+        if is_one_moment && self.memory_share > SHARE_MIN {
+            self.memory_limit = self.memory_usage / self.memory_share;
+        }
+    }
 }
 
 /// All series of a shard.
@@ -129,12 +149,16 @@ impl SeriesStore {
         let shared = self.shared.entry(sample.owner).or_default();
         shared.last = shared.last.max(sample.at);
         match sample.meter {
-            Meter::MemoryUsage => memory(series, shared, sample, config, out),
-            Meter::MemoryLimit => shared.memory_limit = sample.value.max(0.0),
-            Meter::MemoryShare if sample.value > 0.01 => {
-                shared.memory_limit = shared.memory_usage / sample.value;
+            Meter::MemoryUsage => {
+                memory(series, shared, sample, config, out);
+                shared.memory_at.0 = sample.at;
+                shared.derive_limit();
             }
-            Meter::MemoryShare => {}
+            Meter::MemoryLimit => shared.memory_limit = sample.value.max(0.0),
+            Meter::MemoryShare => {
+                (shared.memory_share, shared.memory_at.1) = (sample.value, sample.at);
+                shared.derive_limit();
+            }
             Meter::OomKills => kills(series, shared, sample, out),
             Meter::CpuPeriods => shared.periods += increase(series, sample),
             Meter::CertificateEnd | Meter::CertificateLeft => certificate(series, sample, config, out),

@@ -190,6 +190,41 @@ fn a_leak_until_the_limit_gives_growth_then_nearness_then_their_end() {
     assert!(!growth[0].evidence.is_empty());
 }
 
+/// Memory that is used, and the share of its limit that this is, whichever of the two is told first.
+#[test]
+fn a_limit_follows_from_usage_and_share_of_one_moment_only() {
+    for turn in 0..2u64 {
+        let (mut store, mut counters, mut out) =
+            (SeriesStore::new(SeriesConfig::default()), Counters::default(), Vec::new());
+        let usages = [16.0, 16.0, 80.0, 82.0, 82.0];
+        for (minute, usage) in (1u64..).zip(usages) {
+            let sample = |series: u128, meter: Meter, value: f64| Sample {
+                at: UnixNanos(minute * 60_000_000_000),
+                id: EventId(1),
+                series,
+                owner: 7,
+                entity: Arc::default(),
+                meter,
+                value,
+                limit: 0.0,
+                count: 0,
+                row: u8::MAX,
+                label: "".into(),
+                place: 0,
+            };
+            let mut both =
+                [sample(1, Meter::MemoryUsage, usage * MIB), sample(2, Meter::MemoryShare, usage / 128.0)];
+            both.rotate_left(turn as usize);
+            both.iter().for_each(|one| store.take(one, &mut out, &mut counters));
+        }
+        let limit = store.shared[&7].memory_limit;
+        assert!((limit / MIB - 128.0).abs() < 1e-6, "{limit}, turn {turn}");
+        let near =
+            out.iter().filter(|f| matches!(f, Finding::Seen(s) if s.kind == SignalKind::MemoryNearLimit));
+        assert_eq!(near.count(), 0, "turn {turn}");
+    }
+}
+
 #[test]
 fn kills_of_what_nothing_measures_are_bounded() {
     const COUNT_MAX: usize = 16;
