@@ -19,8 +19,8 @@ pub const RATE_MIN: f64 = 0.02;
 const SUM_MAX: f64 = 12.0;
 /// A series that is silent for longer begins anew.
 const SILENT_MAX_NS: u64 = 150 * SECOND_NS;
-/// What a silent series last said stands for so long.
-const STANDS_NS: u64 = 290 * SECOND_NS;
+/// What a silent series last said stands for so long, whatever it was.
+pub const STANDS_NS: u64 = 290 * SECOND_NS;
 /// Most that the size of a bad sample adds, nats.
 const SIZE_MAX: f64 = 3.0;
 /// Bad samples that a fault of some requests needs.

@@ -6,10 +6,11 @@ use tapio_schemas::{Entity, UnixNanos};
 
 use super::SECOND_NS;
 use super::book::ENDS;
+use super::cusum::STANDS_NS;
 use super::durations::Series;
 use super::meters::CpuSeen;
 
-/// An edge without a call for so long says nothing of now.
+/// A processor that was not measured for so long may be busy now.
 const RECENT_NS: u64 = 90 * SECOND_NS;
 /// Services of which the state is told.
 const SERVICES_MAX: usize = 4096;
@@ -21,7 +22,7 @@ pub struct ServiceState {
     pub at: UnixNanos,
     /// Service.
     pub service: Entity,
-    /// Edges to and from it with recent calls.
+    /// Edges to and from it of which the last calls still say something.
     pub edges: u32,
     /// Of them, those on which calls are longer under way than usual.
     pub edges_slow: u32,
@@ -57,7 +58,8 @@ impl States {
             cpu_normal_at: None,
         };
         for ((from, to), series) in gaps {
-            if now.since(series.cusum.last()) > RECENT_NS {
+            // That one edge is slow and that another is not stand equally long.
+            if now.since(series.cusum.last()) > STANDS_NS {
                 continue;
             }
             for end in [from, to] {

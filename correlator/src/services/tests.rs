@@ -170,6 +170,27 @@ fn a_gap_is_told_of_its_edge() {
 }
 
 #[test]
+fn an_edge_that_was_normal_speaks_for_its_ends_as_long_as_one_that_was_slow_against_them() {
+    let mut services = Services::new("c");
+    let mut all = recording(|s, section| {
+        section.call_gaps.push(gap(s, "web", "api", 300.0, 4));
+        section.call_gaps.push(gap(s, "web", "cart", 1.0, 4));
+    });
+    for (s, section) in &mut all {
+        if *s < 120 {
+            section.call_gaps.push(gap(*s, "web", "cart", 1.0, 4));
+        }
+    }
+    // Then nobody calls for two minutes.
+    all.push((270, SignalSection::default()));
+    let told = said(&mut services, all);
+    assert!(!last_of(&told, SignalKind::NetworkGap).expect("the gap is told").ended);
+    let states = services.take_states();
+    let web = states.iter().rev().find(|s| s.service == service("web")).unwrap();
+    assert_eq!((web.edges, web.edges_slow), (2, 1));
+}
+
+#[test]
 fn a_missing_step_is_told_with_what_it_followed() {
     let mut services = Services::new("c");
     let all = said(
