@@ -23,6 +23,8 @@ const FAILED_MIN: u64 = 5;
 const RULE_SHARE: f64 = 0.95;
 /// From so many requests on the estimate of what is new is believed in full.
 const NEWS_SOUND: u64 = 20;
+/// Steps that would have met so often by chance and never did are of different branches (Poisson: less than one in 20).
+const MEETINGS_MIN: u64 = 3;
 /// Counts are halved above this, so that what is usual can change.
 const COUNT_MAX: u64 = 1 << 20;
 
@@ -159,6 +161,11 @@ impl Counts {
         if a == b { self.steps[a].2 } else { u64::from(self.pairs[a.max(b)][a.min(b)]) }
     }
 
+    /// True for steps of different branches: they never came in one request, and by chance would have several times.
+    fn never_meet(&self, a: usize, b: usize) -> bool {
+        self.pair(a, b) == 0 && self.steps[a].2 * self.steps[b].2 >= MEETINGS_MIN * self.requests
+    }
+
     fn logs(&self) -> bool {
         self.steps.iter().any(|(_, s, _)| s.kind == StepKind::Log)
     }
@@ -174,6 +181,10 @@ impl Counts {
             // Without any line of its own the telemetry is missing, not the step. That no error came is no fault.
             let silent = step.kind == StepKind::Log && !logged;
             if silent || step.kind == StepKind::ErrorLog || way.has(*id) {
+                continue;
+            }
+            // With loss a branch that most requests take looks like a rule that records are missing of.
+            if loss.is_some() && present.iter().any(|a| self.never_meet(*a, b)) {
                 continue;
             }
             let mut best: Option<Broken> = None;
@@ -334,6 +345,19 @@ mod tests {
         assert!(broken[0].rate <= 0.02 && broken[0].of == 30);
         // A request that logged nothing at all lacks telemetry, not behaviour.
         assert!(counts.broken(&way(&[">pay"]), Loss::default()).is_empty());
+    }
+
+    #[test]
+    fn with_loss_another_branch_is_no_missing_step_and_a_missing_step_is() {
+        let lossy = Loss::of([(36, 100), (36, 100), (36, 100)].into_iter());
+        let mut reference = Reference::default();
+        reference.learn(&way(&["begin", ">ads", "by kind"]), 70);
+        reference.learn(&way(&["begin", ">ads", "random"]), 20);
+        reference.learn(&way(&["begin", ">ads"]), 10);
+        let counts = reference.counts().unwrap();
+        assert!(lossy.is_some() && counts.broken(&way(&["begin", ">ads", "random"]), lossy).is_empty());
+        let broken = counts.broken(&way(&["begin", ">ads"]), lossy);
+        assert_eq!(broken.iter().map(|b| named(&reference, b).1).collect::<Vec<_>>(), ["by kind"]);
     }
 
     #[test]
