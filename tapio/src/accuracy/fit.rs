@@ -3,7 +3,7 @@
 //! Fitted are the answers to the cases, right or wrong; what else was found within their windows; and what was found where
 //! no fault is labelled, with the highest confidence that it stated. The last two are wrong answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
@@ -28,6 +28,24 @@ pub struct Fit {
     pub others: usize,
     /// Services that were left out one by one.
     pub services: usize,
+    /// What the services got that were left out, per system.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Cases of one system, each judged with its service left out of the fit. A map that never turns the order around changes no
+/// rank: what these shares say beside the overall one is how evenly they are spread over services.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeftOut {
+    /// System.
+    pub system: String,
+    /// Cases with a cause.
+    pub cases: usize,
+    /// Share of them with entity and category right at rank 1.
+    pub right: f64,
+    /// Services at fault.
+    pub services: usize,
+    /// Mean over the services of that share.
+    pub right_of_service: f64,
 }
 
 struct Answer {
@@ -61,7 +79,31 @@ pub fn fit(runs: &[CaseRun]) -> Fit {
         after_all: calibration(&held_out_all),
         others: answers.iter().filter(|a| a.is_other).count(),
         services: services.len(),
+        left_out: left_out(runs),
     }
+}
+
+fn left_out(runs: &[CaseRun]) -> Vec<LeftOut> {
+    let mut systems: BTreeMap<&str, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+    for run in runs {
+        if let Outcome::Asked(score) = &run.outcome {
+            let services = systems.entry(&run.label.system).or_default();
+            services.entry(run.label.group()).or_default().push(score.both[0]);
+        }
+    }
+    let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+    let all = systems.into_iter().map(|(system, services)| {
+        let cases: Vec<f64> = services.values().flatten().copied().collect();
+        let means: Vec<f64> = services.values().map(|of| mean(of)).collect();
+        LeftOut {
+            system: system.to_owned(),
+            cases: cases.len(),
+            right: mean(&cases),
+            services: means.len(),
+            right_of_service: mean(&means),
+        }
+    });
+    all.collect()
 }
 
 fn answer(run: &CaseRun) -> Option<Answer> {
@@ -97,15 +139,26 @@ fn others(run: &CaseRun) -> impl Iterator<Item = Answer> {
 impl Fit {
     /// For people.
     pub fn human(&self) -> String {
-        let Self { map, before, after, after_all, others, services } = self;
+        let Self { map, before, after, after_all, others, services, left_out } = self;
         let pair = |c: &Calibration| match (c.ece, c.brier) {
             (Some(ece), Some(brier)) => {
                 format!("expected calibration error {ece:.3}, Brier score {brier:.3}")
             }
             _ => "no answers".to_owned(),
         };
+        let told = |of: &LeftOut| {
+            format!(
+                "… of {}, entity and category right at rank 1: {:.0} % of {} cases, {:.0} % as the mean of {} services\n",
+                of.system,
+                100.0 * of.right,
+                of.cases,
+                100.0 * of.right_of_service,
+                of.services
+            )
+        };
+        let left_out: String = left_out.iter().map(told).collect();
         format!(
-            "fitted on {} answers, {others} of them to no case: a {:.3}, b {:.3}, c {:.3}\nraw confidence, answers to cases: {}\nleaving out each of {services} services in turn, answers to cases: {}\n… and of all that is found: {}\n",
+            "fitted on {} answers, {others} of them to no case: a {:.3}, b {:.3}, c {:.3}\nraw confidence, answers to cases: {}\nleaving out each of {services} services in turn, answers to cases: {}\n… and of all that is found: {}\n{left_out}",
             map.answers,
             map.a,
             map.b,
@@ -173,11 +226,23 @@ mod tests {
     }
 
     #[test]
+    fn a_service_with_one_case_counts_as_much_as_one_with_many() {
+        let mut runs: Vec<CaseRun> = (0..9).map(|_| run(0, 0.9, 1.0)).collect();
+        runs.push(run(1, 0.9, 0.0));
+        let all = &fit(&runs).left_out[0];
+        assert!((all.right - 0.9).abs() < 1e-9 && (all.right_of_service - 0.5).abs() < 1e-9, "{all:?}");
+        assert!(fit(&runs).human().contains("90 % of 10 cases, 50 % as the mean of 2 services"));
+    }
+
+    #[test]
     fn confidence_that_was_too_high_is_better_on_services_that_were_left_out() {
         // Stated 0.95, right in 7 of 10, of each service.
         let runs: Vec<CaseRun> = (0..90).map(|i| run(i % 9, 0.95, f64::from(u8::from(i / 9 < 7)))).collect();
         let fit = fit(&runs);
         assert_eq!((fit.services, fit.map.answers), (9, 90));
+        let all = &fit.left_out[0];
+        assert_eq!((all.cases, all.services), (90, 9));
+        assert!((all.right - 0.7).abs() < 1e-9 && (all.right_of_service - 0.7).abs() < 1e-9, "{all:?}");
         assert!((fit.before.ece.unwrap() - 0.25).abs() < 1e-9);
         assert!(fit.after.ece.unwrap() < 0.1, "{:?}", fit.after);
         assert!(fit.after.brier.unwrap() < fit.before.brier.unwrap(), "{:?} {:?}", fit.before, fit.after);
