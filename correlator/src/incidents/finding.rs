@@ -30,6 +30,8 @@ const REASONS_MAX: usize = 4;
 const TEMPERS_MIN: f64 = 0.25;
 /// Holes told.
 const GAPS_MAX: usize = 8;
+/// Most confidence that is told of what goes away: nobody needs to act on it any more.
+const FADING_MAX: f64 = 0.7;
 /// A hole this long before the first sign still matters.
 pub const GAP_REACH_NS: u64 = 60_000_000_000;
 
@@ -55,6 +57,16 @@ pub struct Material<'a> {
     pub ahead: Ahead<'a>,
 }
 
+/// The cause of a finding.
+struct Named<'s, 'a> {
+    /// It, if the evidence singles one out.
+    root: Option<&'s Candidate<'a>>,
+    /// Confidence as it is told.
+    confidence: f64,
+    /// Probability that it had when there was more to tell it by.
+    kept: Option<Score>,
+}
+
 /// Signals of a component in time order.
 fn in_order(component: &Component) -> Vec<usize> {
     component.members.iter().copied().collect()
@@ -65,6 +77,28 @@ impl<'a> Material<'a> {
     fn root(&self, component: &Component) -> Option<usize> {
         let (best, probability) = *component.verdict.ranked.first()?;
         (probability >= self.config.provable_min && !component.verdict.has_rival).then_some(best)
+    }
+
+    /// What is named. As what is wrong goes away, less is left to tell that anything is wrong, but nothing more about what it
+    /// was: a cause that was named and still is the most probable one stays named, as it was, until something else explains
+    /// what there is, or it is over.
+    fn cause_told(&self, component: &Component, last: Option<&Finding>) -> Named<'_, 'a> {
+        let root = self.root(component).map(|at| &self.candidates[at]);
+        let kept = || {
+            let last = last.filter(|last| last.status == Status::Active || self.is_over(component))?;
+            let (cause, (best, _)) = (last.root_cause.as_ref()?, component.verdict.ranked.first()?);
+            let best = &self.candidates[*best];
+            let is_same = best.pattern.id == cause.cause && best.seat == cause.entity;
+            (is_same && !component.verdict.has_rival).then_some((best, last))
+        };
+        match root.is_none().then(kept).flatten() {
+            Some((best, last)) => Named {
+                root: Some(best),
+                confidence: last.confidence.get().min(FADING_MAX),
+                kept: last.hypotheses.first().map(|h| h.probability),
+            },
+            None => Named { root, confidence: self.stated(component, root), kept: None },
+        }
     }
 
     /// Seat of the best hypothesis, else what the first signal is on.
@@ -99,7 +133,7 @@ impl<'a> Material<'a> {
         let view = self.view;
         let members = in_order(component);
         let seat = self.seat(component);
-        let root = self.root(component).map(|at| &self.candidates[at]);
+        let Named { root, confidence, kept } = self.cause_told(component, incident.last());
         incident.foretold.look(view, &members, &seat, nanos(self.config.refresh));
         let prediction = root.and_then(|_| incident.foretold.prediction());
         let deviations = || members.iter().map(|at| view.signals[*at]).filter(|s| !is_change(s.kind));
@@ -114,7 +148,6 @@ impl<'a> Material<'a> {
         let mut suffered = impact(view, &members, &seat, spec, calls, first_bad);
         let severity = severity(spec, &suffered, deviations().any(|s| is_failure(s.kind)));
         let holes = self.holes(first_bad);
-        let confidence = self.stated(component, root);
         let now = Now {
             view,
             members: &members,
@@ -128,7 +161,7 @@ impl<'a> Material<'a> {
         // What is over has touched it as well.
         suffered.slo_impact = touches || incident.last().is_some_and(|last| last.impact.slo_impact);
         let lost = holes.iter().filter(|gap| gap.lost > 0).count();
-        let hypotheses = self.hypotheses(component, root.is_some());
+        let hypotheses = self.hypotheses(component, root.is_some(), kept);
         let teller = root.map(|cause| Teller {
             view,
             cause,
@@ -227,7 +260,7 @@ impl<'a> Material<'a> {
         .collect()
     }
 
-    fn hypotheses(&self, component: &Component, proven: bool) -> Vec<Hypothesis> {
+    fn hypotheses(&self, component: &Component, proven: bool, kept: Option<Score>) -> Vec<Hypothesis> {
         let ranked = &component.verdict.ranked;
         let winner = ranked.first().filter(|_| proven).map(|(best, _)| &self.candidates[*best]);
         ranked
@@ -240,7 +273,7 @@ impl<'a> Material<'a> {
                 Hypothesis {
                     entity: candidate.seat.clone(),
                     cause: candidate.pattern.id.clone(),
-                    probability: Score::clamped(*probability),
+                    probability: kept.filter(|_| rank == 0).unwrap_or(Score::clamped(*probability)),
                     explains: self.explained(candidate, component),
                     missing: self.missing(candidate),
                     refuted_by: self.refuted(candidate, beaten_by, component),

@@ -269,6 +269,30 @@ fn without_a_cause_it_says_not_provable() {
 }
 
 #[test]
+fn what_was_named_stays_named_while_it_goes_away() {
+    let mut engine = engine();
+    let mut shape = signal(SignalKind::TraceShape, &service("api"), 1.0);
+    shape.strength = Score::clamped(0.98);
+    let fading =
+        |seen: f64, strength: f64| Signal { strength: Score::clamped(strength), ..later(&shape, seen) };
+    engine.apply(said(vec![shape.clone(), fading(20.0, 0.98), fading(60.0, 0.2)]));
+    let findings = engine.finish(at(90.0));
+    let (first, last) = (findings.first().unwrap(), findings.last().unwrap());
+    let cause = |finding: &Finding| finding.root_cause.as_ref().map(|root| root.cause.clone());
+    assert_eq!(cause(first).as_deref(), Some("code.changed_behaviour"));
+    assert_eq!((last.status, cause(last)), (Status::Active, cause(first)));
+    assert_eq!(last.confidence.get(), first.confidence.get().min(0.7));
+    assert_eq!(last.hypotheses[0].probability.get(), first.hypotheses[0].probability.get());
+    engine.apply(said(vec![Signal { ended: true, ..fading(95.0, 0.2) }]));
+    let over = engine.finish(at(120.0));
+    assert_eq!((over.last().unwrap().status, cause(over.last().unwrap())), (Status::Recovered, cause(first)));
+
+    let mut faint = engine_with(IncidentConfig::default());
+    faint.apply(said(vec![fading(60.0, 0.2)]));
+    assert!(faint.finish(at(90.0)).iter().all(|finding| finding.root_cause.is_none()), "it was never named");
+}
+
+#[test]
 fn lost_events_are_told_and_failed_calls_counted() {
     let mut engine = engine();
     let (api, web) = (service("api"), service("web"));
