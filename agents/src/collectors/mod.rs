@@ -9,6 +9,7 @@ pub mod kubernetes;
 pub mod network;
 pub mod otlp;
 pub mod pod_logs;
+mod sampling;
 pub mod scrape;
 mod start;
 mod status;

@@ -13,8 +13,9 @@ use super::audit::AuditReceiver;
 use super::kubernetes::ends::FailureTeller;
 use super::kubernetes::{KubernetesCollector, PodIndex};
 use super::otlp::{Bounds, OtlpReceiver};
+use super::sampling::Looks;
 use super::status::{CollectorState, CollectorStates};
-use super::{cgroup, ebpf, filesystem, network, pod_logs, scrape, systemd};
+use super::{cgroup, ebpf, filesystem, network, pod_logs, sampling, scrape, systemd};
 use crate::attribution::{Attribution, Hierarchies, PodLookup};
 use crate::config::AgentConfig;
 use crate::node::{AgentError, AgentParts};
@@ -329,25 +330,13 @@ async fn start_network(
     supervision: &Supervision,
     sink: EventSink,
 ) -> Result<(), SuperviseError> {
-    let config = wiring.config.network.clone();
+    let (config, node) = (wiring.config.network.clone(), wiring.attribution.node());
     if !config.enabled {
         wiring.states.set("network", CollectorState::Disabled("network.enabled is false".to_owned()));
         return Ok(());
     }
-    let parts = network::Parts {
-        config,
-        node: wiring.attribution.node(),
-        clock: wiring.parts.clock.clone(),
-        sink,
-        states: wiring.states.clone(),
-        metrics: wiring.parts.metrics.clone(),
-    };
-    wiring.states.set("network", CollectorState::Running);
-    supervision
-        .add_task("agent-network", RestartPolicy::default(), move |context| {
-            network::run(parts.clone(), context)
-        })
-        .await
+    let looks = move || network::Sampler::new(&config, node.clone());
+    start_sampling(wiring, supervision, sink, "network", wiring.config.network.interval.get(), looks).await
 }
 
 async fn start_filesystem(
@@ -355,23 +344,37 @@ async fn start_filesystem(
     supervision: &Supervision,
     sink: EventSink,
 ) -> Result<(), SuperviseError> {
-    let config = wiring.config.filesystem.clone();
+    let (config, node) = (wiring.config.filesystem.clone(), wiring.attribution.node());
     if !config.enabled {
         wiring.states.set("filesystem", CollectorState::Disabled("filesystem.enabled is false".to_owned()));
         return Ok(());
     }
-    let parts = filesystem::Parts {
-        config,
-        node: wiring.attribution.node(),
+    let looks = move || filesystem::Sampler::new(&config, node.clone());
+    start_sampling(wiring, supervision, sink, "filesystem", wiring.config.filesystem.interval.get(), looks)
+        .await
+}
+
+async fn start_sampling<L: Looks>(
+    wiring: Wiring<'_>,
+    supervision: &Supervision,
+    sink: EventSink,
+    name: &'static str,
+    interval: Duration,
+    looks: impl Fn() -> L + Send + Sync + 'static,
+) -> Result<(), SuperviseError> {
+    let parts = sampling::Parts {
+        name,
+        interval,
         clock: wiring.parts.clock.clone(),
         sink,
         states: wiring.states.clone(),
         metrics: wiring.parts.metrics.clone(),
     };
-    wiring.states.set("filesystem", CollectorState::Running);
+    wiring.states.set(name, CollectorState::Running);
+    let task = format!("agent-{name}");
     supervision
-        .add_task("agent-filesystem", RestartPolicy::default(), move |context| {
-            filesystem::run(parts.clone(), context)
+        .add_task(&task, RestartPolicy::default(), move |context| {
+            sampling::run(parts.clone(), looks(), context)
         })
         .await
 }

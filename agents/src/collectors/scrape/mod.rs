@@ -26,7 +26,6 @@ mod tell;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,14 +39,13 @@ use self::roles::{LEADERS_WITHIN, Reading};
 use self::tally::Tally;
 use self::target::{Failure, Limits, Target};
 use self::tell::Entities;
+use super::sampling::waiting;
 use super::{CollectorState, CollectorStates};
 use crate::sink::EventSink;
 
 pub use config::{Role, ScrapeConfig, TargetConfig};
 pub use target::Home;
 
-/// How often the collector says that it lives.
-const TICK: Duration = Duration::from_secs(1);
 /// Scrapes whose leader changes are remembered.
 const LEADERS_MAX: usize = 1024;
 
@@ -254,15 +252,4 @@ impl Follower {
 /// `a_*` stands for every name that begins with `a_`.
 fn matches(pattern: &str, name: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == name, |start| name.starts_with(start))
-}
-
-/// Waits for the future, and says meanwhile that the collector lives.
-async fn waiting<T>(context: &WorkerContext, future: impl Future<Output = T>) -> T {
-    tokio::pin!(future);
-    loop {
-        tokio::select! {
-            out = &mut future => return out,
-            () = context.clock.sleep(TICK) => context.progress.tick(),
-        }
-    }
 }
