@@ -27,6 +27,8 @@ use crate::stage_two::not_the_owner;
 const IDLE_WAIT: Duration = Duration::from_millis(50);
 /// Findings without acknowledgement.
 pub const PUBLISH_WINDOW: usize = 64;
+/// Behind the clock by no more than this, what happened is known.
+const CAUGHT_UP: Duration = Duration::from_secs(60);
 /// Time between two checkpoints.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 
@@ -142,8 +144,11 @@ impl<O: Outlet> IncidentWorker<O> {
     /// When a message can never be stored, or another replica owns the incidents.
     pub fn turn(&mut self) -> WorkerResult {
         while let Ok(question) = self.parts.questions.try_recv() {
-            // Nobody waits for it any more.
-            let _ = question.answer.send(self.decider.has_heard_of(&question.of));
+            // Who is still reading what happened before does not know yet: the question is dropped, and who asks is told so.
+            if self.lag() < CAUGHT_UP {
+                // Nobody waits for it any more.
+                let _ = question.answer.send(self.decider.has_heard_of(&question.of));
+            }
         }
         self.outbox.turn().map_err(|error| self.stopped(error))?;
         self.hand_over();
@@ -239,9 +244,14 @@ impl<O: Outlet> IncidentWorker<O> {
         self.waiting = Some(Waiting { checkpoint, ticket: self.outbox.said(), version });
     }
 
+    /// How far it is behind the clock.
+    fn lag(&self) -> Duration {
+        let now = UnixNanos(self.parts.clock.now_unix_nanos());
+        Duration::from_nanos(now.since(self.decider.watermark()))
+    }
+
     fn count(&mut self) {
-        let lag = UnixNanos(self.parts.clock.now_unix_nanos()).since(self.decider.watermark()) / 1_000_000;
-        self.parts.metrics.lag_ms.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        self.parts.metrics.lag_ms.set(i64::try_from(self.lag().as_millis()).unwrap_or(i64::MAX));
         let now = self.decider.counters();
         let before = std::mem::replace(&mut self.counted, now);
         self.parts.metrics.add_dropped(&now.stage_two.by_reason(), &before.stage_two.by_reason());

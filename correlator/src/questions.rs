@@ -1,4 +1,5 @@
-//! Whether anything was ever heard of an entity: asked over NATS, answered by the thread that knows.
+//! Whether anything is known of an entity: asked over NATS, answered by the thread that knows, once it has caught up. What was
+//! silent for long is forgotten (`incidents.edge_memory`).
 
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub async fn serve(
     cluster: &str,
     questions: mpsc::Sender<Question>,
 ) -> Result<QueryService, BusError> {
-    let description = "whether anything was ever heard of an entity";
+    let description = "whether anything is known of an entity";
     let service = bus.service("tapio-correlator", env!("CARGO_PKG_VERSION"), description).await?;
     let answering = move |query: tapio_runtime::bus::Query| {
         let (questions, clock) = (questions.clone(), clock.clone());

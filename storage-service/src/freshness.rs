@@ -117,7 +117,7 @@ struct HeardOf {
 }
 
 impl Freshness {
-    /// Whether the correlators of these clusters have ever heard of an entity; `None` when one that may know does not
+    /// Whether the correlators of these clusters know of an entity; `None` when one that may know does not
     /// answer in time.
     pub async fn has_heard_of(&self, clusters: &[ClusterFreshness], entity: &str) -> Option<bool> {
         let asking = clusters.iter().map(async |cluster| {

@@ -43,7 +43,7 @@ pub struct Listing {
     pub clusters: Vec<api::ClusterFreshness>,
     /// What the store lacked at any page, each once.
     pub gaps: Vec<String>,
-    /// Of an entity without findings: whether it was ever heard of, as far as anybody knows.
+    /// Of an entity without findings, when nothing else was asked for: whether it is known, as far as anybody can tell.
     pub heard: Option<bool>,
 }
 

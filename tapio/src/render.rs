@@ -111,7 +111,7 @@ pub fn since(said: Option<&Feedback>, similar: Option<&Similar>) -> String {
 pub fn last_words(finding: &Finding, logs: &[ContainerLog]) -> String {
     let mut out = String::new();
     for log in logs.iter().filter(|log| log.finding == finding.id) {
-        let life = if log.previous { ", before it began anew" } else { "" };
+        let life = if log.previous == Some(true) { ", before it began anew" } else { "" };
         let _ =
             writeln!(out, "\nLast words of {}/{} container {}{life}:", log.namespace, log.pod, log.container);
         for line in &log.lines {

@@ -24,7 +24,7 @@ pub struct Known {
     pub clusters: Vec<ClusterFreshness>,
     /// What the store itself may lack.
     pub gaps: Vec<String>,
-    /// What was asked for, when nobody has ever heard of it.
+    /// What was asked for, when nothing is known of it.
     pub unheard: Option<String>,
 }
 
@@ -58,8 +58,9 @@ pub struct ContainerLog {
     pub pod: String,
     /// Container.
     pub container: String,
-    /// Whether they are of the life before the present one.
-    pub previous: bool,
+    /// Whether they are of the life before the present one; nothing where it is only known that the life has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<bool>,
     /// Oldest first; secrets are masked, lines alike but for numbers are told once, the last one with the count.
     pub lines: Vec<String>,
 }
@@ -112,9 +113,6 @@ fn blind(known: &Known) -> Option<String> {
     if let Some(gap) = known.gaps.first() {
         return Some(gap.clone());
     }
-    if let Some(unheard) = &known.unheard {
-        return Some(format!("nothing was ever heard of {unheard}: is it spelt so?"));
-    }
     if known.clusters.is_empty() {
         return Some("no correlator has ever said how far it is: does one run?".to_owned());
     }
@@ -124,9 +122,12 @@ fn blind(known: &Known) -> Option<String> {
         _ => format!(" in cluster {}", cluster.cluster),
     };
     if Duration::from_millis(oldest.age_ms) < WATERMARK_AGE_MAX {
-        let silent = known.clusters.iter().find(|cluster| cluster.silent)?;
-        let place = place(silent);
-        return Some(format!("no event has come{place} in the last minute: is an agent running?"));
+        if let Some(silent) = known.clusters.iter().find(|cluster| cluster.silent) {
+            let place = place(silent);
+            return Some(format!("no event has come{place} in the last minute: is an agent running?"));
+        }
+        let unheard = known.unheard.as_ref()?;
+        return Some(format!("nothing is known of {unheard}: is it spelt so, and does anything of it run?"));
     }
     let place = place(oldest);
     Some(match oldest.watermark_unix_nano {
@@ -207,7 +208,12 @@ mod tests {
         let unheard = Some("deploy/typo".to_owned());
         let answer = judge(Known { clusters: vec![cluster("a", 1)], unheard, ..Known::default() });
         assert_eq!(answer.verdict, Status::NotProvable);
-        assert_eq!(answer.reason.as_deref(), Some("nothing was ever heard of deploy/typo: is it spelt so?"));
+        let reason = "nothing is known of deploy/typo: is it spelt so, and does anything of it run?";
+        assert_eq!(answer.reason.as_deref(), Some(reason));
+        let silent = ClusterFreshness { silent: true, ..cluster("a", 1) };
+        let known =
+            Known { clusters: vec![silent], unheard: Some("deploy/typo".to_owned()), ..Known::default() };
+        assert!(judge(known).reason.is_some_and(|reason| reason.contains("is an agent running?")));
     }
 
     #[test]

@@ -178,7 +178,13 @@ fn a_running_instance_says_what_a_replay_says_and_who_changed_it() {
     let misspelt = live.instance.ask(&["check", "deployment/apy"]);
     let said = String::from_utf8_lossy(&misspelt.stdout).into_owned();
     assert_eq!(misspelt.status.code(), Some(3), "{said}");
-    assert!(said.contains("nothing was ever heard of deployment/apy"), "{said}");
+    assert!(said.contains("nothing is known of Deployment apy"), "{said}");
+    let elsewhere = live.instance.ask(&["check", "-n", "shpo", "deployment/api"]);
+    let said = String::from_utf8_lossy(&elsewhere.stdout).into_owned();
+    assert_eq!(elsewhere.status.code(), Some(3), "{said}");
+    assert!(said.contains("nothing is known of Deployment api in namespace shpo"), "{said}");
+    // Of what nothing happens to, and what runs nothing, an instance need not know.
+    assert_eq!(live.instance.ask(&["check", "hpa/api"]).status.code(), Some(0));
     assert_eq!(live.instance.interrupt(), Some(0));
 }
 

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
-use tapio_schemas::finding::PERSIST_CONFIDENCE_ABOVE;
+use tapio_schemas::finding::{PERSIST_CONFIDENCE_ABOVE, SCENARIO_BUDGET};
 use tapio_schemas::learning::{PriorHistory, prediction_key};
 use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
 
@@ -65,6 +65,9 @@ impl<'a> Ahead<'a> {
         }
         // How often requests fail is counted, whatever the cause is.
         for (home, burn) in burns.into_iter().take(BUDGETS_MAX) {
+            if !foreseen.knows(SCENARIO_BUDGET, home) && foreseen.count(is_budget) >= BUDGETS_MAX {
+                continue;
+            }
             burning::foretell(home, burn, self.priors, view.now, now.refresh_ns, foreseen);
         }
         if now.confidence.is_none_or(|stated| stated <= PERSIST_CONFIDENCE_ABOVE)

@@ -24,9 +24,9 @@ use crate::slo::{Budgets, Burn};
 const CAUSE: &str = "slo.budget_burn";
 /// That requests fail too often is counted; which of several services fails them is not in question.
 const CONFIDENCE: f64 = 0.9;
-/// A burn for which there is no finding waits so long for one: what breaks is told of as such long before. What is left is what
 /// To open one again at the same tick a restart reads from so long before it.
 const BEFORE_NS: u64 = 10_000_000_000;
+/// A burn for which there is no finding waits so long for one: what breaks is told of as such long before. What is left is what
 /// always fails.
 const HOLD_NS: u64 = 1_800_000_000_000;
 /// A burn that nothing else tells of is told when it is so many times as fast as it may be: half of the slower alert.

@@ -81,7 +81,7 @@ impl<'a> Material<'a> {
 
     /// What is named. As what is wrong goes away, less is left to tell that anything is wrong, but nothing more about what it
     /// was: a cause that was named and still is the most probable one stays named, as it was, until something else explains
-    /// what there is, or it is over.
+    /// what there is, something speaks against it that did not when it was named, or it is over.
     fn cause_told(&self, component: &Component, last: Option<&Finding>) -> Named<'_, 'a> {
         let root = self.root(component).map(|at| &self.candidates[at]);
         let kept = || {
@@ -89,7 +89,9 @@ impl<'a> Material<'a> {
             let (cause, (best, _)) = (last.root_cause.as_ref()?, component.verdict.ranked.first()?);
             let best = &self.candidates[*best];
             let is_same = best.pattern.id == cause.cause && best.seat == cause.entity;
-            (is_same && !component.verdict.has_rival).then_some((best, last))
+            let only_fades =
+                last.hypotheses.first().is_some_and(|told| self.only_fades(best, told, component));
+            (is_same && !component.verdict.has_rival && only_fades).then_some((best, last))
         };
         match root.is_none().then(kept).flatten() {
             Some((best, last)) => Named {
@@ -99,6 +101,15 @@ impl<'a> Material<'a> {
             },
             None => Named { root, confidence: self.stated(component, root), kept: None },
         }
+    }
+
+    /// True when nothing refutes the candidate, and no symptom is missing, that did not when it was told. A symptom that was
+    /// there and has faded is not missing.
+    fn only_fades(&self, candidate: &Candidate<'_>, told: &Hypothesis, component: &Component) -> bool {
+        let was_seen = |symptom: &usize| candidate.explains.values().any(|(_, seen)| seen == symptom);
+        let missing = candidate.missing.iter().filter(|symptom| !was_seen(symptom)).count();
+        missing <= told.missing.len()
+            && self.refuted(candidate, None, component).len() <= told.refuted_by.len()
     }
 
     /// Seat of the best hypothesis, else what the first signal is on.

@@ -61,6 +61,11 @@ impl Foreseen {
         self.0.iter().any(|promise| promise.is_of(scenario, entity))
     }
 
+    /// Those of a kind, scored ones too.
+    pub fn count(&self, is_it: impl Fn(&Promise) -> bool) -> usize {
+        self.0.iter().filter(|promise| is_it(promise)).count()
+    }
+
     /// True when nothing more finds room.
     pub fn is_full(&self) -> bool {
         self.0.len() >= FORESEEN_MAX

@@ -76,10 +76,10 @@ impl Graph {
         self.refused
     }
 
-    /// True when `query` names something that stands in an edge or was named: what was forgotten since is not known.
-    pub fn knows(&self, query: &Entity) -> bool {
+    /// True when something that stands in an edge or was named is what is asked for: what was forgotten since is not known.
+    pub fn knows(&self, is_it: impl Fn(&Entity) -> bool) -> bool {
         let named = self.by_name.values().flatten();
-        self.out.keys().chain(self.into.keys()).chain(named).any(|entity| query.matches(entity))
+        self.out.keys().chain(self.into.keys()).chain(named).any(is_it)
     }
 
     /// Takes a fact.

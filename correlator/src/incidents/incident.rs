@@ -155,7 +155,7 @@ struct Gist<'a> {
     foretold: Vec<Told<'a>>,
     customer_facing: bool,
     gaps: usize,
-    said: Vec<(&'a SmolStr, &'a SmolStr, UnixNanos)>,
+    said: Vec<(&'a SmolStr, &'a Vec<String>)>,
 }
 
 impl<'a> Gist<'a> {
@@ -177,7 +177,8 @@ impl<'a> Gist<'a> {
             foretold: finding.foretold().map(|p| (p.at, p.interval, p.outcome.as_ref())).collect(),
             customer_facing: finding.impact.customer_facing,
             gaps: finding.freshness.gaps.len(),
-            said: finding.said.iter().map(|s| (&s.pod, &s.container, s.at)).collect(),
+            // The same words of a later life, or of the next pod alike, are no news.
+            said: finding.said.iter().map(|s| (&s.container, &s.lines)).collect(),
         }
     }
 }

@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use tapio_schemas::finding::LastWords;
 use tapio_schemas::{Entity, Signal, SignalKind, SmolStr, UnixNanos};
 
+use super::finding::GAP_REACH_NS;
 use super::graph::Graph;
 use super::signals::is_change;
 use super::view::View;
 
 /// Containers that are told of an incident.
 const CONTAINERS_MAX: usize = 3;
-/// How long before the first sign of an incident a container of it may have ended.
-const BEFORE_NS: u64 = 15 * 60 * 1_000_000_000;
 
 /// True for what is told beside a finding and belongs to no incident by itself.
 pub fn is_said(kind: SignalKind) -> bool {
@@ -35,7 +34,7 @@ pub fn of(
 ) -> Vec<LastWords> {
     let deviations = members.iter().filter(|at| !is_change(view.signals[**at].kind));
     let about: BTreeSet<&Entity> = deviations.map(|at| &view.homes[*at]).chain([seat]).collect();
-    let since = first_bad.minus(BEFORE_NS);
+    let since = first_bad.minus(GAP_REACH_NS);
     let mut found: Vec<_> =
         all.iter().filter(|(home, said)| about.contains(home) && said.onset >= since).collect();
     found.sort_by_key(|(home, said)| (home != seat, std::cmp::Reverse(said.onset), said.id));

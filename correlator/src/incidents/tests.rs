@@ -292,6 +292,40 @@ fn what_was_named_stays_named_while_it_goes_away() {
     assert!(faint.finish(at(90.0)).iter().all(|finding| finding.root_cause.is_none()), "it was never named");
 }
 
+/// A cause that shows in the shape of traces, unless the settings were changed.
+const REFUTABLE: &str = "
+id: code.refutable
+title: [\"{seat} is odd\"]
+sits_on: [Service]
+prior: 0.2
+symptoms:
+  - { signal: span.shape_changed, on: self, probability: 0.9, required: true, weight: 1.5 }
+refuted_by:
+  - { signal: change.config, on: self, factor: 0.001, says: \"{signal.entity} was changed\" }
+story: { what: [\"{seat} is odd.\"] }
+impact: { severity: warning, business_impact: 0.2, cascade_risk: 0.2 }
+entities: { api: { namespace: shop, service: api } }
+cases:
+  - name: odd
+    at: 30s
+    signals: [{ signal: span.shape_changed, on: api, at: 1s, until: 20s }]
+    expect: { cause: code.refutable }
+";
+
+#[test]
+fn what_was_named_does_not_stay_named_against_new_evidence() {
+    let model = Model::parse([("refutable.yaml", REFUTABLE)]).unwrap();
+    let mut engine = IncidentEngine::new(IncidentConfig::default(), Arc::new(model));
+    let shape = signal(SignalKind::TraceShape, &service("api"), 1.0);
+    engine.apply(said(vec![shape.clone(), later(&shape, 20.0)]));
+    let first = engine.finish(at(30.0)).pop().unwrap();
+    assert!(first.root_cause.is_some(), "{first:#?}");
+    engine.apply(said(vec![later(&shape, 40.0), signal(SignalKind::ConfigChanged, &service("api"), 35.0)]));
+    let last = engine.finish(at(60.0)).pop().unwrap();
+    assert_eq!((last.id, last.status), (first.id, Status::NotProvable));
+    assert!(last.root_cause.is_none());
+}
+
 #[test]
 fn lost_events_are_told_and_failed_calls_counted() {
     let mut engine = engine();

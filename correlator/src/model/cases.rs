@@ -73,6 +73,9 @@ pub struct CaseSignal {
     count: u64,
     #[serde(default)]
     trace: u64,
+    /// What was measured.
+    #[serde(default)]
+    observed: f64,
     /// The process, of what the kernel tells.
     #[serde(default)]
     pid: u32,
@@ -231,6 +234,7 @@ impl CaseSignal {
         signal.strength = Score::clamped(self.strength);
         signal.count = self.count;
         signal.pid = self.pid;
+        signal.observed = self.observed;
         signal.trace_id = TraceId(u128::from(self.trace));
         signal.forecast = self.forecast.map(|(earliest, at, latest)| Forecast {
             scenario: scenario(self.signal).into(),

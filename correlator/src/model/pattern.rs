@@ -106,6 +106,9 @@ pub struct SymptomSpec {
     /// Who asks something of the seat feels it: requests take longer, fail or go another way.
     #[serde(default)]
     pub felt: bool,
+    /// Only who saw how it was before can tell of it (something is gone, or fits no longer): lists cannot.
+    #[serde(default)]
+    pub watched: bool,
     /// How telling it is by itself; 1 is a clear deviation.
     #[serde(default = "one")]
     pub weight: f64,

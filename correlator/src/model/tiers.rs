@@ -27,7 +27,7 @@ impl Tiers {
     /// says something by itself come from objects.
     pub fn of(pattern: &Pattern) -> Self {
         let signs = |wanted: fn(&SymptomSpec) -> bool| pattern.symptoms.iter().filter(move |s| wanted(s));
-        let comes = |symptom: &SymptomSpec| is_of_objects(symptom.signal);
+        let comes = |symptom: &SymptomSpec| !symptom.watched && is_of_objects(symptom.signal);
         let vital = signs(|s| s.vital).next().is_none() || signs(|s| s.vital).any(comes);
         let lists = vital && signs(|s| s.required).all(comes) && signs(|s| s.weight > WEIGHT_MIN).any(comes);
         let is_dumped = pattern.sits_on.iter().any(|kind| DUMPED.contains(&kind.as_str()));
@@ -71,6 +71,8 @@ mod tests {
         assert_eq!(words("network.accept_queue_full"), "running");
         // Vital signs are measured or logged.
         assert_eq!(words("network.conntrack_full"), "running");
+        // What is gone is in no list.
+        assert_eq!(words("config.service_deleted"), "running");
         // A machine that is silent is listed, and that it lives is not.
         assert_eq!(words("network.partition"), "running");
     }

@@ -324,10 +324,11 @@ impl Meters {
 
     /// A step has passed.
     pub fn fade(&mut self, now: UnixNanos) {
+        let is_full = self.seasons >= SEASONS_MAX;
         for series in self.series.values_mut() {
             series.held = (CPU_FADES * series.held).max(series.main.evidence(now));
             // Pods come and go: one that is gone leaves its place to another.
-            if now.since(series.seen) > SEASON_SILENT_NS {
+            if is_full && now.since(series.seen) > SEASON_SILENT_NS {
                 (series.season, series.excused) = (None, false);
             }
         }

@@ -149,9 +149,15 @@ const NO_ADDRESS: Faults =
 /// Who says so of an address to listen on.
 const LISTENING: [&str; 4] = ["bind", "Bind", "listen", "Listen"];
 
-/// It was so, and is not.
-const IN_THE_PAST: [&str; 6] =
-    ["no longer", "recovered from", "Recovered from", "resolved: ", "Resolved: ", "has been resolved"];
+/// It was so, and is not. `can no longer write: …` and `recovered from panic: …` tell of what just happened.
+const IN_THE_PAST: [&str; 6] = [
+    "recovered from: ",
+    "Recovered from: ",
+    "resolved: ",
+    "Resolved: ",
+    "has been resolved",
+    "is no longer the case",
+];
 
 /// What is read of a line: what is wrong stands at its beginning, and a dump of memory may follow.
 const READ_BYTES_MAX: usize = 1024;
@@ -195,9 +201,11 @@ fn is_of_shared_memory(text: &str) -> bool {
     text.contains("shared memory") || text.contains("/dev/shm")
 }
 
-/// The kernel's own lines are those of a machine; a workload's are not, whatever they say.
+/// The kernel's own lines are those of a machine; a workload's or a unit's are not, whatever they say.
 pub fn is_of_a_machine(of: &EntityRef) -> bool {
-    [&of.workload, &of.pod, &of.container, &of.service].iter().all(|name| name.is_empty())
+    [&of.workload, &of.pod, &of.container, &of.service, &of.unit, &of.object]
+        .iter()
+        .all(|name| name.is_empty())
 }
 
 /// `INFO: task jbd2/vda1-8:412 blocked for more than 120 seconds.`; newer kernels add what it is blocked in.
@@ -368,6 +376,14 @@ mod tests {
             assert_eq!(of_log(&pod, line), None, "{line}");
         }
         assert_eq!(of_log(&pod, "accept4: too many open files"), Some("open_files"));
+        let recovered = "http: recovered from panic: accept4: too many open files";
+        assert_eq!(
+            of_log(&pod, recovered),
+            Some("open_files"),
+            "the program goes on, and it has just happened"
+        );
+        let stopped = "can no longer write /data/wal: no space left on device";
+        assert_eq!(of_log(&pod, stopped), Some("no_space"));
     }
 
     #[test]

@@ -300,16 +300,15 @@ fn waiting(reason: &str) -> Option<SignalKind> {
 /// Conditions of objects that say that something does not go on; the others repeat what other events tell.
 pub fn condition(data: &KubernetesData) -> Option<SignalKind> {
     // More pods are wanted than there may be; that fewer are wanted than there must be is no limit that anybody feels.
-    let is_maxed = data.new_value == "ScalingLimited=True" && data.reason == "TooManyReplicas";
-    let stops = is_maxed
-        || matches!(
-            (data.object_kind.as_str(), data.new_value.as_str()),
-            ("HorizontalPodAutoscaler", "ScalingActive=False" | "AbleToScale=False")
-                | ("Deployment", "Progressing=False")
-                | ("Job", "Failed=True")
-                | ("APIService", "Available=False")
-                | ("Gateway" | "HTTPRoute", "Accepted=False" | "Programmed=False" | "ResolvedRefs=False")
-        );
+    let stops = match (data.object_kind.as_str(), data.new_value.as_str()) {
+        ("HorizontalPodAutoscaler", "ScalingLimited=True") => data.reason == "TooManyReplicas",
+        ("HorizontalPodAutoscaler", "ScalingActive=False" | "AbleToScale=False")
+        | ("Deployment", "Progressing=False")
+        | ("Job", "Failed=True")
+        | ("APIService", "Available=False")
+        | ("Gateway" | "HTTPRoute", "Accepted=False" | "Programmed=False" | "ResolvedRefs=False") => true,
+        _ => false,
+    };
     stops.then_some(SignalKind::ConditionBad)
 }
 

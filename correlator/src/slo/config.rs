@@ -22,8 +22,7 @@ pub struct SloConfig {
     pub objective: f64,
     /// Sliding window in which it is to hold. Default 30 days; taken for at least one.
     pub window: HumanDuration,
-    /// A budget that burns though no finding is about the service becomes a finding of its own. Default false: it names no cause,
-    /// and a correlator that starts anew counts anew, and may tell it again.
+    /// A budget that burns though no finding is about the service becomes a finding of its own. Default false: it names no cause.
     pub own_findings: bool,
     /// Services whose requests are counted, about 15 KiB each. Default 2048; requests of further ones are counted as refused.
     pub services_max: usize,

@@ -61,8 +61,8 @@ pub struct ListAnswer {
     pub freshness: Vec<ClusterFreshness>,
     /// What the store itself may lack, in words.
     pub gaps: Vec<String>,
-    /// Of an entity of which there is no finding: whether the correlators have ever heard of it; `None` when it was not
-    /// asked for one, or when nobody knows.
+    /// Of an entity of which there is no finding of any kind: whether the correlators know of it; `None` when less was asked
+    /// for, or when nobody can tell.
     pub heard: Option<bool>,
 }
 
@@ -95,7 +95,7 @@ impl Answers {
         // Read first: what is judged up to there is then in the store or on its way.
         let freshness = self.freshness.read().await;
         let page = self.page(filter, after, size).await?;
-        let heard = if page.findings.is_empty() && after.is_none() && !question.entity.is_empty() {
+        let heard = if page.findings.is_empty() && after.is_none() && question.is_of_an_entity_alone() {
             self.freshness.has_heard_of(&freshness, &question.entity).await
         } else {
             None

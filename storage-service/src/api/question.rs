@@ -39,6 +39,15 @@ pub struct ListQuestion {
     pub page_token: String,
 }
 
+impl ListQuestion {
+    /// Whether it asks for all that is known of an entity: no answer then means that there is no finding of it.
+    pub(super) fn is_of_an_entity_alone(&self) -> bool {
+        let others = [&self.cause, &self.min_severity, &self.status];
+        let in_time = self.since == UnixNanos(0) && self.until == UnixNanos(0);
+        !self.entity.is_empty() && others.iter().all(|it| it.is_empty()) && in_time && !self.with_prediction
+    }
+}
+
 /// A checked request to list.
 #[derive(Debug, Clone)]
 pub(super) struct Checked {

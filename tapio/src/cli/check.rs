@@ -18,7 +18,7 @@ pub const AFTER_HELP: &str = "Examples:
 
 As `kubectl-tapio` in the PATH it is also `kubectl tapio`, which always asks the cluster of the context.
 
-Exit codes: 0 healthy (or recovered): everything up to less than a minute ago, or up to the time of the dump, is judged; 2 findings; 3 cannot tell: nothing has been judged lately, the store lacks findings, or pods or events cannot be listed; 69 no running instance and no cluster.";
+Exit codes: 0 healthy (or recovered): everything up to less than a minute ago, or up to the time of the dump, is judged; 2 findings; 3 cannot tell: nothing has been judged lately, the store lacks findings, pods or events cannot be listed, or nothing is known of what was asked for; 69 no running instance and no cluster.";
 
 /// Arguments of `check`.
 #[derive(Debug, Clone, Args)]

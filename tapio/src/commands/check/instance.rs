@@ -4,14 +4,23 @@ use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_schemas::finding::Status;
 use tapio_schemas::{Finding, UnixNanos};
 
+use super::About;
 use crate::cli::CheckArgs;
 use crate::client::{Client, Question};
 use crate::verdict::{Answer, Known, RECOVERED_TOLD_FOR, judge};
 
 /// Asks the instance.
-pub async fn ask(args: &CheckArgs) -> anyhow::Result<Answer> {
+pub async fn ask(args: &CheckArgs, about: &About) -> anyhow::Result<Answer> {
     let mut client = Client::connect(&args.client).await?;
-    Ok(judge(known(&mut client, args.entity.as_deref().unwrap_or("")).await?))
+    let mut known = known(&mut client, args.entity.as_deref().unwrap_or("")).await?;
+    if let Some(query) = about.of_what_runs()
+        && known.open.is_empty()
+        && known.recovered.is_empty()
+    {
+        let all = Question { entity: &query, status: "", since: UnixNanos(0), with_prediction: false };
+        known.unheard = (client.list(all).await?.heard == Some(false)).then(|| about.words());
+    }
+    Ok(judge(known))
 }
 
 /// The freshness of the first answer counts: what is judged up to there is in the ones that follow.
@@ -23,15 +32,13 @@ async fn known(client: &mut Client, entity: &str) -> anyhow::Result<Known> {
     let now = UnixNanos(SystemClock::new().now_unix_nanos());
     let since = now.minus(RECOVERED_TOLD_FOR.as_nanos() as u64);
     let recovered = client.list(question(Status::Recovered, since)).await?;
-    // Told only where there is no finding.
-    let is_unheard = [&active, &not_provable, &recovered].iter().all(|listing| listing.heard == Some(false));
     active.findings.extend(not_provable.findings);
     Ok(Known {
         open: newest_revisions(active.findings),
         recovered: recovered.findings,
         clusters: active.clusters,
         gaps: active.gaps,
-        unheard: (is_unheard && !entity.is_empty()).then(|| entity.to_owned()),
+        unheard: None,
     })
 }
 

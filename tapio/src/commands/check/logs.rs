@@ -19,7 +19,7 @@ pub fn of_findings(findings: &[Finding], said: &[LastWords]) -> Vec<ContainerLog
             namespace: words.of.namespace.to_string(),
             pod: words.of.pod.to_string(),
             container: words.of.container.to_string(),
-            previous: words.of.previous,
+            previous: Some(words.of.previous),
             lines: folded(&words.lines),
         }));
     }
@@ -35,7 +35,7 @@ pub fn as_told(findings: &[Finding]) -> Vec<ContainerLog> {
             namespace: words.namespace.to_string(),
             pod: words.pod.to_string(),
             container: words.container.to_string(),
-            previous: false,
+            previous: None,
             lines: words.lines,
         })
     };

@@ -19,6 +19,9 @@ pub fn gist(answer: &Answer) -> String {
     for finding in answer.findings.iter().chain(&answer.recovered) {
         let _ = write!(out, "\n{} {}", finding.status, finding.title);
     }
+    for log in &answer.logs {
+        let _ = write!(out, "\n{} {:?}", log.container, log.lines);
+    }
     out
 }
 
