@@ -1,4 +1,4 @@
-//! What 100,000 open semantic groups take of memory, and that the bound on them holds.
+//! What 100,000 open semantic groups take of memory, and that the bounds on groups and memory hold: else it panics.
 //! `cargo bench -p tapio-correlator --bench groups`
 
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use tapio_schemas::{
 const START: u64 = 1_700_000_000_000_000_000;
 /// Distinct programs that crash within a second: each opens a group, and an episode.
 const OPEN: [u64; 2] = [100_000, 400_000];
+
+/// Memory that they may take, MiB.
+const MEMORY_MAX_MIB: f64 = 512.0;
 
 fn crash(number: u64) -> UnifiedEvent {
     let entity = EntityRef {
@@ -66,10 +69,19 @@ fn main() {
         shards.advance(UnixNanos(START + 2_000_000_000));
         let open: Vec<String> = shards.open().iter().map(|(kind, open)| format!("{open} {kind}")).collect();
         let evicted: u64 = shards.take_counters().map(|counters| counters.evicted.groups).sum();
+        let grown = resident().saturating_sub(before) as f64 / 1048576.0;
+        let groups =
+            shards.open().into_iter().find(|(kind, _)| *kind == "groups").map_or(0, |(_, open)| open as u64);
         println!(
             "{count} programs crash: {} open, {evicted} groups closed early, {:.0} MiB resident more",
             open.join(", "),
-            resident().saturating_sub(before) as f64 / 1048576.0
+            grown
         );
+        assert_eq!(
+            groups + evicted,
+            count,
+            "each crash is an open group, or one that was closed early and counted"
+        );
+        assert!(groups >= OPEN[0] && grown <= MEMORY_MAX_MIB, "{groups} groups take {grown:.0} MiB");
     }
 }

@@ -225,7 +225,9 @@ impl Durable {
         let begin = self.standing.as_ref().map_or(1, |s| s.mark.sequence as usize);
         let mut ledger = Ledger::new(600 * SECOND);
         self.published.iter().for_each(|finding| ledger.read(finding.clone()));
-        let now = sections[until.min(sections.len()) - 1].0;
+        // An old owner that talks on speaks of times that are long past; the clock does not go back for it.
+        let read = &sections[..until.min(sections.len())];
+        let now = read.iter().map(|(at, _)| *at).max().unwrap_or_default();
         let (from, decided) =
             self.standing.as_ref().map_or((UnixNanos(0), UnixNanos(0)), |s| (s.mark.from, s.decided));
         ledger.begin(from, decided, now);

@@ -10,7 +10,6 @@ use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Finding};
 
 use crate::cli::CheckArgs;
-use crate::verdict::Answer;
 
 /// Kinds of which an instance knows each that runs; the empty one is that of a bare name.
 const RUNNING_KINDS: [&str; 7] =
@@ -89,13 +88,9 @@ impl About {
         format!("{kind}{}{namespace}", wanted.name)
     }
 
-    /// What an instance answered, without what is in other namespaces.
-    pub fn of_namespace(&self, mut answer: Answer) -> Answer {
-        let keep = |finding: &Finding| self.is_in_namespace(&finding.entities().collect::<Vec<_>>());
-        answer.findings.retain(keep);
-        answer.recovered.retain(keep);
-        answer.judge_again();
-        answer
+    /// Whether a finding is of the namespace that was asked for.
+    pub fn is_of_namespace(&self, finding: &Finding) -> bool {
+        self.is_in_namespace(&finding.entities().collect::<Vec<_>>())
     }
 
     /// What is in no namespace concerns all of them.

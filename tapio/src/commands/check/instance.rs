@@ -13,6 +13,8 @@ use crate::verdict::{Answer, Known, RECOVERED_TOLD_FOR, judge};
 pub async fn ask(args: &CheckArgs, about: &About) -> anyhow::Result<Answer> {
     let mut client = Client::connect(&args.client).await?;
     let mut known = known(&mut client, args.entity.as_deref().unwrap_or("")).await?;
+    known.open.retain(|finding| about.is_of_namespace(finding));
+    known.recovered.retain(|finding| about.is_of_namespace(finding));
     if let Some(query) = about.of_what_runs()
         && known.open.is_empty()
         && known.recovered.is_empty()

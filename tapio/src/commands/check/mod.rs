@@ -120,7 +120,7 @@ impl Looker {
 async fn ask(args: &CheckArgs, about: &About, source: &Source) -> anyhow::Result<Answer> {
     match (source, &args.from) {
         (Source::Instance, _) => {
-            let mut answer = about.of_namespace(instance::ask(args, about).await?);
+            let mut answer = instance::ask(args, about).await?;
             answer.logs = logs::as_told(&answer.findings);
             Ok(answer)
         }
