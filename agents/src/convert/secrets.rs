@@ -1,10 +1,14 @@
 //! Lines without what looks like a secret. Too much is masked rather than too little: a line is evidence, not a record.
 
+use std::iter::Peekable;
+use std::ops::Range;
+use std::str::Chars;
+
 use super::cut;
 
 /// Stands for what is masked.
 const MASK: &str = "***";
-/// A word of these, in any letter case, before `=` or `:` is followed by a secret.
+/// A name with one of these in it, in any letter case, is followed by a secret: after `=` or `:`, or as `--password x`.
 const KEYS: [&str; 15] = [
     "password",
     "passwd",
@@ -26,19 +30,56 @@ const KEYS: [&str; 15] = [
 const SCHEMES: [&str; 2] = ["bearer", "basic"];
 /// A word this long without a break, of letters and digits mixed, is no word of a language.
 const RANDOM_MIN: usize = 32;
+/// Bytes of a name after the part that makes it one of a secret.
+const NAME_BYTES_MAX: usize = 64;
 
 /// Lines that are kept of what a container said last.
 pub const LINES_MAX: usize = 20;
 /// Bytes of each.
 const LINE_BYTES_MAX: usize = 400;
 
-/// The last lines of a text that are not empty, masked.
+/// The last lines of a text that are not empty, masked, without what a terminal would obey.
 pub fn last_lines(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
-    let all: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let last = &all[all.len().saturating_sub(LINES_MAX)..];
+    let said = text.lines().rev().map(plain).filter(|line| !line.is_empty());
     // Masked before it is cut: half of a secret is none that can be told.
-    last.iter().map(|line| cut(&masked(line), LINE_BYTES_MAX).to_string()).collect()
+    let mut last: Vec<String> =
+        said.take(LINES_MAX).map(|line| cut(&masked(&line), LINE_BYTES_MAX).to_string()).collect();
+    last.reverse();
+    last
+}
+
+/// The line without control characters and without the sequences that they begin: colours, titles, moves of the cursor.
+fn plain(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut rest = line.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => skip_sequence(&mut rest),
+            '\u{9b}' => skip_parameters(&mut rest),
+            c if c.is_control() && c.is_whitespace() => out.push(' '),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// What follows an escape character (ECMA-48, 5.3 and 5.4): `[31m`, `]0;title` with its end, or one character.
+fn skip_sequence(rest: &mut Peekable<Chars<'_>>) {
+    match rest.next_if(|c| matches!(c, '[' | ']')) {
+        Some('[') => skip_parameters(rest),
+        Some(_) => while rest.next_if(|c| !c.is_control()).is_some() {},
+        None => {
+            rest.next_if(char::is_ascii_graphic);
+        }
+    }
+}
+
+fn skip_parameters(rest: &mut Peekable<Chars<'_>>) {
+    while rest.next_if(|c| (' '..='?').contains(c)).is_some() {}
+    rest.next_if(|c| ('@'..='~').contains(c));
 }
 
 /// The line, masked.
@@ -46,61 +87,145 @@ pub fn masked(line: &str) -> String {
     if line.contains("PRIVATE KEY") {
         return MASK.to_owned();
     }
+    let lower = line.to_ascii_lowercase();
     let mut out = String::with_capacity(line.len());
-    let (mut follows, mut first) = (false, true);
-    for word in line.split(' ') {
-        if !first {
-            out.push(' ');
+    // Up to where it is told, the place that is looked at, and the word that this is in.
+    let (mut told, mut at, mut word) = (0, 0, 0..0);
+    while let Some(c) = line[at..].chars().next() {
+        if at >= word.end {
+            word = at..end_of_word(line, at);
         }
-        first = false;
-        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_ascii_lowercase();
-        if std::mem::take(&mut follows) && !bare.is_empty() {
-            // `Authorization: Bearer x`: the scheme is none.
-            follows = SCHEMES.contains(&bare.as_str());
-            out.push_str(if follows { word } else { MASK });
-            continue;
+        match secret(line, &lower, at, &word) {
+            Some(secret) => {
+                out.push_str(&masked_runs(&line[told..secret.start]));
+                out.push_str(MASK);
+                (told, at) = (secret.end, secret.end);
+            }
+            None => at += c.len_utf8(),
         }
-        follows = SCHEMES.contains(&bare.as_str()) || (ends_with_a_key(&bare) && word.ends_with([':', '=']));
-        out.push_str(&masked_word(word));
     }
+    out.push_str(&masked_runs(&line[told..]));
     out
 }
 
-fn ends_with_a_key(word: &str) -> bool {
-    KEYS.iter().any(|key| word.ends_with(key))
+/// The secret that what stands at `at` announces. `lower` is the line in small letters, `word` is around `at`.
+fn secret(line: &str, lower: &str, at: usize, word: &Range<usize>) -> Option<Range<usize>> {
+    let here = &lower[at..];
+    if here.starts_with("://") {
+        return of_url(line, at + 3, word.end);
+    }
+    let is_inside = lower[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+    if let Some(scheme) = SCHEMES.iter().find(|scheme| !is_inside && here.starts_with(**scheme)) {
+        return of_scheme(line, at + scheme.len());
+    }
+    let key = KEYS.iter().find(|key| here.starts_with(**key))?;
+    of_key(line, lower, at + key.len(), word)
 }
 
-/// `scheme://user:x@host`, and each part of a query or a list of pairs.
-fn masked_word(word: &str) -> String {
-    if let Some((scheme, rest)) = word.split_once("://")
-        && let Some((user, host)) = rest.rsplit_once('@')
-    {
-        let user = user.split(':').next().unwrap_or_default();
-        return format!("{scheme}://{user}:{MASK}@{host}");
-    }
-    let mut out = String::with_capacity(word.len());
-    for part in word.split_inclusive(['&', ';', ',']) {
-        let end = part.trim_end_matches(['&', ';', ',']).len();
-        out.push_str(&masked_part(&part[..end]));
-        out.push_str(&part[end..]);
-    }
-    out
+/// The password of `scheme://user:x@host`; who is alone before the host is one.
+fn of_url(line: &str, begins: usize, ends: usize) -> Option<Range<usize>> {
+    let rest = &line[begins..ends];
+    let authority = &rest[..rest.find(['/', '?', '#', '"', '\'']).unwrap_or(rest.len())];
+    let host = match authority.rfind('@') {
+        Some(host) => host,
+        // A password may have in it what ends an authority elsewhere; then what is before that is no port.
+        None => {
+            let (_, port) = authority.split_once(':')?;
+            let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+            rest.rfind('@').filter(|_| !is_port)?
+        }
+    };
+    let password = rest[..host].find(':').map_or(0, |colon| colon + 1);
+    (password < host).then(|| begins + password..begins + host)
 }
 
-/// `password=x`, `"token":"x"`, and what looks random.
-fn masked_part(word: &str) -> String {
-    let lower = word.to_ascii_lowercase();
-    let of_key = KEYS.iter().filter_map(|key| {
-        let after = lower.find(key)? + key.len();
-        let gap =
-            word[after..].find(|c: char| !matches!(c, '"' | '\'' | '_') && !c.is_ascii_alphanumeric())?;
-        let begins = after + gap;
-        word[begins..].starts_with(['=', ':']).then_some(begins + 1)
-    });
-    if let Some(begins) = of_key.min().filter(|begins| word[*begins..].chars().any(char::is_alphanumeric)) {
-        return format!("{}{MASK}", &word[..begins]);
+/// `Bearer x`
+fn of_scheme(line: &str, after: usize) -> Option<Range<usize>> {
+    let tail = &line[after..];
+    let gap = tail.find(|c: char| c.is_whitespace() || c.is_alphanumeric())?;
+    let said = tail[gap..].trim_start();
+    let begins = line.len() - said.len();
+    let ends = end_of_word(line, begins);
+    (begins > after + gap && has_text(&line[begins..ends])).then_some(begins..ends)
+}
+
+/// `password=x`, `"token" : "x y"`, `--secret x`; a name ends at `after` or goes on there.
+fn of_key(line: &str, lower: &str, after: usize, word: &Range<usize>) -> Option<Range<usize>> {
+    let tail = &line[after..];
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '"' | '\'' | '\\');
+    let gap = tail.find(|c: char| !is_of_name(c)).filter(|gap| *gap <= NAME_BYTES_MAX)?;
+    let (name, tail) = tail.split_at(gap);
+    let is_whole = !has_text(name);
+    let said = match tail.trim_start().strip_prefix(['=', ':']) {
+        Some(said) => said.trim_start_matches(['=', '>']).trim_start(),
+        None if is_whole && is_flag(&line[word.clone()]) => {
+            tail.strip_prefix(',').unwrap_or(tail).strip_prefix(char::is_whitespace)?.trim_start()
+        }
+        None => return None,
+    };
+    let begins = line.len() - said.len();
+    let is_adjacent = !line[after..begins].contains(char::is_whitespace);
+    // With a gap it must be the name of a secret itself: `secretName: db` is none.
+    let mut ends =
+        Some(begins).filter(|_| is_adjacent || is_whole).and_then(|_| value(line, begins, is_adjacent))?;
+    // `Authorization: Bearer x` says what follows by itself; of `Authorization: token x` all is masked.
+    let mut last = bare(&lower[begins..ends]);
+    if SCHEMES.contains(&last) {
+        return None;
     }
-    masked_runs(word)
+    while KEYS.iter().any(|key| last.ends_with(key)) {
+        let next = line.len() - line[ends..].trim_start().len();
+        let Some(further) = value(line, next, false) else { break };
+        last = bare(&lower[next..further]);
+        ends = further;
+    }
+    Some(begins..ends)
+}
+
+/// End of the value that begins there: its closing quote, else the end of the word, or of its part of a list of pairs when it
+/// stands close to its name. None where there is nothing to hide.
+fn value(line: &str, begins: usize, is_adjacent: bool) -> Option<usize> {
+    let said = &line[begins..];
+    let opened = said.trim_start_matches('\\');
+    let quote = opened.chars().next().filter(|c| matches!(c, '"' | '\'' | '`'));
+    let length = match quote {
+        // One that is not closed hides all the rest.
+        Some(quote) => closing(said, said.len() - opened.len(), quote).unwrap_or(said.len()),
+        None => {
+            let is_end = |c: char| c.is_whitespace() || (is_adjacent && matches!(c, '&' | ';' | ','));
+            said.find(is_end).unwrap_or(said.len())
+        }
+    };
+    has_text(&said[..length]).then_some(begins + length)
+}
+
+/// Behind the quote that closes what begins with one. A quote after more backslashes than that had stands for itself.
+fn closing(said: &str, backslashes: usize, quote: char) -> Option<usize> {
+    let mut before = 0;
+    for (at, c) in said.char_indices().skip(backslashes + 1) {
+        if c == quote && before <= backslashes {
+            return Some(at + 1);
+        }
+        before = if c == '\\' { before + 1 } else { 0 };
+    }
+    None
+}
+
+/// `--password`, also as an item of a list.
+fn is_flag(word: &str) -> bool {
+    word.trim_start_matches(['[', '"', '\'']).starts_with('-')
+}
+
+fn end_of_word(line: &str, at: usize) -> usize {
+    line[at..].find(char::is_whitespace).map_or(line.len(), |length| at + length)
+}
+
+fn bare(word: &str) -> &str {
+    word.trim_matches(|c: char| !c.is_ascii_alphanumeric())
+}
+
+fn has_text(text: &str) -> bool {
+    text.contains(char::is_alphanumeric)
 }
 
 /// Long runs of mixed letters and digits: keys, hashes, tokens.
@@ -141,6 +266,23 @@ mod tests {
             ("hash 0123456789abcdef0123456789abcdef!", "hash ***!"),
             ("-----BEGIN RSA PRIVATE KEY-----", "***"),
             ("secret_key=x", "secret_key=***"),
+            ("password = hunter2", "password = ***"),
+            ("password := hunter2 user", "password := *** user"),
+            (r#""password" : "x""#, r#""password" : ***"#),
+            (r#"password="correct horse, battery" user=joe"#, "password=*** user=joe"),
+            (r#"{"secret": "my \"own\" words","user":"joe"}"#, r#"{"secret": ***,"user":"joe"}"#),
+            (r#"{\"token\":\"a b\",\"user\":\"joe\"}"#, r#"{\"token\":***,\"user\":\"joe\"}"#),
+            ("passphrase: 'never closed, user=joe", "passphrase: ***"),
+            ("clone https://TOKEN@host/ failed", "clone https://***@host/ failed"),
+            ("postgres://u:p@h/x?sslpassword=y", "postgres://u:***@h/x?sslpassword=***"),
+            ("postgres://u:p/w@h/x,amqp://u:q@h", "postgres://u:***@h"),
+            (r#"Get "https://u:p@h/x": refused"#, r#"Get "https://u:***@h/x": refused"#),
+            ("mysql --password x -h db", "mysql --password *** -h db"),
+            ("run --api-key=x --password --token y z", "run --api-key=*** --password *** z"),
+            (r#"["--token", "x y", "-v"]"#, r#"["--token", ***, "-v"]"#),
+            ("Authorization:Basic YTpi done", "Authorization:Basic *** done"),
+            ("Authorization: token abc done", "Authorization: *** done"),
+            ("tab password\t=\thunter2", "tab password\t=\t***"),
         ] {
             assert_eq!(masked(line), expected);
         }
@@ -155,6 +297,11 @@ mod tests {
             "pod api-5f6585d649-x2x2x is gone",
             "a  double  space",
             "grüße: ü",
+            "volume db: secretName: db-credentials is not there",
+            "password is empty, --password",
+            "password= , token: \"\"",
+            "GET http://host:8080/users/a@b: 404",
+            "basically, tokenised",
             "",
         ] {
             assert_eq!(masked(line), line);
@@ -169,5 +316,19 @@ mod tests {
         let line = format!("{} password=hunter2", "x ".repeat(300));
         assert!(last_lines(line.as_bytes())[0].len() <= LINE_BYTES_MAX);
         assert_eq!(last_lines(b"token=abc \xff"), ["token=*** \u{fffd}"]);
+    }
+
+    #[test]
+    fn a_terminal_finds_nothing_to_obey() {
+        for (said, told) in [
+            ("\u{1b}[1;31mERROR\u{1b}[0m no\tdatabase", "ERROR no database"),
+            ("\u{1b}]0;title\u{7}\u{1b}[2J\u{1b}c\u{9b}31mred", "red"),
+            ("10 %\r20 %\u{8}\u{0}\u{85}done\u{7f}", "10 % 20 % done"),
+            ("pass\u{1b}[0mword=x", "password=***"),
+            ("ends in \u{1b}[", "ends in"),
+            ("\u{1b}ü", "ü"),
+        ] {
+            assert_eq!(last_lines(format!("{said}\n\u{1b}[0m\n").as_bytes()), [told], "{said:?}");
+        }
     }
 }
