@@ -1,17 +1,30 @@
 //! The last lines of containers, from files as a kubelet leaves them.
 
+mod support;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tapio_agents::collectors::kubernetes::ends::FailedContainer;
-use tapio_agents::collectors::pod_logs::events;
 use tapio_agents::collectors::pod_logs::files::{BYTES_MAX, Life, Unread, last_bytes};
+use tapio_agents::collectors::pod_logs::{self, PodLogsConfig, events};
+use tapio_agents::collectors::{CollectorState, CollectorStates};
+use tapio_agents::ledger::Ledger;
+use tapio_agents::sink::{self, Intake, Wake};
+use tapio_runtime::clock::ManualClock;
+use tapio_runtime::health::Health;
+use tapio_runtime::shutdown::Shutdown;
+use tapio_runtime::supervise::{WorkerContext, WorkerResult};
+use tapio_runtime::telemetry::Metrics;
+use tapio_schemas::UnifiedEvent;
 use tapio_schemas::entity::EntityRef;
 use tapio_schemas::ids::UnixNanos;
 use tapio_schemas::kind::{EventKind, Source};
 use tapio_schemas::payload::Payload;
+use tokio::sync::{Mutex, mpsc};
 
 const UID: &str = "8b4f3c0e-2f6a-4f0e-9d0b-1c2d3e4f5a6b";
 
@@ -59,6 +72,15 @@ fn a_log_that_was_just_rotated_goes_on_in_the_file_before() {
     // A full file needs nothing before it.
     fs::write(container.join("0.log"), entry("a line").repeat(BYTES_MAX / 20)).unwrap();
     assert!(!text(logs.path(), 0).unwrap().contains("panic"));
+    // Nor does one of long lines, of which the first is left out because it does not begin there.
+    let lines: String = (0..20).map(|n| entry(&format!("{n} {}", "x".repeat(4000)))).collect();
+    fs::write(container.join("0.log"), &lines).unwrap();
+    let end = text(logs.path(), 0).unwrap();
+    assert!(lines.ends_with(&end) && end.len() < BYTES_MAX - 100, "{} {}", end.len(), &end[..40]);
+    // What is before cannot be read: what there is is told all the same.
+    symlink("0.log", container.join("0.log.20300101-100000")).unwrap();
+    fs::write(container.join("0.log"), entry("goroutine 1")).unwrap();
+    assert_eq!(text(logs.path(), 0), Ok(entry("goroutine 1")));
 }
 
 #[test]
@@ -105,13 +127,24 @@ fn links_lead_nowhere_and_pipes_are_not_waited_for() {
     fs::write(pod.join("app/0.log"), entry("outside")).unwrap();
     symlink(&pod, logs.path().join(format!("shop_other_{UID}"))).unwrap();
     assert!(matches!(last_bytes(logs.path(), Life { pod: "other", ..life(0) }), Err(Unread::NotPlain(_))));
-    for name in ["..", "a/b", "", "a b"] {
-        assert!(last_bytes(logs.path(), Life { container: name, ..life(0) }).is_err(), "{name:?}");
+    // Where such a name would lead there are logs.
+    fs::write(logs.path().join("0.log"), entry("of nobody")).unwrap();
+    fs::write(logs.path().join(format!("shop_api-1_{UID}/0.log")), entry("of the pod")).unwrap();
+    fs::create_dir(logs.path().join(format!("shop_api-1_{UID}/a b"))).unwrap();
+    fs::write(logs.path().join(format!("shop_api-1_{UID}/a b/0.log")), entry("of no name")).unwrap();
+    fs::write(container.join("5.log"), entry("x")).unwrap();
+    for name in ["..", ".", "", "a b", "app/../app", "app/", "/app"] {
+        let read = last_bytes(logs.path(), Life { container: name, ..life(0) });
+        assert!(matches!(read, Err(Unread::NotPlain(_))), "{name:?}: {read:?}");
+        let read = last_bytes(logs.path(), Life { container: name, ..life(5) });
+        assert!(matches!(read, Err(Unread::NotPlain(_))), "{name:?}: {read:?}");
     }
+    assert!(text(logs.path(), 5).is_ok());
 }
 
-#[test]
-fn what_was_said_is_told_once_as_a_whole_and_line_by_line_without_secrets() {
+const AT: UnixNanos = UnixNanos(1_900_000_000_000_000_000);
+
+fn failed(life: u32, at: UnixNanos) -> FailedContainer {
     let entity = EntityRef {
         cluster: "c".into(),
         namespace: "shop".into(),
@@ -121,8 +154,12 @@ fn what_was_said_is_told_once_as_a_whole_and_line_by_line_without_secrets() {
         node: "n1".into(),
         ..EntityRef::default()
     };
-    let at = UnixNanos(1_900_000_000_000_000_000);
-    let failed = FailedContainer { entity: Arc::new(entity.sealed()), uid: UID.into(), life: 3, at };
+    FailedContainer { entity: Arc::new(entity.sealed()), uid: UID.into(), life, at }
+}
+
+#[test]
+fn what_was_said_is_told_once_as_a_whole_and_line_by_line_without_secrets() {
+    let (at, failed) = (AT, failed(3, AT));
     let log = entry("starting")
         + &entry("retrying")
         + &entry("retrying")
@@ -130,7 +167,7 @@ fn what_was_said_is_told_once_as_a_whole_and_line_by_line_without_secrets() {
     let told = events(&failed, log.as_bytes(), at.plus(5));
     let said = |kind| {
         let of_kind = told.iter().filter(move |event| event.kind == kind);
-        let body = |event: &tapio_schemas::UnifiedEvent| match &event.payload {
+        let body = |event: &UnifiedEvent| match &event.payload {
             Payload::Log(log) => log.body.to_string(),
             other => panic!("{other:?}"),
         };
@@ -143,9 +180,120 @@ fn what_was_said_is_told_once_as_a_whole_and_line_by_line_without_secrets() {
         assert_eq!((event.source, event.timestamp, event.observed_at), (Source::Cri, at.plus(5), at.plus(5)));
         assert_eq!(event.entity.container, "app");
     }
-    let ids = |events: &[tapio_schemas::UnifiedEvent]| events.iter().map(|e| e.id).collect::<Vec<_>>();
-    assert_eq!(ids(&events(&failed, log.as_bytes(), at.plus(5))), ids(&told), "told again it is the same");
+    let ids = |events: &[UnifiedEvent]| events.iter().map(|e| e.id).collect::<Vec<_>>();
+    let again = events(&failed, log.as_bytes(), at.plus(70_000_000_000));
+    assert_eq!(ids(&again), ids(&told), "told again it is the same");
+    assert!(again.iter().all(|event| event.timestamp == at.plus(70_000_000_000)), "as of when it is told");
     let next = FailedContainer { life: 4, ..failed.clone() };
     assert!(ids(&events(&next, log.as_bytes(), at.plus(5))).iter().all(|id| !ids(&told).contains(id)));
     assert!(events(&failed, b"", at).is_empty());
+}
+
+/// A collector that reads, on a clock that stands still.
+struct Running {
+    failed: mpsc::Sender<FailedContainer>,
+    intake: Intake,
+    metrics: Metrics,
+    states: CollectorStates,
+    clock: ManualClock,
+    shutdown: Shutdown,
+    task: tokio::task::JoinHandle<WorkerResult>,
+}
+
+impl Running {
+    fn start(dir: &Path, per_minute: u32) -> Self {
+        let (metrics, clock, shutdown) = (Metrics::new(), ManualClock::new(AT.0), Shutdown::new());
+        let states = CollectorStates::new(&metrics);
+        let (wake, ledger) = (Arc::new(Wake::default()), Ledger::new(&metrics));
+        let (sink, intake) = sink::channel("pod_logs", &wake, &ledger, clock.shared(), &metrics);
+        let (failed, heard) = mpsc::channel(64);
+        let parts = pod_logs::Parts {
+            config: PodLogsConfig { dir: dir.to_owned(), per_minute, ..PodLogsConfig::default() },
+            failed: Arc::new(Mutex::new(heard)),
+            clock: clock.shared(),
+            sink,
+            states: states.clone(),
+            metrics: metrics.clone(),
+        };
+        let context = WorkerContext {
+            name: "pod_logs".into(),
+            generation: 1,
+            progress: Health::new(clock.shared()).register("pod_logs", None),
+            shutdown: shutdown.clone(),
+            clock: clock.shared(),
+        };
+        let task = tokio::spawn(pod_logs::run(parts, context));
+        Self { failed, intake, metrics, states, clock, shutdown, task }
+    }
+
+    fn count(&self, outcome: &str) -> u64 {
+        let text = self.metrics.encode();
+        let line = format!("pod_logs_containers_total{{outcome=\"{outcome}\"}} ");
+        let found = text.lines().find_map(|found| found.split_once(&line));
+        found.map_or(0, |(_, count)| count.parse().unwrap())
+    }
+
+    async fn wait_for(&self, outcome: &str, count: u64) {
+        let what = format!("{count} {outcome}");
+        support::until(&what, || (self.count(outcome) == count).then_some(())).await;
+    }
+
+    async fn wait_for_state(&self, what: &str, is_it: impl Fn(&CollectorState) -> bool) {
+        support::until(what, || self.states.all().get("pod_logs").filter(|state| is_it(state)).map(|_| ()))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_much_for_a_minute_or_too_old_is_counted_and_not_told() {
+    let (logs, container) = directories();
+    (0..9).for_each(|n| fs::write(container.join(format!("{n}.log")), entry(&format!("life {n}"))).unwrap());
+    let mut running = Running::start(logs.path(), 2);
+    running.failed.send(failed(0, AT.minus(301_000_000_000))).await.unwrap();
+    for life in 1..=5 {
+        running.failed.send(failed(life, AT.minus(299_000_000_000))).await.unwrap();
+    }
+    running.wait_for("over_limit", 3).await;
+    running.clock.advance(Duration::from_secs(60));
+    running.failed.send(failed(6, AT)).await.unwrap();
+    running.failed.send(failed(7, AT)).await.unwrap();
+    running.wait_for("read", 4).await;
+    assert_eq!(["read", "over_limit", "old"].map(|outcome| running.count(outcome)), [4, 3, 1], "of eight");
+    running.shutdown.trigger();
+    running.task.await.unwrap().unwrap();
+    let told: Vec<UnifiedEvent> = std::iter::from_fn(|| running.intake.take()).flatten().collect();
+    let said = told.iter().filter(|event| event.kind == EventKind::ContainerSaid);
+    let said: Vec<String> = said
+        .map(|event| match &event.payload {
+            Payload::Log(log) => log.body.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(said, ["life 1", "life 2", "life 6", "life 7"]);
+}
+
+#[tokio::test]
+async fn who_can_read_nothing_or_hears_nothing_says_so() {
+    let parent = tempfile::tempdir().unwrap();
+    let logs = parent.path().join("pods");
+    let running = Running::start(&logs, 30);
+    running.failed.send(failed(0, AT)).await.unwrap();
+    let of_logs =
+        |state: &CollectorState| matches!(state, CollectorState::Degraded(reason) if reason.contains("pods"));
+    running.wait_for_state("a directory that is not there", of_logs).await;
+    assert_eq!(running.count("failed"), 1);
+    let container = logs.join(format!("shop_api-1_{UID}/app"));
+    fs::create_dir_all(&container).unwrap();
+    fs::write(container.join("1.log"), entry("x")).unwrap();
+    running.failed.send(failed(1, AT)).await.unwrap();
+    running.wait_for_state("that it reads", |state| *state == CollectorState::Running).await;
+    // Whoever would tell of failures has not come to be.
+    running.states.set("kubernetes", CollectorState::Disabled("no cluster".to_owned()));
+    let Running { failed, states, shutdown, task, .. } = running;
+    drop(failed);
+    let expected = "nobody tells of failed containers: no cluster".to_owned();
+    let expected = CollectorState::Disabled(expected);
+    support::until("that it hears nothing", || (states.all()["pod_logs"] == expected).then_some(())).await;
+    shutdown.trigger();
+    task.await.unwrap().unwrap();
 }

@@ -88,6 +88,7 @@ fn life(container: &ContainerState, id: &SmolStr) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tapio_schemas::payload::KubernetesData;
 
     use super::*;
 
@@ -109,5 +110,37 @@ mod tests {
         assert_eq!(lives(status(2, &ended("c://c"), &ended("c://b"))), [Some(1), Some(2)]);
         // What cannot be is not told.
         assert_eq!(lives(status(0, &runs, &ended("c://a"))), [None]);
+    }
+
+    #[test]
+    fn the_failures_of_one_machine_are_told_as_far_as_there_is_room() {
+        let ended = json!({"terminated": {"exitCode": 1, "containerID": "c://a"}});
+        let status = json!({"name": "app", "restartCount": 7, "state": ended});
+        let pod = PodState::of(&json!({"status": {"containerStatuses": [status]}}));
+        let event = |node: &str, kind, exit_code| {
+            let entity = EntityRef {
+                node: node.into(),
+                container: "app".into(),
+                container_id: "a".into(),
+                pod_uid: "u".into(),
+                ..EntityRef::default()
+            };
+            let data = KubernetesData { exit_code, ..KubernetesData::default() };
+            let payload = Payload::Kubernetes(Box::new(data));
+            UnifiedEvent { kind, entity: Arc::new(entity.sealed()), payload, ..UnifiedEvent::default() }
+        };
+        let (ends, starts) = (EventKind::K8sContainerTerminated, EventKind::K8sContainerStarted);
+        let (teller, mut heard) = FailureTeller::new("n1", &Metrics::new());
+        let others = [event("n2", ends, 1), event("", ends, 1), event("n1", ends, 0), event("n1", starts, 1)];
+        teller.tell(&others, &pod);
+        assert!(heard.try_recv().is_err());
+        let offered = FAILED_MAX + 3;
+        teller.tell(&vec![event("n1", ends, 1); offered], &pod);
+        assert_eq!((heard.len() as u64 + teller.dropped.get(), heard.len()), (offered as u64, FAILED_MAX));
+        let first = heard.try_recv().unwrap();
+        assert_eq!((first.entity.node.as_str(), first.uid.as_str(), first.life), ("n1", "u", 7));
+        // There is room again.
+        teller.tell(&[event("n1", ends, 1)], &pod);
+        assert_eq!((heard.len(), teller.dropped.get()), (FAILED_MAX, 3));
     }
 }

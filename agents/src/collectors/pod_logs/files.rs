@@ -58,7 +58,9 @@ impl Life<'_> {
 
     fn is_sound(&self) -> bool {
         let is_name = |name: &str| {
-            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
+            // Of dots alone it leads to another directory.
+            name.chars().any(|c| c != '.')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
         };
         [self.namespace, self.pod, self.uid, self.container].iter().all(|name| is_name(name))
     }
@@ -79,19 +81,33 @@ pub fn last_bytes(logs: &Path, life: Life<'_>) -> Result<Vec<u8>, Unread> {
         .map_err(failed)?;
     let within = open(root.as_fd(), &directory, OFlags::DIRECTORY)?;
     let name = format_smolstr!("{}.log", life.number);
-    let mut bytes = match tail(within.as_fd(), &name, BYTES_MAX) {
+    let Tail { mut bytes, is_cut } = match tail(within.as_fd(), &name, BYTES_MAX) {
         // Between the renaming of the full file and the making of the next one.
-        Err(Unread::Absent(_)) => Vec::new(),
+        Err(Unread::Absent(_)) => Tail::default(),
         other => other?,
     };
-    if bytes.len() < BYTES_MAX
-        && let Some(rotated) = newest_rotated(&within, &name)
-    {
-        let mut before = tail(within.as_fd(), &rotated, BYTES_MAX - bytes.len())?;
-        before.append(&mut bytes);
-        bytes = before;
+    // What is before the middle of a file is not the end of the one before it.
+    if !is_cut && let Some(rotated) = newest_rotated(&within, &name) {
+        match tail(within.as_fd(), &rotated, BYTES_MAX.saturating_sub(bytes.len())) {
+            Ok(Tail { bytes: mut before, .. }) => {
+                before.append(&mut bytes);
+                bytes = before;
+            }
+            // What there is counts more than what was before it.
+            Err(_) if !bytes.is_empty() => {}
+            Err(error) => return Err(error),
+        }
     }
     if bytes.is_empty() { Err(Unread::Absent(format_smolstr!("{directory}/{name}"))) } else { Ok(bytes) }
+}
+
+/// The end of a file.
+#[derive(Default)]
+struct Tail {
+    /// From the beginning of an entry on.
+    bytes: Vec<u8>,
+    /// The file begins before them.
+    is_cut: bool,
 }
 
 fn open(within: BorrowedFd<'_>, path: &str, more: OFlags) -> Result<OwnedFd, Unread> {
@@ -105,8 +121,7 @@ fn open(within: BorrowedFd<'_>, path: &str, more: OFlags) -> Result<OwnedFd, Unr
     })
 }
 
-/// The last bytes of a file, from the beginning of an entry on.
-fn tail(within: BorrowedFd<'_>, name: &str, bytes_max: usize) -> Result<Vec<u8>, Unread> {
+fn tail(within: BorrowedFd<'_>, name: &str, bytes_max: usize) -> Result<Tail, Unread> {
     let fd = open(within, name, OFlags::empty())?;
     let failed = |error: Errno| Unread::Failed { path: name.into(), error };
     let stat = rustix::fs::fstat(&fd).map_err(failed)?;
@@ -125,7 +140,7 @@ fn tail(within: BorrowedFd<'_>, name: &str, bytes_max: usize) -> Result<Vec<u8>,
         let begins = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
         bytes.drain(..begins);
     }
-    Ok(bytes)
+    Ok(Tail { bytes, is_cut: from > 0 })
 }
 
 /// `0.log.20260101-000000`: the newest of those that are not packed.

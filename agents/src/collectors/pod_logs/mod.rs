@@ -25,6 +25,7 @@ use tapio_schemas::kind::{EventKind, EventSeverity, Source};
 use tapio_schemas::payload::{LogData, Payload};
 use tokio::sync::{Mutex, mpsc};
 
+use super::status::{CollectorState, CollectorStates};
 use crate::collectors::kubernetes::ends::FailedContainer;
 use crate::convert::Seed;
 use crate::convert::secrets::last_lines;
@@ -39,6 +40,9 @@ const TRIES: u32 = 4;
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often the collector says that it lives.
 const TICK: Duration = Duration::from_secs(1);
+/// An end that is older than this when it is heard of is history, and is not told as news: an agent that starts hears of all
+/// ends that stand in the status of a pod. Longer than it takes to watch again what was not to be seen for a while.
+const AGE_MAX: Duration = Duration::from_secs(300);
 /// OpenTelemetry's number for a warning: nobody knows how bad a line is that merely came last.
 const WARNING: u8 = 13;
 
@@ -53,6 +57,8 @@ pub struct Parts {
     pub clock: SharedClock,
     /// Where events go.
     pub sink: EventSink,
+    /// Where the state is told when it gets worse or better than at the start.
+    pub states: CollectorStates,
     /// Where it is counted.
     pub metrics: Metrics,
 }
@@ -72,22 +78,29 @@ impl Outcomes {
 /// # Errors
 /// When reading panics.
 pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
-    let Parts { config, failed, clock, sink, metrics } = parts;
+    let Parts { config, failed, clock, sink, states, metrics } = parts;
     let outcomes = Outcomes(metrics.shared(
         "pod_logs_containers",
-        "Failed containers, by what became of their last lines: read, absent, not_plain, failed, over_limit",
+        "Failed containers, by what became of their last lines: read, absent, not_plain, failed, old, over_limit",
     ));
     let mut failed = failed.lock().await;
     let mut budget = Budget { per_minute: config.per_minute, minute: 0, read: 0 };
-    let mut warned = false;
+    let (mut warned, mut degraded) = (false, false);
     loop {
         let next = tokio::select! {
             () = context.shutdown.wait() => return Ok(()),
             next = failed.recv() => next,
             () = clock.sleep(TICK) => { context.progress.tick(); continue }
         };
-        let Some(of) = next else { return wait(&context).await };
+        let Some(of) = next else {
+            states.set("pod_logs", deaf(&states));
+            return wait(&context).await;
+        };
         context.progress.tick();
+        if UnixNanos(clock.now_unix_nanos()).since(of.at) > AGE_MAX.as_nanos() as u64 {
+            outcomes.count("old");
+            continue;
+        }
         if !budget.takes(clock.monotonic()) {
             outcomes.count("over_limit");
             continue;
@@ -95,6 +108,9 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
         match read(&config.dir, &of, &context, &clock).await? {
             Ok(bytes) => {
                 outcomes.count("read");
+                if std::mem::take(&mut degraded) {
+                    states.set("pod_logs", CollectorState::Running);
+                }
                 let now = UnixNanos(clock.now_unix_nanos());
                 if sink.send(events(&of, &bytes, now)).await.is_err() {
                     return Ok(());
@@ -106,12 +122,26 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
                     Unread::NotPlain(_) => "not_plain",
                     Unread::Failed { .. } => "failed",
                 });
+                // The others are a matter of one container.
+                if matches!(unread, Unread::Failed { .. }) && !std::mem::replace(&mut degraded, true) {
+                    states.set("pod_logs", CollectorState::Degraded(unread.to_string()));
+                }
                 if !warned && !matches!(unread, Unread::Absent(_)) {
                     warned = true;
                     tracing::warn!(%unread, "the last lines of a failed container are not told");
                 }
             }
         }
+    }
+}
+
+/// The state of who hears of no failures, because the collector that would tell of them does not run.
+fn deaf(states: &CollectorStates) -> CollectorState {
+    let says = |reason: &str| format!("nobody tells of failed containers: {reason}");
+    match states.all().get("kubernetes") {
+        Some(CollectorState::Disabled(reason)) => CollectorState::Disabled(says(reason)),
+        Some(CollectorState::Degraded(reason)) => CollectorState::Degraded(says(reason)),
+        _ => CollectorState::Degraded(says("the kubernetes collector does not run")),
     }
 }
 
@@ -176,7 +206,8 @@ impl Budget {
     }
 }
 
-/// What the bytes of a failed container's log tell: all of the last lines, then each that differs.
+/// What the bytes of a failed container's log tell: all of the last lines, then each that differs. The ids are those of the end:
+/// whenever it is told again, it is the same.
 pub fn events(of: &FailedContainer, bytes: &[u8], observed_at: UnixNanos) -> Vec<UnifiedEvent> {
     let text = cri::lines(bytes).join(&b'\n');
     let lines = last_lines(&text);
@@ -204,7 +235,7 @@ fn event(of: &FailedContainer, kind: EventKind, body: SmolStr, observed_at: Unix
         .text(&of.entity.container)
         .number(of.life.into())
         .text(&body)
-        .event(at);
+        .event(of.at);
     let data = LogData { severity_number: WARNING, body, ..LogData::default() };
     UnifiedEvent {
         id,
