@@ -94,14 +94,44 @@ fn full_tables_are_drops_by_their_reason_over_all_processors() {
         "entries  allocs destroys  unresolved_discards table_fulls\n00000401 00000002 00000003 00000000 00000010\n\
          00000401 00000002 00000003 00000000 00000002\n",
     );
-    write(
-        "stat/nf_conntrack",
-        "entries insert_failed drop early_drop\n0003ffff 00000001 000000ff 00000000\n",
-    );
     let config = NetworkConfig { dir: place.path().into(), ..NetworkConfig::default() };
     let drops = stack_drops(&sample(&mut Sampler::new(&config, std::sync::Arc::default())));
-    let expected = [("conntrack_full", 255.0), ("neighbour_table_full", 18.0), ("packet_too_big", 7.0)];
+    let expected = [("neighbour_table_full", 18.0), ("packet_too_big", 7.0)];
     assert_eq!(drops, expected.map(|(reason, count)| (reason.to_owned(), count)).into());
+}
+
+#[test]
+fn only_a_table_of_connections_without_room_is_full() {
+    let proc = tempfile::tempdir().unwrap();
+    let net = proc.path().join("1/net");
+    std::fs::create_dir_all(net.join("stat")).unwrap();
+    std::fs::write(net.join("dev"), "titles\ntitles\n").unwrap();
+    // Two processors: entries are of the table and stand in both lines, drops are of each.
+    let counts = |entries: u32, drops: u32| {
+        let line = |drops: u32| format!("{entries:08x} 00000001 {drops:08x} 00000000\n");
+        let text = format!("entries insert_failed drop early_drop\n{}{}", line(drops), line(5));
+        std::fs::write(net.join("stat/nf_conntrack"), text).unwrap();
+    };
+    let config = NetworkConfig { dir: net.clone(), ..NetworkConfig::default() };
+    let mut sampler = Sampler::new(&config, std::sync::Arc::default());
+    let mut told = |entries, drops| {
+        counts(entries, drops);
+        let drops = stack_drops(&sample(&mut sampler));
+        assert_eq!(drops.len(), 2, "{drops:?}");
+        (drops["conntrack_full"], drops["conntrack_drop"])
+    };
+    // What was before the collector began is nobody's news, and without the room nobody can say why it was.
+    assert_eq!(told(1000, 255), (0.0, 0.0));
+    assert_eq!(told(1000, 258), (0.0, 3.0));
+    std::fs::create_dir_all(proc.path().join("sys/net/netfilter")).unwrap();
+    std::fs::write(proc.path().join("sys/net/netfilter/nf_conntrack_max"), "1000\n").unwrap();
+    assert_eq!(told(500, 260), (0.0, 5.0), "two packets of one connection");
+    assert_eq!(told(950, 360), (100.0, 5.0));
+    assert_eq!(told(700, 370), (110.0, 5.0), "it was full at the beginning of that time");
+    assert_eq!(told(700, 371), (110.0, 6.0));
+    // The counters begin anew, and go on from there.
+    assert_eq!(told(1000, 0), (110.0, 6.0));
+    assert_eq!(told(1000, 1), (111.0, 6.0));
 }
 
 #[test]
@@ -131,8 +161,12 @@ fn interfaces_are_limited_and_the_machines_own_come_first() {
         ("eth0", "transmit", 8.0),
     ];
     assert_eq!(drops, expected.map(|(name, direction, n)| (name.to_owned(), direction.to_owned(), n)));
-    assert_eq!(sampler.left_out(), 2);
+    assert_eq!((sampler.left_out(), sampler.leaves_out_own()), (2, false));
     assert!(stack_drops(&events).is_empty(), "what is not counted is absent");
+    let config = NetworkConfig { interfaces_max: 1, ..config };
+    let mut sampler = Sampler::new(&config, std::sync::Arc::default());
+    sample(&mut sampler);
+    assert_eq!((sampler.left_out(), sampler.leaves_out_own()), (3, true));
 }
 
 #[test]

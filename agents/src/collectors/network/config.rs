@@ -17,7 +17,7 @@ pub struct NetworkConfig {
     /// Time between two samples. Default 5 s.
     pub interval: HumanDuration,
     /// Interfaces sampled; further ones are counted and left out. Default 64. Those with a name that only a container's
-    /// end has (`veth…`, `cali…`) come last.
+    /// end has (`veth…`, `cali…`) come last; that some of them are left out is no fault of the collector.
     pub interfaces_max: usize,
 }
 

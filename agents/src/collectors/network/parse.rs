@@ -51,6 +51,12 @@ pub fn per_processor(text: &str, name: &str) -> Option<u64> {
     lines.map(of_line).sum()
 }
 
+/// The same of the first processor alone: of a column that says the same in each line.
+pub fn first_processor(text: &str, name: &str) -> Option<u64> {
+    let two: Vec<&str> = text.lines().take(2).collect();
+    per_processor(&two.join("\n"), name).filter(|_| two.len() == 2)
+}
+
 /// One interface of `dev`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {

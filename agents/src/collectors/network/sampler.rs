@@ -12,7 +12,9 @@ use tapio_schemas::kind::{EventKind, EventSeverity, Source};
 use tapio_schemas::payload::{MetricData, MetricKind, Payload};
 
 use super::config::NetworkConfig;
-use super::parse::{Direction, Interface, Table, interfaces, per_processor, softnet_dropped};
+use super::parse::{
+    Direction, Interface, Table, first_processor, interfaces, per_processor, softnet_dropped,
+};
 
 /// Packets that the stack itself dropped: why, and which counters say so. The second is contained in the first.
 const STACK_DROPS: [(&str, &str, &str, Option<&str>); 9] = [
@@ -27,11 +29,16 @@ const STACK_DROPS: [(&str, &str, &str, Option<&str>); 9] = [
     ("packet_too_big", "Ip", "FragFails", None),
 ];
 /// The same, of the tables of `stat/`, by table and column. The room for neighbours is one for all network namespaces.
-const TABLE_DROPS: [(&str, &str, &str); 3] = [
+const TABLE_DROPS: [(&str, &str, &str); 2] = [
     ("neighbour_table_full", "arp_cache", "table_fulls"),
     ("neighbour6_table_full", "ndisc_cache", "table_fulls"),
-    ("conntrack_full", "nf_conntrack", "drop"),
 ];
+/// Packets for which the table of connections took no entry.
+const CONNTRACK: &str = "stat/nf_conntrack";
+/// Room in that table, below the mount of proc in which the counters stand.
+const CONNTRACK_MAX: &str = "sys/net/netfilter/nf_conntrack_max";
+/// Share of the room from which a drop is put down to the want of it: below it entries are refused for other reasons.
+const CONNTRACK_NEAR_FULL: f64 = 0.9;
 /// Further counters: metric, unit, and where they stand.
 const TCP: [(&str, &str, &str); 4] = [
     ("system.network.tcp.segments.sent", "{segment}", "OutSegs"),
@@ -51,7 +58,32 @@ pub struct Sampler {
     interfaces_max: usize,
     node: Arc<EntityRef>,
     left_out: usize,
+    leaves_out_own: bool,
     blind: Option<String>,
+    connections: Connections,
+}
+
+/// Drops of the table of connections since the first sample, by why.
+#[derive(Default)]
+struct Connections {
+    /// The kernel's counter, and whether the table was almost full.
+    before: Option<(u64, bool)>,
+    /// While it was.
+    full: u64,
+    /// While it was not, or nobody could tell.
+    other: u64,
+}
+
+impl Connections {
+    /// The counter has come to `dropped`.
+    fn take(&mut self, dropped: u64, is_full: bool) {
+        if let Some((before, was_full)) = self.before {
+            let grown = dropped.saturating_sub(before);
+            // It may have been full at either end of the time between two samples.
+            *(if is_full || was_full { &mut self.full } else { &mut self.other }) += grown;
+        }
+        self.before = Some((dropped, is_full));
+    }
 }
 
 impl Sampler {
@@ -63,7 +95,8 @@ impl Sampler {
             Ok(_) => (config.dir.clone(), None),
             Err(error) => (PathBuf::from(SELF), blind(&config.dir, &file, &error)),
         };
-        Self { dir, interfaces_max, node, left_out, blind }
+        let (leaves_out_own, connections) = (false, Connections::default());
+        Self { dir, interfaces_max, node, left_out, leaves_out_own, blind, connections }
     }
 
     /// Why these are not the counters of the machine; `None` when they are, or may be.
@@ -79,6 +112,11 @@ impl Sampler {
     /// Interfaces left out by `interfaces_max` in the last sample.
     pub fn left_out(&self) -> usize {
         self.left_out
+    }
+
+    /// True when interfaces that are not those of containers were among them.
+    pub fn leaves_out_own(&self) -> bool {
+        self.leaves_out_own
     }
 
     /// One sample.
@@ -100,6 +138,12 @@ impl Sampler {
                 writer.stack_drop(reason, count);
             }
         }
+        let table = read(CONNTRACK);
+        if let Some(count) = per_processor(&table, "drop") {
+            self.connections.take(count, is_almost_full(&self.dir, &table));
+            writer.stack_drop("conntrack_full", self.connections.full);
+            writer.stack_drop("conntrack_drop", self.connections.other);
+        }
         if let Some(count) = softnet_dropped(&softnet) {
             writer.stack_drop("softnet_backlog_full", count);
         }
@@ -112,11 +156,24 @@ impl Sampler {
         // A stable sort: the machine's own first, in the order of the kernel.
         all.sort_by_key(|interface| is_of_container(&interface.name));
         let over = all.len().saturating_sub(self.interfaces_max);
+        let own = all.iter().filter(|interface| !is_of_container(&interface.name)).count();
         all.truncate(self.interfaces_max);
         all.iter().for_each(|interface| writer.interface(interface));
         let out = writer.out;
         self.left_out = over;
+        self.leaves_out_own = own > self.interfaces_max;
         out
+    }
+}
+
+/// Whether the table of connections of the namespace has hardly any room left; false where nobody can tell.
+fn is_almost_full(dir: &Path, table: &str) -> bool {
+    // `<proc>/<process>/net`. The room is the same for all namespaces, the entries are those of the one that is read.
+    let max = dir.ancestors().nth(2).and_then(|proc| fs::read_to_string(proc.join(CONNTRACK_MAX)).ok());
+    let max: Option<u64> = max.and_then(|max| max.trim().parse().ok());
+    match (first_processor(table, "entries"), max) {
+        (Some(entries), Some(max)) if max > 0 => entries as f64 >= CONNTRACK_NEAR_FULL * max as f64,
+        _ => false,
     }
 }
 
