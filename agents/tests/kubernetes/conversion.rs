@@ -278,6 +278,36 @@ fn the_clock_of_the_api_may_be_ahead() {
 }
 
 #[test]
+fn another_reason_for_the_same_status_is_told_as_of_when_it_is_seen() {
+    let scaler = |status: &str, reason: &str, since: &str| {
+        json!({"kind": "HorizontalPodAutoscaler", "metadata": {"name": "api", "namespace": "shop", "uid": "h"},
+            "status": {"conditions": [{"type": "ScalingLimited", "status": status, "reason": reason,
+                "lastTransitionTime": format!("2030-01-01T{since}Z")}]}})
+    };
+    let too_few = scaler("True", "TooFewReplicas", "08:00:00");
+    for (before, after, told_at) in [
+        // It has been at its lower bound since the morning, and is at its upper one just now.
+        (&too_few, scaler("True", "TooManyReplicas", "08:00:00"), NOW),
+        (&scaler("True", "TooManyReplicas", "08:00:00"), too_few.clone(), NOW),
+        // In between it was well, unseen.
+        (&too_few, scaler("True", "TooManyReplicas", "10:30:00"), "10:30:00"),
+        (
+            &scaler("False", "DesiredWithinRange", "08:00:00"),
+            scaler("True", "TooManyReplicas", "10:30:00"),
+            "10:30:00",
+        ),
+    ] {
+        let events = Cluster::after(std::slice::from_ref(before)).sees(WatchType::Modified, &after);
+        let times: Vec<UnixNanos> = events.iter().map(|event| event.timestamp).collect();
+        assert_eq!(
+            (kinds_of(&events), times),
+            (vec![EventKind::K8sObjectChanged], vec![at(told_at)]),
+            "{after}"
+        );
+    }
+}
+
+#[test]
 fn what_is_no_object_is_refused() {
     let mut cluster = Cluster::new();
     for value in
@@ -314,6 +344,23 @@ fn a_list_that_lacks_an_object_means_that_it_was_deleted() {
     assert_eq!(kinds_of(&gone), [EventKind::K8sObjectDeleted]);
     assert_eq!((gone[0].entity.pod_uid.as_str(), cluster.0.len()), (UID, 1), "the node was not in question");
     assert!(cluster.0.list_ends(at(NOW), "Pod").is_empty());
+}
+
+#[test]
+fn what_is_deleted_while_a_list_is_under_way_was_not_in_it() {
+    let pods = PodIndex::new(ManualClock::new(0).shared());
+    let mut tracker = Tracker::new("c", Some(pods.clone()));
+    tracker.list_begins("Pod");
+    let mut sees = |what, pod: &Value| kinds_of(&tracker.object(at(NOW), UnixNanos(0), what, pod).unwrap());
+    sees(WatchType::Added, &pod(1));
+    assert_eq!(sees(WatchType::Deleted, &pod(2)), [EventKind::K8sObjectDeleted]);
+    // An end of the one before, that comes late, is not the end of the one that has its name.
+    let mut next = pod(4);
+    next["metadata"]["uid"] = json!("another");
+    sees(WatchType::Added, &next);
+    assert_eq!(sees(WatchType::Deleted, &pod(3)), []);
+    assert_eq!(kinds_of(&tracker.list_ends(at(NOW), "Pod")), []);
+    assert_eq!(tracker.len(), 1);
 }
 
 #[test]

@@ -80,7 +80,14 @@ async fn answer(State(api): State<Api>, uri: Uri) -> Response<Body> {
         "0" => usize::MAX,
         limit => limit.parse().unwrap(),
     };
-    let list = if plural == "pods" { page(pods, from, limit) } else { json!({"kind": "List", "items": []}) };
+    let elsewhere = json!({"metadata": {"name": "web", "namespace": "bank", "uid": "web"}, "spec": {}});
+    let list = match plural.as_str() {
+        "pods" => page(pods, from, limit),
+        "services" if uri.path().contains("/namespaces/bank/") => {
+            json!({"kind": "List", "items": [elsewhere]})
+        }
+        _ => json!({"kind": "List", "items": []}),
+    };
     let text = list.to_string();
     match fault {
         None => Response::new(Body::from(text)),
@@ -214,7 +221,7 @@ async fn a_forbidden_kind_is_named_with_its_permission_and_the_rest_is_there() {
     assert!(!absent.forbidden);
 }
 
-/// What is told to be stuck and why, beside a route from outside to a Service of the namespace, which has none.
+/// What is told to be stuck and why, beside a route from outside to a Service of `shop`, which has none; `bank` has one.
 async fn stuck_beside_a_route(faults: &'static [Fault], namespace: Option<&str>) -> Vec<String> {
     let mut snapshot = Api::with(1, &[("services", faults)]).listing(namespace, None).await.snapshot;
     let backend = json!({"service": {"name": "web", "port": {"number": 80}}});

@@ -53,6 +53,23 @@ async fn a_list_that_streams_goes_on_as_a_watch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_while_its_list_streams_is_told_to_be_gone() {
+    let (server, address) = Server::start_open().await;
+    server.allow_streams();
+    add(&server, 1..=2);
+    let line = |what: &str, version| json!({"type": what, "object": numbered(9, version)}).to_string();
+    server.meet("pods", [Fault::Line(format!("{}\n{}", line("ADDED", 8), line("DELETED", 9)))]);
+    let mut running = Running::start(address, WatchScope::Cluster).await;
+    running.wait_for(EventKind::K8sObjectAdded, 3).await;
+    running.wait_for(EventKind::K8sObjectDeleted, 1).await;
+    assert_eq!((server.requests().lists, server.asked("pods").len()), (0, 1), "one stream");
+    let events = running.stop().await;
+    let gone = events.iter().filter(|event| event.kind == EventKind::K8sObjectDeleted);
+    let gone: Vec<String> = gone.map(|event| event.entity.pod.to_string()).collect();
+    assert_eq!((added(&events), gone), ([expected(1..=2), expected(9..=9)].concat(), expected(9..=9)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_whose_streams_never_come_to_an_end_comes_in_pages() {
     let (server, address) = Server::start_open().await;
     server.allow_streams();

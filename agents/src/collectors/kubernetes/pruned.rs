@@ -1,8 +1,9 @@
 //! An object out of JSON without what nobody asks: it is never held, not even for a moment.
 //!
-//! Left out are the fields of managers (which parts of the object they are in is kept), the copy that `kubectl apply` makes of the whole object, schemas of custom
-//! resources and the images of a node. Of ConfigMaps and Secrets each value becomes its hash while it is read. Texts beyond
-//! [`TEXT_BYTES_MAX`] become their beginning and a hash, so that a change of them is still seen.
+//! Left out are the fields of managers (which parts of the object they are in is kept), the copy that `kubectl apply` makes
+//! of the whole object, schemas of custom resources and the images of a node. Of ConfigMaps and Secrets each value becomes
+//! its hash while it is read. Texts beyond [`TEXT_BYTES_MAX`] become their beginning and a hash, so that a change of them is
+//! still seen.
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -36,12 +37,14 @@ impl Place {
     /// Where the value of a key stands; none for what is left out.
     fn below(self, key: &str) -> Option<Self> {
         match (self, key) {
+            // Before all others: what is in there is named as its owner likes.
+            (Self::Data, _) => Some(Self::Data),
             (_, "fieldsV1") => Some(Self::Managed),
             (_, "openAPIV3Schema") | (Self::Annotations, APPLIED) | (Self::Status, "images") => None,
             (Self::Object, "items") => Some(Self::Object),
             (Self::Object, "metadata") => Some(Self::Metadata),
             (Self::Object, "status") => Some(Self::Status),
-            (Self::Object, "data" | "binaryData" | "stringData") | (Self::Data, _) => Some(Self::Data),
+            (Self::Object, "data" | "binaryData" | "stringData") => Some(Self::Data),
             (Self::Metadata, "annotations") => Some(Self::Annotations),
             _ => Some(Self::Other),
         }
@@ -174,6 +177,17 @@ mod tests {
         assert_ne!(one["data"]["password"], other["data"]["password"]);
         assert_eq!(one["data"]["same"], other["data"]["same"]);
         assert_eq!(one["data"]["password"].as_str().unwrap().len(), 32);
+    }
+
+    #[test]
+    fn a_value_is_hashed_whatever_its_key_is_called() {
+        for key in ["fieldsV1", "images", "openAPIV3Schema", "data", "metadata", APPLIED] {
+            for place in ["data", "binaryData", "stringData"] {
+                let held = read(&json!({"kind": "Secret", place: {key: "aHVudGVyMg=="}}));
+                let value = held[place][key].as_str().unwrap_or_default();
+                assert!(value.len() == 32 && !value.contains("aHVudGVyMg"), "{held}");
+            }
+        }
     }
 
     #[test]

@@ -271,7 +271,8 @@ impl Reflector {
                 Line::TooLong(bytes) => return Err(too_long(bytes).into()),
                 Line::Text(text) => match self.read(&text)? {
                     Message::Changed(said, _) => self.say(Change::Listed(said)).await?,
-                    Message::Deleted(..) => {}
+                    // It was in the list, and is deleted before the list is at its end.
+                    Message::Deleted(said, _) => self.say(Change::Deleted(said)).await?,
                     Message::Bookmark { version, ends_list: true } => return Ok(version),
                     Message::Bookmark { .. } => self.say(Change::Alive).await?,
                 },

@@ -79,6 +79,11 @@ impl Standings {
                 let is_first = !matches!(before, WatchState::Live);
                 (if is_first { WatchState::Listing } else { before }, String::new())
             }
+            // While a list is under way.
+            Change::Deleted(_) if before == WatchState::Listing => {
+                standing.heard_at = now;
+                (before, String::new())
+            }
             Change::ListEnds | Change::Applied(_) | Change::Deleted(_) | Change::Alive => {
                 standing.heard_at = now;
                 (WatchState::Live, String::new())

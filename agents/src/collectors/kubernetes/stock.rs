@@ -94,10 +94,11 @@ impl Stock {
         Some(object)
     }
 
-    /// True when what is not there of this kind is known not to be: others of it are, and no list was cut short before any was
-    /// complete.
+    /// True when what is not there of this kind is known not to be, in whatever namespace: others of it are, and no list was cut
+    /// short before any was complete, nor was it of one namespace alone.
     pub fn knows(&self, kind: &str) -> bool {
-        let is_readable = self.lists.get(kind).is_none_or(|list| list.was_complete);
+        let is_whole = |list: &List| list.was_complete && list.only.is_none();
+        let is_readable = self.lists.get(kind).is_none_or(is_whole);
         is_readable && self.counts.contains_key(kind)
     }
 
@@ -129,6 +130,13 @@ impl Stock {
     pub fn note_listed(&mut self, key: &Key) {
         if let Some(seen) = self.lists.get_mut(&key.0).and_then(|list| list.seen.as_mut()) {
             seen.insert(key.clone());
+        }
+    }
+
+    /// Takes it back: the object was deleted while its list is under way.
+    pub fn note_deleted(&mut self, key: &Key) {
+        if let Some(seen) = self.lists.get_mut(&key.0).and_then(|list| list.seen.as_mut()) {
+            seen.remove(key);
         }
     }
 
@@ -230,8 +238,14 @@ mod tests {
         assert!(!stock.knows_in("Service", &shop));
         stock.was_listed(&"Service".into(), Some(&shop));
         assert!(stock.knows_in("Service", &shop) && !stock.knows_in("Service", &bank));
+        // Neither does one of its objects that is known from there.
+        let service =
+            json!({"kind": "Service", "metadata": {"name": "api", "namespace": "shop"}, "spec": {}});
+        let service = Summary::of(&service).unwrap();
+        stock.insert(key_of(&service), service);
+        assert!(!stock.knows("Service"));
         stock.was_listed(&"Service".into(), None);
-        assert!(stock.knows_in("Service", &bank));
+        assert!(stock.knows_in("Service", &bank) && stock.knows("Service"));
         // One that is under way for the first time says nothing yet.
         stock.list_begins("Secret");
         assert!(!stock.knows_in("Secret", &shop));

@@ -94,11 +94,17 @@ impl Tracker {
     ) -> Vec<UnifiedEvent> {
         let mut events = self.overdue(observed_at);
         let key = key_of(&new);
-        self.objects.note_listed(&key);
-        if self.objects.is_listing(&new.kind) {
+        let is_deleted = watch_type == WatchType::Deleted;
+        if !is_deleted {
+            self.objects.note_listed(&key);
+        }
+        if !is_deleted && self.objects.is_listing(&new.kind) {
             self.versions.listed(&new);
         } else if self.versions.is_outdated(watch_type, &new, self.objects.get(&key)) {
             return events;
+        }
+        if is_deleted {
+            self.objects.note_deleted(&key);
         }
         Consequences::complete(&mut new, &self.objects);
         let mut previous = self.objects.remove(&key);
@@ -116,7 +122,7 @@ impl Tracker {
         self.update_pods(watch_type, &new);
         self.consequences.note(observed_at, watch_type, &new, previous.as_ref(), &self.objects);
         let service = self.consequences.service_of(&new);
-        if watch_type == WatchType::Deleted {
+        if is_deleted {
             self.owners.forget(&new);
             self.versions.deleted(&new);
         } else {

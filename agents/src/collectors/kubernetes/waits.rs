@@ -1,7 +1,8 @@
 //! What objects wait for that is not there: a route its backends, an init container a Service, a machine that is emptied
 //! the pods that may not be evicted.
 //!
-//! A thing is called absent only where others of its kind are known, so that a kind that nobody may list is never missed.
+//! A thing is called absent only where its kind was listed to the end, or, without any lists, where others of it are known:
+//! of a kind that nobody may list nothing is ever missed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -62,8 +62,12 @@ pub(super) fn changes(out: &mut Changes<'_>, previous: Option<&Summary>, watch_t
         if has_ended && !out.is_news(condition.since, previous) {
             continue;
         }
-        // What is wrong since long is told as of now: an old time would be dropped as old news.
-        let at = condition.since.filter(|_| previous.is_some() || has_ended);
+        // What is wrong since long is told as of now: an old time would be dropped as old news. So is a new reason for the same
+        // status, of which nobody says since when it is: the condition's time is that of its status.
+        let is_as_before =
+            |before: &Condition| (&before.status, before.since) == (&condition.status, condition.since);
+        let is_own_time = !before.is_some_and(is_as_before) && (previous.is_some() || has_ended);
+        let at = condition.since.filter(|_| is_own_time);
         push(out, condition, before, at);
     }
 }

@@ -61,7 +61,10 @@ pub struct Snapshot {
     selector: Option<Selector>,
     selected: BTreeSet<Named>,
     listed: BTreeSet<Listed>,
+    /// Objects beyond the limit.
     left_out: u64,
+    /// Events beyond theirs.
+    events_left_out: u64,
 }
 
 /// A kind of which all was listed, and the only namespace of which it was; none for all.
@@ -103,7 +106,7 @@ impl Snapshot {
         if self.events.len() < EVENTS_MAX {
             self.events.push(told);
         } else {
-            self.left_out += 1;
+            self.events_left_out += 1;
         }
     }
 
@@ -118,6 +121,7 @@ impl Snapshot {
     /// Puts another part of the same cluster to this one.
     pub fn merge(&mut self, other: Self) {
         self.left_out += other.left_out;
+        self.events_left_out += other.events_left_out;
         self.newest = self.newest.max(other.newest);
         let room = OBJECTS_MAX.saturating_sub(self.objects.len());
         self.left_out += other.objects.len().saturating_sub(room) as u64;
@@ -154,7 +158,7 @@ impl Snapshot {
 
     /// Objects and Events beyond the limits.
     pub fn left_out(&self) -> u64 {
-        self.left_out
+        self.left_out + self.events_left_out
     }
 
     /// What the selector matches, with the owners.
@@ -172,7 +176,7 @@ impl Snapshot {
 
     /// The events of the hour before `now`, in the order of their times.
     pub fn into_events(self, cluster: &str, now: UnixNanos) -> Vec<UnifiedEvent> {
-        // What is beyond the limits may be of any kind.
+        // The objects beyond the limit may be of any kind.
         let listed = if self.left_out == 0 { self.listed } else { BTreeSet::new() };
         timeline::events(self.objects, self.events, &listed, cluster, now)
     }
