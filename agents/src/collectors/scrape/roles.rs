@@ -233,7 +233,8 @@ fn of_core_dns(now: &Tally, before: &Tally, out: &mut Readings) {
         (Some(now), None) => now,
         _ => now.growth(before, name).unwrap_or(0.0),
     };
-    if before.sum("answered").is_some() {
+    // A name server counts each kind of answer from its first one on: any of them says that it was counted before.
+    if ["answered", "unknown", "failed"].iter().any(|name| before.sum(name).is_some()) {
         let (failed, unknown, found) = (grown("failed"), grown("unknown"), grown("answered"));
         if failed + unknown + found >= COUNT_MIN {
             out.add("dns.failed.share", "1", Some(failed / (failed + unknown + found)));
@@ -345,6 +346,23 @@ mod tests {
         assert_eq!(ratio(&text(400, 1300, 0)), Some(4.0));
         assert_eq!(ratio(&text(100, 1200, 0)), Some(1100.0), "of a ratio to nothing the number is told");
         assert_eq!(ratio(&text(120, 300, 0)), None, "too few to matter");
+    }
+
+    #[test]
+    fn a_name_service_that_never_found_a_name_fails_all_the_same() {
+        let role = Role::CoreDns;
+        for rcode in ["SERVFAIL", "NXDOMAIN"] {
+            let text = |count: u32| format!("coredns_dns_responses_total{{rcode=\"{rcode}\"}} {count}\n");
+            let readings = role.readings(&tally(role, &text(500)), Some(&tally(role, &text(100))), 0);
+            let expected = if rcode == "SERVFAIL" { 1.0 } else { 0.0 };
+            assert_eq!(value(&readings, "dns.failed.share"), Some(expected), "{rcode}");
+        }
+        let silent = role.readings(
+            &tally(role, "coredns_dns_responses_total{rcode=\"SERVFAIL\"} 400\n"),
+            Some(&Tally::default()),
+            0,
+        );
+        assert_eq!(value(&silent, "dns.failed.share"), None, "nobody knows since when");
     }
 
     #[test]
