@@ -116,7 +116,7 @@ fn secret(line: &str, lower: &str, at: usize, word: &Range<usize>) -> Option<Ran
     }
     let is_inside = lower[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
     if let Some(scheme) = SCHEMES.iter().find(|scheme| !is_inside && here.starts_with(**scheme)) {
-        return of_scheme(line, at + scheme.len());
+        return of_scheme(line, lower, at + scheme.len());
     }
     let key = KEYS.iter().find(|key| here.starts_with(**key))?;
     of_key(line, lower, at + key.len(), word)
@@ -140,20 +140,21 @@ fn of_url(line: &str, begins: usize, ends: usize) -> Option<Range<usize>> {
 }
 
 /// `Bearer x`
-fn of_scheme(line: &str, after: usize) -> Option<Range<usize>> {
+fn of_scheme(line: &str, lower: &str, after: usize) -> Option<Range<usize>> {
     let tail = &line[after..];
     let gap = tail.find(|c: char| c.is_whitespace() || c.is_alphanumeric())?;
     let said = tail[gap..].trim_start();
     let begins = line.len() - said.len();
     let ends = end_of_word(line, begins);
-    (begins > after + gap && has_text(&line[begins..ends])).then_some(begins..ends)
+    let is_said = begins > after + gap && has_text(&line[begins..ends]);
+    is_said.then(|| begins..further(line, lower, begins, ends))
 }
 
 /// `password=x`, `"token" : "x y"`, `--secret x`; a name ends at `after` or goes on there.
 fn of_key(line: &str, lower: &str, after: usize, word: &Range<usize>) -> Option<Range<usize>> {
     let tail = &line[after..];
-    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '"' | '\'' | '\\');
-    let gap = tail.find(|c: char| !is_of_name(c)).filter(|gap| *gap <= NAME_BYTES_MAX)?;
+    let is_of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'"' | b'\'' | b'\\');
+    let gap = tail.bytes().take(NAME_BYTES_MAX + 1).position(|byte| !is_of_name(byte))?;
     let (name, tail) = tail.split_at(gap);
     let is_whole = !has_text(name);
     let said = match tail.trim_start().strip_prefix(['=', ':']) {
@@ -166,20 +167,24 @@ fn of_key(line: &str, lower: &str, after: usize, word: &Range<usize>) -> Option<
     let begins = line.len() - said.len();
     let is_adjacent = !line[after..begins].contains(char::is_whitespace);
     // With a gap it must be the name of a secret itself: `secretName: db` is none.
-    let mut ends =
+    let ends =
         Some(begins).filter(|_| is_adjacent || is_whole).and_then(|_| value(line, begins, is_adjacent))?;
-    // `Authorization: Bearer x` says what follows by itself; of `Authorization: token x` all is masked.
-    let mut last = bare(&lower[begins..ends]);
-    if SCHEMES.contains(&last) {
-        return None;
+    // `Authorization: Bearer x` says what follows by itself.
+    let is_scheme = SCHEMES.contains(&bare(&lower[begins..ends]));
+    (!is_scheme).then(|| begins..further(line, lower, begins, ends))
+}
+
+/// End of a secret that may announce one itself: of `Authorization: token x` all is masked.
+fn further(line: &str, lower: &str, begins: usize, ends: usize) -> usize {
+    let (mut begins, mut ends) = (begins, ends);
+    while KEYS.iter().any(|key| bare(&lower[begins..ends]).ends_with(key)) {
+        let rest =
+            line[ends..].trim_start_matches(|c: char| c.is_whitespace() || matches!(c, '=' | ':' | '>'));
+        begins = line.len() - rest.len();
+        let Some(next) = value(line, begins, false) else { break };
+        ends = next;
     }
-    while KEYS.iter().any(|key| last.ends_with(key)) {
-        let next = line.len() - line[ends..].trim_start().len();
-        let Some(further) = value(line, next, false) else { break };
-        last = bare(&lower[next..further]);
-        ends = further;
-    }
-    Some(begins..ends)
+    ends
 }
 
 /// End of the value that begins there: its closing quote, else the end of the word, or of its part of a list of pairs when it
@@ -250,6 +255,8 @@ fn masked_runs(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -285,6 +292,24 @@ mod tests {
             ("tab password\t=\thunter2", "tab password\t=\t***"),
         ] {
             assert_eq!(masked(line), expected);
+        }
+    }
+
+    proptest! {
+        /// A quote that is open before it may be closed by that of the password: there is none.
+        #[test]
+        fn whatever_surrounds_a_password_it_is_not_told(
+            before in "([a-zé :=,&\\\\-]|token|bearer |://|@){0,12}",
+            sign in "( ?[:=] ?\"?|\": \"|=)",
+            after in "([a-zé :=,&\"'\\\\-]|secret|://|@){0,12}",
+        ) {
+            let line = format!("{before} password{sign}hunter2 {after}");
+            prop_assert!(!masked(&line).contains("hunter2"), "{line} → {}", masked(&line));
+        }
+
+        #[test]
+        fn no_text_carries_control_characters(text in "(\\PC|\u{1b}|\u{9b}|\\[|;|m|\\]|\t|\r|\n|\u{7}){0,40}") {
+            prop_assert!(last_lines(text.as_bytes()).iter().all(|line| !line.contains(char::is_control)));
         }
     }
 
