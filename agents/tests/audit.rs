@@ -153,7 +153,10 @@ async fn with_a_certificate_only_tls_is_spoken() {
     (config.audit.token_file, config.audit.tls_certificate) = (Some(token), Some(certificate));
     let error = NodeAgent::start(config.clone(), support::parts(&nats).await).await.err().expect("a refusal");
     let said = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-    assert!(said.contains("one is not set: set both or neither"), "{error}: {said}");
+    assert!(
+        said.contains("audit.tls_key: it is not set, and audit.tls_certificate is: set both or neither"),
+        "{error}: {said}"
+    );
     config.audit.tls_key = Some(key.clone());
     let agent = support::start(&nats, config).await;
     let address = agent.audit().expect("it listens");

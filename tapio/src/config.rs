@@ -101,6 +101,10 @@ impl TapioConfig {
                 return Err(ConfigError::Unusable { key: key.to_owned(), message });
             }
         }
+        self.agent.audit.check().map_err(|(key, message)| ConfigError::Unusable {
+            key: format!("agent.audit.{key}"),
+            message: message.to_owned(),
+        })?;
         self.storage.check().map_err(|(key, message)| ConfigError::Unusable {
             key: format!("storage.{key}"),
             message: message.to_owned(),
@@ -156,6 +160,16 @@ mod tests {
         let args =
             RunArgs { data_dir: Some(PathBuf::new()), config: Some(PathBuf::new()), ..RunArgs::default() };
         assert_eq!(TapioConfig::load(&args).unwrap().data_dir, default_data_dir());
+    }
+
+    #[test]
+    fn half_a_tls_configuration_is_refused_with_the_key_that_is_missing() {
+        for (set, missing) in [("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")] {
+            let overrides = vec![format!("agent.audit.{set}=/etc/tapio/tls.pem")];
+            let error = TapioConfig::load(&RunArgs { overrides, ..RunArgs::default() }).unwrap_err();
+            let ConfigError::Unusable { key, .. } = &error else { panic!("{error}") };
+            assert_eq!(*key, format!("agent.audit.{missing}"));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Configuration of the collector.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tapio_runtime::config::ByteSize;
@@ -25,6 +25,33 @@ pub struct AuditConfig {
     pub requests_max: usize,
     /// Connections at the same time; further ones wait. Default 16.
     pub connections_max: usize,
+}
+
+impl AuditConfig {
+    /// What a type cannot say.
+    ///
+    /// # Errors
+    /// The key, below `audit`, that is missing, and why it is.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        self.tls_files().map(|_| ())
+    }
+
+    /// Certificate and key; none for plain HTTP.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn tls_files(&self) -> Result<Option<(&Path, &Path)>, (&'static str, &'static str)> {
+        match (self.tls_certificate.as_deref(), self.tls_key.as_deref()) {
+            (None, None) => Ok(None),
+            (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+            (Some(_), None) => {
+                Err(("tls_key", "it is not set, and audit.tls_certificate is: set both or neither"))
+            }
+            (None, Some(_)) => {
+                Err(("tls_certificate", "it is not set, and audit.tls_key is: set both or neither"))
+            }
+        }
+    }
 }
 
 impl Default for AuditConfig {

@@ -77,7 +77,11 @@ impl AuditReceiver {
         sink: EventSink,
         metrics: &Metrics,
     ) -> std::io::Result<Self> {
-        let tls = Tls::of(config.tls_certificate.as_deref(), config.tls_key.as_deref()).await?;
+        let tls = match config.tls_files() {
+            Ok(None) => None,
+            Ok(Some((certificate, key))) => Some(Tls::of(certificate, key).await?),
+            Err((key, message)) => return Err(std::io::Error::other(format!("audit.{key}: {message}"))),
+        };
         if tls.is_none() && config.token_file.is_some() {
             tracing::warn!(
                 "audit.token_file without audit.tls_certificate: an API server shows its token over TLS only"

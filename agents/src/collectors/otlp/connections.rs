@@ -35,8 +35,8 @@ const BEGINNING_BYTES: usize = 24;
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// What [`TimedOut`] counts.
-pub const TIMED_OUT: &str = "Connections that were ended because nothing came: no beginning, or no head of an HTTP/1 request, nor a \
-    next one on an idle connection; HTTP/2 connections that answered no ping are not counted";
+pub const TIMED_OUT: &str = "Connections that were ended because nothing came, by what was waited for: a beginning, a handshake of TLS, \
+    or the head of an HTTP/1 request, also the next one on an idle connection; HTTP/2 connections that answered no ping are not counted";
 
 /// Connections that were ended because nothing came, by what did not.
 pub type TimedOut = Family<[(&'static str, &'static str); 1], Counter>;
@@ -81,7 +81,7 @@ impl Limited {
         Self { listener, places, patience, timed_out, tls: None }
     }
 
-    /// What [`Self::serve`] serves is encrypted, if so.
+    /// What [`Self::serve`] serves is encrypted, if so; it is HTTP/1 then.
     pub fn with_tls(self, tls: Option<Tls>) -> Self {
         Self { tls, ..self }
     }
@@ -117,7 +117,9 @@ impl Limited {
                         tokio::select! {
                             () = shutdown.wait() => {}
                             stream = encrypted(&tls, connection, patience) => if let Some(stream) = stream {
-                                one(server, stream, timed_out, routes, shutdown).await;
+                                // Bytes of TLS are no beginning of a request, and nobody is waited for who does not say which HTTP
+                                // it speaks. HTTP/2 is only spoken over TLS when it is offered, which it is not.
+                                one(server.http1_only(), stream, timed_out, routes, shutdown).await;
                             }
                         }
                     });
@@ -261,7 +263,13 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::routing::get;
+    use rustls::crypto::ring;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::{ClientConfig, RootCertStore};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -279,7 +287,10 @@ mod tests {
 
     /// What is answered to a request, by somebody who has to wait for the only place.
     async fn answer(address: SocketAddr) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        answer_on(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    async fn answer_on(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
         stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut said = String::new();
         tokio::time::timeout(LIMIT, stream.read_to_string(&mut said)).await.expect("a place").unwrap();
@@ -314,6 +325,61 @@ mod tests {
         }
         shutdown.trigger();
         tokio::time::timeout(LIMIT, serving).await.expect("it ends").unwrap();
+    }
+
+    /// A certificate of `tapio-audit` and its key, as the tests of the audit webhook use them.
+    const CERTIFICATE: &str = include_str!("../../../tests/audit_tls/tls.crt");
+    const KEY: &str = include_str!("../../../tests/audit_tls/tls.key");
+
+    /// A connection whose handshake is over.
+    async fn shaken(address: SocketAddr) -> client::TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(CERTIFICATE.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let connecting =
+            TlsConnector::from(Arc::new(config)).connect("tapio-audit".try_into().unwrap(), stream);
+        tokio::time::timeout(LIMIT, connecting).await.expect("a place").unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_holds_a_place_and_says_nothing_over_tls_loses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        std::fs::write(&certificate, CERTIFICATE).unwrap();
+        std::fs::write(&key, KEY).unwrap();
+        for (patience, waited_for) in [
+            // A handshake may take its time on a slow machine, unless it is what is waited for.
+            (Patience { beginning: LIMIT, head: Duration::from_millis(600) }, "head"),
+            (Patience { beginning: Duration::from_millis(200), head: LIMIT }, "handshake"),
+        ] {
+            let tls = Tls::of(&certificate, &key).await.unwrap();
+            let (listener, address) = one_place().await;
+            let listener = Limited { patience, ..listener.with_tls(Some(tls)) };
+            let (timed_out, shutdown) = (listener.timed_out.clone(), Shutdown::new());
+            let routes = Router::new().route("/", get(|| async { "well" }));
+            let serving = tokio::spawn(listener.serve(routes, shutdown.clone()));
+            if waited_for == "head" {
+                let silent = shaken(address).await;
+                assert!(answer_on(shaken(address).await).await.ends_with("well"));
+                drop(silent);
+            } else {
+                let mut silent = TcpStream::connect(address).await.unwrap();
+                // The head of a first message of 512 bytes, and too little of it.
+                silent.write_all(&[&[22, 3, 1, 2, 0][..], &[0; 32]].concat()).await.unwrap();
+                let mut rest = Vec::new();
+                let ended = silent.read_to_end(&mut rest);
+                assert!(tokio::time::timeout(LIMIT, ended).await.is_ok(), "it holds its place");
+            }
+            let counts = ["beginning", "handshake", "head"].map(|what| (what, count(&timed_out, what)));
+            assert_eq!(counts, counts.map(|(what, _)| (what, u64::from(what == waited_for))));
+            shutdown.trigger();
+            tokio::time::timeout(LIMIT, serving).await.expect("it ends").unwrap();
+        }
     }
 
     #[tokio::test]

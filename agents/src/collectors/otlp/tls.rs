@@ -18,23 +18,14 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// None when neither file is named.
+    /// What these two files say.
     ///
     /// # Errors
-    /// When only one is named, or the two are no certificate with its key.
-    pub async fn of(certificate: Option<&Path>, key: Option<&Path>) -> io::Result<Option<Self>> {
-        let (certificate, key) = match (certificate, key) {
-            (None, None) => return Ok(None),
-            (Some(certificate), Some(key)) => (certificate.to_owned(), key.to_owned()),
-            _ => {
-                return Err(io::Error::other(
-                    "of tls_certificate and tls_key one is not set: set both or neither",
-                ));
-            }
-        };
-        let tls = Self { certificate, key };
+    /// When they are no certificate with its key.
+    pub async fn of(certificate: &Path, key: &Path) -> io::Result<Self> {
+        let tls = Self { certificate: certificate.to_owned(), key: key.to_owned() };
         tls.acceptor().await?;
-        Ok(Some(tls))
+        Ok(tls)
     }
 
     /// Takes connections with what the files hold now.
