@@ -1,4 +1,4 @@
-//! What stage one costs per event: unpack, check, triage, order, judge. One shard of one worker.
+//! What stage one costs per event: unpack, check, triage, order, judge. One shard of one worker; then the first two alone.
 //! `cargo bench -p tapio-correlator --bench shards`
 
 mod load;
@@ -10,6 +10,7 @@ use load::{BATCH_EVENTS, Load};
 use tapio_correlator::config::CorrelatorConfig;
 use tapio_correlator::shards::ShardSet;
 use tapio_schemas::UnixNanos;
+use tapio_schemas::wire::{EventBatchView, Unpacker};
 
 const BATCHES: usize = 64;
 
@@ -33,6 +34,16 @@ fn stage_one(c: &mut Criterion) {
             );
         });
     }
+    let batches = Load::Mix.batches(BATCHES);
+    group.bench_function("unpack_and_check", |b| {
+        let mut unpacker = Unpacker::default();
+        b.iter(|| {
+            for bytes in &batches {
+                let plain = unpacker.unpack(bytes).expect("unpacks");
+                black_box(EventBatchView::check(plain).expect("checks").len());
+            }
+        });
+    });
     group.finish();
 }
 

@@ -382,7 +382,7 @@ fn kubernetes(kind: SignalKind) -> Option<&'static str> {
         SignalKind::K8sWarning => "Kubernetes warned",
         SignalKind::TapioLoss => "events were lost",
         SignalKind::TapioSpooling => "events wait on disk to be sent",
-        SignalKind::TapioCircuitOpen => "sending is suspended",
+        SignalKind::TapioCircuitOpen => "NATS takes nothing that is sent",
         SignalKind::TapioLag => "it is behind with its work",
         SignalKind::TapioDiskRefuses => "the disk takes nothing more",
         SignalKind::TapioDeferring => "work on events is put aside",
