@@ -40,6 +40,7 @@ pub struct CorrelatorMetrics {
     signals: Count,
     groups: Count,
     evicted: ByLabel,
+    panics: ByLabel,
     gap_events: Count,
     first_words: Count,
     unsaid: ByLabel,
@@ -74,6 +75,10 @@ impl CorrelatorMetrics {
             signals: count("correlator_signals", "Signal revisions made by stage one"),
             groups: count("correlator_groups", "Semantic groups opened"),
             evicted: by_label("correlator_evicted", "Things forgotten because their map was full, by map"),
+            panics: by_label(
+                "correlator_panics",
+                "Panics in the work on a shard, which is then read again, by what they were over",
+            ),
             gap_events: count("correlator_gap_events", "Events missing from producers' sequences"),
             first_words: count("correlator_first_words", "News told when it was read, before its signal"),
             unsaid: by_label(
@@ -126,6 +131,11 @@ impl CorrelatorMetrics {
     pub fn reject(&self, reason: &str) {
         self.board.reject();
         self.rejected.get_or_create(&[("reason", reason.to_owned())]).inc();
+    }
+
+    /// Counts a panic in the work on a shard.
+    pub fn panicked(&self, over: &str) {
+        self.panics.get_or_create(&[("over", over.to_owned())]).inc();
     }
 
     /// Counts a message of first words that the bus did not take.

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! The supervisor (an actor) owns both stages. A stage that fails is built anew as a whole and makes its state again from
-//! its stream; so does a restart of the process, and so does another replica that takes over. Stage one stops first, so that
+//! its stream; so does a restart of the process, and so does another replica that takes over. A panic in the work on one shard
+//! fails that shard alone (stage_one/panics.rs). Stage one stops first, so that
 //! what it said is still decided.
 
 use std::sync::Arc;

@@ -53,6 +53,8 @@ pub struct Dropped {
     pub batch_time: u64,
     /// Shed, because this process has nearly all the memory it may.
     pub memory_pressure: u64,
+    /// In a batch at which the work on its shard panicked again and again.
+    pub panicked: u64,
 }
 
 /// What was forgotten because its map was full.
@@ -118,6 +120,7 @@ impl Dropped {
             duplicate: self.duplicate - before.duplicate,
             batch_time: self.batch_time - before.batch_time,
             memory_pressure: self.memory_pressure - before.memory_pressure,
+            panicked: self.panicked - before.panicked,
         }
     }
 
@@ -130,10 +133,11 @@ impl Dropped {
         self.duplicate += more.duplicate;
         self.batch_time += more.batch_time;
         self.memory_pressure += more.memory_pressure;
+        self.panicked += more.panicked;
     }
 
     /// Counts with the reason they are shown under.
-    pub fn by_reason(&self) -> [(&'static str, u64); 7] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 8] {
         [
             ("integrity", self.integrity),
             ("too_old", self.too_old),
@@ -142,6 +146,7 @@ impl Dropped {
             ("duplicate", self.duplicate),
             ("batch_time", self.batch_time),
             ("memory_pressure", self.memory_pressure),
+            ("panicked", self.panicked),
         ]
     }
 }

@@ -80,6 +80,33 @@ pub fn note(
     }
 }
 
+/// Gaps that wait for a step of which nothing is said yet: a shard that is read again is behind itself.
+#[derive(Default)]
+pub struct Owed {
+    /// Noted as in [`note`].
+    pub gaps: Vec<Gap>,
+    after: UnixNanos,
+}
+
+impl Owed {
+    /// They are to be said after this step.
+    pub fn not_before(&mut self, step: UnixNanos) {
+        self.after = self.after.max(step);
+    }
+
+    /// When they are to be said.
+    pub fn due(&self) -> Option<UnixNanos> {
+        (!self.gaps.is_empty()).then(|| self.after.plus(1))
+    }
+
+    /// Says them once their time has come.
+    pub fn tell(&mut self, step: UnixNanos, out: &mut Vec<Gap>) {
+        if self.after < step {
+            out.append(&mut self.gaps);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -42,7 +42,7 @@ pub use last_words::folded;
 pub(crate) use record::hash_parts;
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};
-pub use shard::{Advanced, Shard};
+pub use shard::{Advanced, GivenUp, Shard};
 pub use watermark::{TICK_NS, Watermark, grid_ceil, grid_floor};
 
 #[cfg(test)]
@@ -57,3 +57,5 @@ mod limit_tests;
 mod requests_tests;
 #[cfg(test)]
 mod shard_tests;
+#[cfg(test)]
+pub(crate) mod trap;

@@ -117,6 +117,11 @@ impl Reorder {
         self.buckets.first_key_value().map(|(step, _)| *step)
     }
 
+    /// Time and id of what was taken out last, until its step is over.
+    pub fn last(&self) -> Option<(UnixNanos, EventId)> {
+        self.buckets.first_key_value()?.1.last
+    }
+
     /// The oldest, when its time is not after `step`, a point of the grid.
     pub fn pop_until(&mut self, step: UnixNanos) -> Option<Record> {
         loop {

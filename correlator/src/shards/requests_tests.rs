@@ -11,6 +11,7 @@ use tapio_schemas::{
 
 use super::budget::Cursor;
 use super::calls::latency_bucket;
+use super::shard::GivenUp;
 use super::shard_tests::{Sim, event, seconds};
 
 /// A span, in milliseconds since the beginning.
@@ -442,7 +443,9 @@ fn what_was_lost_is_no_step_that_was_left_out() {
     sim.feed(&by_time(request(9, 100.0)));
     let broken = by_time(request(9, 2000.0));
     let given_up = sim.encode(&broken[0]);
-    sim.set.give_up(&given_up, None, &Cursor::new(UnixNanos::MAX)).expect("a good batch");
+    sim.set
+        .give_up(&given_up, None, &Cursor::new(UnixNanos::MAX), (GivenUp::BatchTime, UnixNanos(0)))
+        .expect("a good batch");
     sim.feed(&broken[1..]);
     sim.feed(&by_time(request(9, 30_000.0)));
     sim.finish();

@@ -1,13 +1,13 @@
 //! The shards of one worker: checks a batch, routes it, and collects what the shards say into one section.
 
-use tapio_schemas::wire::{EventBatchView, SignalSection, Unpacker, WireError};
-use tapio_schemas::{Signal, UnixNanos};
+use tapio_schemas::wire::{EventBatchView, EventView, SignalSection, Unpacker, WireError};
+use tapio_schemas::{EventId, Signal, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::counters::Counters;
 use super::entities::KnownEntities;
 use super::sequences::AccountLine;
-use super::shard::{Advanced, Shard};
+use super::shard::{Advanced, GivenUp, Shard};
 use crate::config::CorrelatorConfig;
 
 /// Why a batch was refused.
@@ -100,16 +100,34 @@ impl ShardSet {
         Ok(Taken { newest: newest(&batch, cursor), is_done, first_words })
     }
 
-    /// The rest of a batch is not taken, and counted as such.
+    /// The rest of a batch is not taken, and counted as such; the gap is told after the step given.
     pub fn give_up(
         &mut self,
         bytes: &[u8],
         subject_shard: Option<u16>,
         cursor: &Cursor,
+        why: (GivenUp, UnixNanos),
     ) -> Result<Taken, BatchError> {
         let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
-        shard.give_up(&batch, &mut self.known, cursor);
+        shard.give_up(&batch, &mut self.known, cursor, why);
         Ok(Taken { newest: newest(&batch, cursor), is_done: true, first_words: Vec::new() })
+    }
+
+    /// True when the message is a batch with this event in it.
+    pub fn holds(&mut self, bytes: &[u8], subject_shard: Option<u16>, event: (UnixNanos, EventId)) -> bool {
+        let opened = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard);
+        let is_it = |e: &EventView<'_>| (e.timestamp(), EventId(e.event.id.0.to_native())) == event;
+        opened.is_ok_and(|(_, batch)| batch.iter().any(|e| is_it(&e)))
+    }
+
+    /// The event that a shard is judging: after a panic, the one it was over.
+    pub fn judged(&self, id: u16) -> Option<(UnixNanos, EventId)> {
+        self.shards.iter().find(|s| s.id() == id)?.judged()
+    }
+
+    /// Makes anew what the shards share: after a panic it may be half done.
+    pub fn distrust(&mut self) {
+        (self.known, self.unpacker) = (KnownEntities::default(), Unpacker::default());
     }
 
     /// Moves all shards to the watermark. A section per shard and step with something to say, then one with all marks.

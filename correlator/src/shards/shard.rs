@@ -35,10 +35,34 @@ use crate::config::{CorrelatorConfig, nanos};
 /// that are not told, victims that have not exited, samples of which two in a row make news.
 const WARM_NS: u64 = 10_000_000_000;
 
-/// Reasons of gaps: a batch that there was no time for …
-const BATCH_TIME: &str = "batch_time";
-/// … and events that there was no memory for.
+/// Reason of gaps: events that there was no memory for.
 const MEMORY_PRESSURE: &str = "memory_pressure";
+
+/// Why the rest of a batch is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenUp {
+    /// It took too long while too much was put aside already.
+    BatchTime,
+    /// The work on it panicked again and again.
+    Panicked,
+}
+
+impl GivenUp {
+    /// As metrics, gaps and dead letters name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BatchTime => "batch_time",
+            Self::Panicked => "panicked",
+        }
+    }
+
+    fn dropped(self, lost: u64) -> Dropped {
+        match self {
+            Self::BatchTime => Dropped { batch_time: lost, ..Dropped::default() },
+            Self::Panicked => Dropped { panicked: lost, ..Dropped::default() },
+        }
+    }
+}
 
 /// How far a shard came.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +83,9 @@ pub struct Shard {
     step: UnixNanos,
     /// The step that was begun and is not over.
     amid: Option<UnixNanos>,
+    /// What the order gave out last is being judged.
+    judging: bool,
+    owed: losses::Owed,
     entities: Entities,
     reorder: Reorder,
     sequences: Sequences,
@@ -79,6 +106,8 @@ pub struct Shard {
     found: Vec<Finding>,
     /// What the step under way says; what was released early waits here for the next one.
     saying: SignalSection,
+    #[cfg(test)]
+    trap: super::trap::Trap,
 }
 
 impl Shard {
@@ -91,6 +120,8 @@ impl Shard {
             rate_max: config.producer_events_per_s_max,
             step: UnixNanos(0),
             amid: None,
+            judging: false,
+            owed: losses::Owed::default(),
             entities: Entities::default(),
             reorder: Reorder::new(config.reorder_events_max),
             sequences: Sequences::new(config.producers_max),
@@ -108,6 +139,8 @@ impl Shard {
             counters: Counters::default(),
             found: Vec::new(),
             saying: SignalSection::default(),
+            #[cfg(test)]
+            trap: Default::default(),
         }
     }
 
@@ -139,6 +172,8 @@ impl Shard {
                 break;
             }
             self.counters.events += 1;
+            #[cfg(test)]
+            super::trap::taken(EventId(view.event.id.0.to_native()));
             if !context::is_acceptable(&view, bounds, &mut self.counters.dropped) {
                 continue;
             }
@@ -201,8 +236,14 @@ impl Shard {
         is_new
     }
 
-    /// The rest of a batch is not taken, because there was no time for it: a drop that is counted, and a gap.
-    pub fn give_up(&mut self, batch: &EventBatchView<'_>, known: &mut KnownEntities, cursor: &Cursor) {
+    /// The rest of a batch is not taken: a drop that is counted, and a gap, which is told after the step `said`.
+    pub fn give_up(
+        &mut self,
+        batch: &EventBatchView<'_>,
+        known: &mut KnownEntities,
+        cursor: &Cursor,
+        (why, said): (GivenUp, UnixNanos),
+    ) {
         if cursor.next == 0 && !self.begin(batch, known) {
             return;
         }
@@ -211,10 +252,12 @@ impl Shard {
         let (Some(from), Some(to)) = (times().min(), times().max()) else { return };
         let Some(producer) = self.sequences.of(batch.header()) else { return };
         self.counters.events += lost;
-        self.counters.dropped.batch_time += lost;
-        producer.account(batch.header(), lost, 0, &Dropped { batch_time: lost, ..Dropped::default() }, 0);
+        let dropped = why.dropped(lost);
+        self.counters.dropped.add(&dropped);
+        producer.account(batch.header(), lost, 0, &dropped, 0);
         let (id, node) = (batch.header().producer, producer.node().clone());
-        losses::note(&mut self.saying.gaps, id, node, lost, (from, to), BATCH_TIME);
+        self.owed.not_before(said);
+        losses::note(&mut self.owed.gaps, id, node, lost, (from, to), why.as_str());
         self.requests.doubt((from, to));
     }
 
@@ -282,6 +325,11 @@ impl Shard {
         self.id
     }
 
+    /// The event that is being judged: after a panic, the one it was over.
+    pub fn judged(&self) -> Option<(UnixNanos, EventId)> {
+        self.reorder.last().filter(|_| self.judging)
+    }
+
     /// Open things, by kind.
     pub fn open(&self) -> [(&'static str, usize); 5] {
         [
@@ -305,6 +353,7 @@ impl Shard {
             self.meters.due(),
             self.topology.due(),
             self.sequences.due(),
+            self.owed.due(),
         ];
         let step = grid_ceil(due.into_iter().flatten().min()?).max(self.step.plus(TICK_NS));
         (step <= target).then_some(step)
@@ -320,11 +369,14 @@ impl Shard {
             }
         }
         self.amid = None;
+        #[cfg(test)]
+        self.trap.told();
         self.counters.dropped.duplicate += std::mem::take(&mut self.reorder.duplicates);
         self.calls.tell(step, &mut out.tallies);
         self.requests.run(step, &mut self.counters);
         let gaps = out.gaps.len();
         self.sequences.tell(step, &mut out.gaps, &mut self.counters);
+        self.owed.tell(step, &mut out.gaps);
         for gap in &out.gaps[gaps..] {
             self.requests.doubt((gap.from, gap.to));
         }
@@ -346,6 +398,7 @@ impl Shard {
     }
 
     fn judge(&mut self, step: UnixNanos, record: Record, out: &mut SignalSection) {
+        self.judging = true;
         match record {
             Record::Sample(sample) => {
                 self.series.take(&sample, &mut self.found, &mut self.counters);
@@ -367,10 +420,13 @@ impl Shard {
             Record::Line(line) => self.requests.line(&line, &mut self.counters),
             Record::Event(record) => self.event(step, &record, out),
         }
+        self.judging = false;
     }
 
     fn event(&mut self, step: UnixNanos, record: &EventRecord, out: &mut SignalSection) {
         let event = &record.event;
+        #[cfg(test)]
+        self.trap.judged(event.id);
         match &event.payload {
             Payload::Kubernetes(data) => self.topology.object(step, event, data, &mut out.facts),
             Payload::Custom(data) => {

@@ -5,6 +5,7 @@
 
 mod chance;
 mod late_tests;
+mod panic_tests;
 mod property;
 mod replica;
 mod scene;

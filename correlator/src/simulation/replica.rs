@@ -342,6 +342,8 @@ impl Replica {
             }
             if answer.released {
                 self.held.remove(&resource);
+                // Given back unasked, it is still being read.
+                self.tell(resource, Work::Lost(answer.shard));
             }
             let note = answer.low_water.map(|mark| serde_json::to_vec(&mark).expect("JSON"));
             if answer.released || note.is_some() {

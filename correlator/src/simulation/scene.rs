@@ -19,6 +19,8 @@ pub const START: u64 = 1_767_225_600 * SECOND;
 pub const LENGTH: u64 = 50 * SECOND;
 /// When the last fault happens, after the start: one event says it, and nothing repeats it.
 pub const LAST_FAULT: u64 = 46 * SECOND;
+/// When the event comes at which a shard panics, after the start.
+const TRAP: u64 = 20 * SECOND + 500 * MS;
 pub const CLUSTER: &str = "c";
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -117,6 +119,11 @@ fn image_change(at: u64) -> UnifiedEvent {
 
 pub fn is_last_fault(event: &UnifiedEvent) -> bool {
     event.timestamp.0 == START + LAST_FAULT && event.entity.cgroup == "/late"
+}
+
+/// An event of the program that leaks, amid the leak and apart from its neighbours, at which the work on its shard panics.
+pub fn trap(id: EventId) -> UnifiedEvent {
+    UnifiedEvent { id, ..process(EventKind::ProcessExit, &cgroup("/leak"), TRAP, 11) }
 }
 
 /// The events in the order of their times.

@@ -10,7 +10,7 @@ use tapio_runtime::clock::ManualClock;
 use tapio_runtime::config::HumanDuration;
 use tapio_runtime::lease::desired_owner;
 use tapio_schemas::wire::{EventBatch, Packer};
-use tapio_schemas::{ProducerId, UnifiedEvent, UnixNanos};
+use tapio_schemas::{EventId, ProducerId, UnifiedEvent, UnixNanos};
 
 use super::chance::Chance;
 use super::replica::{Notice, Replica, Site};
@@ -63,6 +63,8 @@ pub struct Plan {
     pub chunk: Option<u32>,
     /// How long the last fault of the scene takes to the stream, when that is told.
     pub last_fault_delay: Option<u64>,
+    /// An event at which a shard panics.
+    pub trap: Option<EventId>,
 }
 
 impl Plan {
@@ -76,6 +78,7 @@ impl Plan {
             chance: Chance::new(0),
             chunk: None,
             last_fault_delay: None,
+            trap: None,
         }
     }
 
@@ -108,6 +111,7 @@ impl Plan {
             chance,
             chunk,
             last_fault_delay: None,
+            trap: None,
         }
     }
 }
@@ -165,6 +169,7 @@ impl World {
         let mut arrivals = chance.split();
         let mut coming: Vec<(u64, UnifiedEvent)> = scene::events()
             .into_iter()
+            .chain(plan.trap.map(scene::trap))
             .map(|event| {
                 let usual = arrivals.below(EVENT_DELAY);
                 let delay = plan.last_fault_delay.filter(|_| scene::is_last_fault(&event)).unwrap_or(usual);

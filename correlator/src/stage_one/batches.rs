@@ -11,16 +11,15 @@ use tapio_schemas::names::{HEADER_ORIGIN, HEADER_REASON, deadletter_subject, eve
 use tapio_schemas::wire::{SignalSection, encode_signals};
 use tapio_schemas::{Signal, UnixNanos};
 
-use super::deferred::Rest;
+use super::deferred::{Batch, Rest};
+use super::panics::Blame;
 use super::worker::{Worker, WorkerStop};
 use crate::config::nanos;
 use crate::outbox::Outlet;
-use crate::shards::{Budget, Cursor};
+use crate::shards::{Budget, Cursor, GivenUp};
 
 /// Longest work on what was put aside while nothing else waits.
 const SLICE_MAX: Duration = Duration::from_millis(50);
-/// Why a batch that was given up is in the dead-letter stream.
-const BATCH_TIME: &str = "batch_time";
 
 impl<O: Outlet> Worker<O> {
     /// A message of the event stream. Behind others of its shard that wait, it waits, too.
@@ -32,7 +31,7 @@ impl<O: Outlet> Worker<O> {
         self.parts.metrics.batches.inc();
         let came = UnixNanos(self.parts.clock.now_unix_nanos());
         let cursor = Cursor::new(came.plus(nanos(self.parts.config.future_max)));
-        let rest = Rest::Batch { sequence, payload, came, cursor };
+        let rest = Rest::Batch(Batch { sequence, payload, came, cursor });
         if self.deferred.has(shard) {
             self.put_aside(shard, rest);
             return self.give_up_surplus();
@@ -72,30 +71,47 @@ impl<O: Outlet> Worker<O> {
         let clock: &dyn Clock = &*clock;
         let mut budget = Budget::until(clock, clock.monotonic() + time, self.chunk);
         let work = match work {
-            Rest::Batch { sequence, payload, came, mut cursor } => {
-                cursor.pressure = self.parts.shared.pressure();
-                cursor.live = Some(UnixNanos(clock.now_unix_nanos()));
-                match self.shards.take_within(&payload, Some(shard), &mut cursor, &mut budget) {
-                    Ok(taken) => {
-                        self.tell_first_words(taken.first_words)?;
-                        if !taken.is_done {
-                            return Ok(Some(Rest::Batch { sequence, payload, came, cursor }));
-                        }
-                        if let Some(owned) = self.of(shard) {
-                            owned.read(sequence, taken.newest.min(came));
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(shard, %error, "a batch of events is refused");
-                        self.refuse(shard, sequence, payload, error.reason(), error.to_string());
-                    }
-                }
-                Rest::Advance
-            }
+            Rest::Batch(batch) => match self.take_in(shard, batch, &mut budget)? {
+                Some(rest) => return Ok(Some(Rest::Batch(rest))),
+                None => Rest::Advance,
+            },
             Rest::Advance => Rest::Advance,
         };
         let is_done = self.steps(shard, &mut budget)?;
         Ok((!is_done).then_some(work))
+    }
+
+    /// Takes a batch in; what is left of it when the budget is over first.
+    fn take_in(
+        &mut self,
+        shard: u16,
+        mut batch: Batch,
+        budget: &mut Budget<'_>,
+    ) -> Result<Option<Batch>, WorkerStop> {
+        if self.is_buried(shard, &batch) {
+            self.bury(shard, batch);
+            return Ok(None);
+        }
+        batch.cursor.pressure = self.parts.shared.pressure();
+        batch.cursor.live = Some(UnixNanos(self.parts.clock.now_unix_nanos()));
+        let Batch { payload, cursor, .. } = &mut batch;
+        match self.guard(|shards| shards.take_within(payload, Some(shard), cursor, budget)) {
+            None => self.panicked(shard, Blame::Batch(batch.sequence)),
+            Some(Err(error)) => {
+                tracing::warn!(shard, %error, "a batch of events is refused");
+                self.refuse(shard, batch, error.reason(), error.to_string());
+            }
+            Some(Ok(taken)) => {
+                self.tell_first_words(taken.first_words)?;
+                if !taken.is_done {
+                    return Ok(Some(batch));
+                }
+                if let Some(owned) = self.of(shard) {
+                    owned.read(batch.sequence, taken.newest.min(batch.came));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Tells news when it is read. It is told again, bindingly, when event time has passed it: so this is not numbered,
@@ -117,7 +133,12 @@ impl<O: Outlet> Worker<O> {
     fn steps(&mut self, shard: u16, budget: &mut Budget<'_>) -> Result<bool, WorkerStop> {
         let Some(watermark) = self.of(shard).and_then(|owned| owned.due()) else { return Ok(true) };
         let mut sections = std::mem::take(&mut self.sections);
-        let advanced = self.shards.advance_one(shard, watermark, &mut sections, budget);
+        let advanced = self.guard(|shards| shards.advance_one(shard, watermark, &mut sections, budget));
+        let Some(advanced) = advanced else {
+            let judged = self.shards.judged(shard);
+            self.panicked(shard, judged.map_or(Blame::Step, Blame::Event));
+            return Ok(true);
+        };
         for section in sections.drain(..) {
             let Some(mark) = section.marks.first().copied() else { continue };
             // What is seen at the beginning of the reading lacks what was before it.
@@ -148,26 +169,34 @@ impl<O: Outlet> Worker<O> {
     /// When more waits than may, the oldest goes to the dead letters: it is what took too long, or waited longest.
     fn give_up_surplus(&mut self) -> Result<(), WorkerStop> {
         while let Some((shard, rest)) = self.deferred.take_surplus() {
-            let Rest::Batch { sequence, payload, came, cursor } = rest else { continue };
-            let (reason, says) = match self.shards.give_up(&payload, Some(shard), &cursor) {
-                Ok(taken) => {
-                    if let Some(owned) = self.of(shard) {
-                        owned.read(sequence, taken.newest.min(came));
-                    }
-                    (
-                        BATCH_TIME,
-                        format!("{BATCH_TIME}: no time for its events from number {} on", cursor.next),
-                    )
-                }
-                Err(error) => (error.reason(), error.to_string()),
-            };
-            tracing::warn!(shard, sequence, %says, "a batch of events is given up");
-            self.refuse(shard, sequence, payload, reason, says);
+            let Rest::Batch(batch) = rest else { continue };
+            let says = format!("no time for its events from number {} on", batch.cursor.next);
+            self.give_up(shard, batch, (GivenUp::BatchTime, UnixNanos(0)), &says);
         }
         Ok(())
     }
 
-    fn refuse(&mut self, shard: u16, sequence: u64, payload: Bytes, reason: &str, says: String) {
+    /// What is left of a batch is counted as dropped, and the batch goes to the dead letters. `why`: and the step after which
+    /// the gap is told.
+    pub(super) fn give_up(&mut self, shard: u16, batch: Batch, why: (GivenUp, UnixNanos), says: &str) {
+        let Batch { payload, cursor, .. } = &batch;
+        let (reason, says) = match self.guard(|shards| shards.give_up(payload, Some(shard), cursor, why)) {
+            None => return self.panicked(shard, Blame::Batch(batch.sequence)),
+            Some(Ok(taken)) => {
+                if let Some(owned) = self.of(shard) {
+                    owned.read(batch.sequence, taken.newest.min(batch.came));
+                }
+                let reason = why.0.as_str();
+                (reason, format!("{reason}: {says}"))
+            }
+            Some(Err(error)) => (error.reason(), error.to_string()),
+        };
+        tracing::warn!(shard, sequence = batch.sequence, %says, "a batch of events is given up");
+        self.refuse(shard, batch, reason, says);
+    }
+
+    pub(super) fn refuse(&mut self, shard: u16, batch: Batch, reason: &str, says: String) {
+        let Batch { sequence, payload, .. } = batch;
         self.parts.metrics.reject(reason);
         let origin = events_subject(&self.parts.config.cluster, shard);
         let headers = Headers::new().with(HEADER_REASON, says).with(HEADER_ORIGIN, origin);

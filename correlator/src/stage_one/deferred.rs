@@ -11,19 +11,22 @@ use tapio_schemas::UnixNanos;
 use crate::config::CorrelatorConfig;
 use crate::shards::Cursor;
 
+/// A message of the event stream that is being worked on.
+pub struct Batch {
+    /// Its place in the stream.
+    pub sequence: u64,
+    /// Its bytes.
+    pub payload: Bytes,
+    /// Wall time at which it came.
+    pub came: UnixNanos,
+    /// How far it is.
+    pub cursor: Cursor,
+}
+
 /// Work on a shard that is not done.
 pub enum Rest {
     /// A message, from the cursor on.
-    Batch {
-        /// Its place in the stream.
-        sequence: u64,
-        /// Its bytes.
-        payload: Bytes,
-        /// Wall time at which it came.
-        came: UnixNanos,
-        /// How far it is.
-        cursor: Cursor,
-    },
+    Batch(Batch),
     /// The steps up to the watermark.
     Advance,
 }
@@ -31,7 +34,7 @@ pub enum Rest {
 impl Rest {
     fn bytes(&self) -> Option<usize> {
         match self {
-            Self::Batch { payload, .. } => Some(payload.len()),
+            Self::Batch(batch) => Some(batch.payload.len()),
             Self::Advance => None,
         }
     }
@@ -165,7 +168,7 @@ mod tests {
 
     fn batch(sequence: u64, bytes: usize) -> Rest {
         let payload = Bytes::from(vec![0; bytes]);
-        Rest::Batch { sequence, payload, came: UnixNanos(0), cursor: Cursor::new(UnixNanos(0)) }
+        Rest::Batch(Batch { sequence, payload, came: UnixNanos(0), cursor: Cursor::new(UnixNanos(0)) })
     }
 
     fn deferred(batches_max: usize, bytes_max: u64) -> Deferred {
@@ -178,7 +181,7 @@ mod tests {
 
     fn number(rest: Rest) -> u64 {
         match rest {
-            Rest::Batch { sequence, .. } => sequence,
+            Rest::Batch(batch) => batch.sequence,
             Rest::Advance => 0,
         }
     }

@@ -17,6 +17,9 @@ mod deferred;
 mod intake;
 mod memory;
 pub(crate) mod owned;
+#[cfg(test)]
+mod panic_tests;
+mod panics;
 mod parts;
 pub(crate) mod readings;
 pub(crate) mod worker;
@@ -187,6 +190,8 @@ impl Control {
                     // Of an earlier lease, the answer says nothing of the one held now.
                     if answer.released && self.held.get(&answer.shard).is_some_and(|l| l.epoch() == answer.epoch) {
                         self.held.remove(&answer.shard);
+                        // Given back unasked, it is still being read.
+                        self.tell(answer.shard, Command::Lost(answer.shard)).await?;
                     }
                 }
                 Some(()) = notes.next(), if !notes.is_empty() => {}

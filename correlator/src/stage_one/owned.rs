@@ -105,6 +105,18 @@ impl OwnedShard {
         self.kept
     }
 
+    /// What is kept with the lease.
+    pub fn kept(&self) -> Option<LowWater> {
+        self.kept
+    }
+
+    /// For an owner that is not to read again what was read.
+    pub fn after_all(&self) -> Option<LowWater> {
+        let said = self.advanced.max(self.kept.map_or(UnixNanos(0), |kept| kept.said));
+        let mark = LowWater { sequence: self.read_up_to + 1, from: self.advanced, said };
+        if self.read_up_to == 0 { self.kept } else { Some(mark) }
+    }
+
     /// What is to be left to the next owner: the newest mark.
     pub fn last_low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
         self.low_water(needed).or(self.kept)

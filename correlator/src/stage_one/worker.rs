@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::deferred::Deferred;
 use super::owned::OwnedShard;
+use super::panics::Suspects;
 use super::parts::parts;
 use crate::config::{CorrelatorConfig, nanos};
 use crate::low_water::LowWater;
@@ -145,6 +146,8 @@ pub struct Worker<O> {
     owned: Vec<Option<OwnedShard>>,
     pub(super) sections: Vec<SignalSection>,
     pub(super) deferred: Deferred,
+    /// What panics were over.
+    pub(super) suspects: Suspects,
     /// Units of work between two looks at the clock.
     pub(super) chunk: u32,
     /// Nothing waits to be read.
@@ -201,6 +204,7 @@ impl<O: Outlet> Worker<O> {
             owned: (0..SHARD_COUNT).map(|_| None).collect(),
             sections: Vec::new(),
             deferred: Deferred::new(&parts.config),
+            suspects: Suspects::default(),
             chunk: CHUNK_UNITS,
             is_idle: true,
             sequence: 0,
@@ -308,7 +312,7 @@ impl<O: Outlet> Worker<O> {
         self.owned.get_mut(usize::from(shard))?.as_mut()
     }
 
-    fn disown(&mut self, shard: u16) -> Option<OwnedShard> {
+    pub(super) fn disown(&mut self, shard: u16) -> Option<OwnedShard> {
         self.deferred.forget(shard);
         let owned = self.owned.get_mut(usize::from(shard))?.take()?;
         self.parts.shared.owned.fetch_sub(1, Ordering::Relaxed);
@@ -322,7 +326,11 @@ impl<O: Outlet> Worker<O> {
         let needed = self.shards.low_water_of(shard);
         let Some(mut owned) = self.disown(shard) else { return };
         let low_water = needed.and_then(|needed| owned.last_low_water(needed));
-        let answer = Answer { shard, epoch: owned.epoch, low_water, released: true };
+        self.answer_later(Answer { shard, epoch: owned.epoch, low_water, released: true });
+    }
+
+    /// Once everything said so far is acknowledged.
+    pub(super) fn answer_later(&mut self, answer: Answer) {
         self.waiting.push_back((answer, self.outbox.said()));
     }
 
