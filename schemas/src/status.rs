@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ProducerId, UnixNanos};
 use crate::kind::EventSeverity;
 use crate::signal::SignalKind;
-use crate::trouble::{DEFERRED_SECONDS_MAX, LAG_MAX, Trouble};
+use crate::trouble::{DEFERRED_SECONDS_MAX, LAG_MAX, STORE_WAIT_SECONDS_MAX, Trouble};
 
 /// Time between two words.
 pub const EVERY: Duration = Duration::from_secs(2);
@@ -223,8 +223,11 @@ pub struct StorageStatus {
     pub refused: Vec<Dropped>,
     /// Findings that could not be written and are asked for again.
     pub retried: u64,
-    /// Findings that wait in the stream.
+    /// Findings that wait to be stored.
     pub behind: u64,
+    /// For how long the oldest of them has been in the stream.
+    #[serde(default)]
+    pub waits_seconds: u64,
     /// Why the store does not take findings, when it does not.
     pub failed: Option<String>,
     /// What is wrong, in words.
@@ -286,13 +289,18 @@ impl Word for CorrelatorStatus {
 
 impl Word for StorageStatus {
     fn troubles(&self) -> Vec<Trouble> {
-        let trouble = |says: &String| Trouble {
-            part: "storage",
-            place: self.name.as_str().into(),
-            kind: SignalKind::TapioDiskRefuses,
-            says: says.clone(),
-        };
-        self.failed.iter().map(trouble).collect()
+        let trouble =
+            |kind, says| vec![Trouble { part: "storage", place: self.name.as_str().into(), kind, says }];
+        let (behind, seconds) = (self.behind, self.waits_seconds);
+        match &self.failed {
+            // What waits, waits for the disk.
+            Some(says) => trouble(SignalKind::TapioDiskRefuses, says.clone()),
+            None if seconds > STORE_WAIT_SECONDS_MAX => {
+                let says = format!("{behind} findings wait to be stored, the oldest for {seconds} s");
+                trouble(SignalKind::TapioLag, says)
+            }
+            None => Vec::new(),
+        }
     }
 
     fn at(&self) -> UnixNanos {
@@ -340,6 +348,31 @@ mod tests {
                 )
             ]
         );
+    }
+
+    #[test]
+    fn a_store_tells_that_it_is_behind_and_of_a_full_disk_that_alone() {
+        let told = |waits_seconds, failed: Option<&str>| {
+            let word = StorageStatus {
+                at: UnixNanos(0),
+                name: "storage-1".into(),
+                received: 0,
+                stored: 0,
+                refused: Vec::new(),
+                retried: 0,
+                behind: 300,
+                waits_seconds,
+                failed: failed.map(str::to_owned),
+                gaps: Vec::new(),
+                circuit: "closed".into(),
+            };
+            let troubles = word.troubles().into_iter();
+            troubles.map(|trouble| (trouble.part, trouble.kind, trouble.says)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(STORE_WAIT_SECONDS_MAX, None), []);
+        let behind = "300 findings wait to be stored, the oldest for 11 s".to_owned();
+        assert_eq!(told(11, None), [("storage", SignalKind::TapioLag, behind)]);
+        assert_eq!(told(11, Some("full")), [("storage", SignalKind::TapioDiskRefuses, "full".to_owned())]);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const LAG_MAX: Duration = Duration::from_secs(30);
 /// A correlator that has had work put aside for longer than this is in trouble.
 pub const DEFERRED_SECONDS_MAX: u64 = 10;
 
+/// A store that has findings waiting for longer than this is in trouble.
+pub const STORE_WAIT_SECONDS_MAX: u64 = 10;
+
 /// A trouble of one part on one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use tapio_schemas::UnixNanos;
 use tokio::sync::watch;
 
 /// Findings that may wait in the stream before answers say so: more than a burst.
@@ -13,11 +15,13 @@ const BEHIND_FINDINGS_MAX: u64 = 256;
 pub struct Condition {
     failed: watch::Sender<Option<Arc<str>>>,
     behind: Arc<AtomicU64>,
+    /// When the stream got the oldest finding that waits; zero while none does.
+    oldest: Arc<AtomicU64>,
 }
 
 impl Default for Condition {
     fn default() -> Self {
-        Self { failed: watch::Sender::new(None), behind: Arc::default() }
+        Self { failed: watch::Sender::new(None), behind: Arc::default(), oldest: Arc::default() }
     }
 }
 
@@ -41,14 +45,24 @@ impl Condition {
         self.failed.subscribe()
     }
 
-    /// So many findings still wait in the stream.
-    pub fn set_behind(&self, findings: u64) {
+    /// So many findings wait to be stored; the stream got the oldest of them at this time, or soon after. `None`: as known.
+    pub fn set_behind(&self, findings: u64, oldest: Option<UnixNanos>) {
         self.behind.store(findings, Ordering::Relaxed);
+        let oldest = if findings == 0 { Some(UnixNanos(0)) } else { oldest };
+        if let Some(oldest) = oldest {
+            self.oldest.store(oldest.0, Ordering::Relaxed);
+        }
     }
 
-    /// Findings that wait in the stream.
+    /// Findings that wait to be stored.
     pub fn behind(&self) -> u64 {
         self.behind.load(Ordering::Relaxed)
+    }
+
+    /// For how long the oldest of them has been in the stream.
+    pub fn waits(&self, now: UnixNanos) -> Duration {
+        let oldest = self.oldest.load(Ordering::Relaxed);
+        Duration::from_nanos(if oldest == 0 { 0 } else { now.since(UnixNanos(oldest)) })
     }
 
     /// What answers may lack, in words.
@@ -80,7 +94,13 @@ mod tests {
         assert_eq!(condition.gaps(), ["the store does not take findings: no space left at all"]);
         condition.mend();
         assert!(watch.has_changed().unwrap() && condition.gaps().is_empty());
-        condition.set_behind(BEHIND_FINDINGS_MAX + 1);
+        let second = UnixNanos(1_000_000_000);
+        condition.set_behind(BEHIND_FINDINGS_MAX + 1, Some(second));
         assert_eq!(condition.gaps(), ["257 findings wait to be stored"]);
+        assert_eq!(condition.waits(second.plus(7)), Duration::from_nanos(7));
+        condition.set_behind(1, None);
+        assert_eq!(condition.waits(second.plus(7)), Duration::from_nanos(7));
+        condition.set_behind(0, None);
+        assert_eq!((condition.waits(second.plus(7)), condition.gaps().len()), (Duration::ZERO, 0));
     }
 }

@@ -1,14 +1,15 @@
 //! Takes findings from the stream, hands them to the writer in batches, and acknowledges what is on
 //! disk. What is not acknowledged comes again; what came twice is stored once.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tapio_runtime::backoff::Backoff;
-use tapio_runtime::bus::{Bus, BusError, DurableConfig, DurableConsumer, Message};
+use tapio_runtime::bus::{Bus, BusError, ConnectionState, DurableConfig, DurableConsumer, Message};
 use tapio_runtime::supervise::{ActorSlot, WorkerContext, WorkerResult};
 use tapio_schemas::finding::FINDING_SCHEMA;
-use tapio_schemas::names;
+use tapio_schemas::{UnixNanos, names};
 
 use crate::condition::Condition;
 use crate::store::{Incoming, StoreMetrics};
@@ -18,6 +19,10 @@ use crate::writer::{Persist, Writer};
 const ACK_PENDING_MAX: usize = 512;
 /// Largest document of a finding.
 pub const FINDING_BYTES_MAX: usize = 1 << 20;
+/// A batch is not made larger than this and a few findings, so that a slow disk writes it in a time that is no standstill.
+const BATCH_BYTES: usize = 256 << 10;
+/// Findings taken between two looks at how large the batch is.
+const TAKEN_AT_ONCE: usize = 8;
 /// Name of this stage in dead-letter subjects.
 const STAGE: &str = "storage";
 /// Longest reason in a dead letter's header, in characters.
@@ -71,14 +76,24 @@ impl Consumer {
         while !context.shutdown.is_triggered() {
             context.progress.tick();
             let batch = self.collect(&mut stream, &context).await?;
-            let stored = tokio::select! {
-                stored = self.handle(&batch, failures) => stored,
-                // The writer may be away; what is not acknowledged comes again after the restart.
-                () = gave_up(&context) => return Ok(()),
+            self.tell_behind(batch.first()).await;
+            let (mut handling, mut gave_up) = (pin!(self.handle(&batch, failures)), pin!(gave_up(&context)));
+            let stored = loop {
+                tokio::select! {
+                    stored = &mut handling => break stored,
+                    // The writer may be away; what is not acknowledged comes again after the restart.
+                    () = &mut gave_up => return Ok(()),
+                    // It waits for the writer, whose own progress is looked at.
+                    () = context.clock.sleep(IDLE_MAX) => {
+                        context.progress.tick();
+                        self.tell_behind(None).await;
+                    }
+                }
             };
             failures = if stored { 0 } else { failures + 1 };
             if stored {
-                self.condition.set_behind(batch.last().map_or(0, |last| last.pending));
+                // What is next came after the last one.
+                self.tell_behind(batch.last()).await;
             }
         }
         for _ in 0..DRAIN_BATCHES_MAX {
@@ -92,7 +107,22 @@ impl Consumer {
         Ok(())
     }
 
-    /// A batch by number or by time since its first finding; what there is when a stop is asked for.
+    /// How much waits, and since when the oldest does.
+    async fn tell_behind(&self, oldest: Option<&Message>) {
+        if self.bus.state() != ConnectionState::Connected {
+            return;
+        }
+        match self.bus.unacknowledged(names::STREAM_INSIGHTS, &self.intake.name).await {
+            Ok(behind) => {
+                self.condition
+                    .set_behind(behind, oldest.map(|first| UnixNanos(first.published_at_unix_nanos)));
+                self.metrics.waiting(behind);
+            }
+            Err(error) => tracing::debug!(%error, "how many findings wait is not known"),
+        }
+    }
+
+    /// A batch by number, by size or by time since its first finding; what there is when a stop is asked for.
     async fn collect(
         &self,
         stream: &mut DurableConsumer,
@@ -102,7 +132,7 @@ impl Consumer {
         let mut wait = IDLE_MAX;
         let mut full_at = None;
         loop {
-            let missing = self.intake.flush_findings - batch.len();
+            let missing = (self.intake.flush_findings - batch.len()).min(TAKEN_AT_ONCE);
             let more = tokio::select! {
                 biased;
                 more = stream.next_batch(missing, wait) => more?,
@@ -111,8 +141,10 @@ impl Consumer {
             let now = context.clock.monotonic();
             let ended = more.is_empty();
             batch.extend(more);
+            let bytes: usize = batch.iter().map(|message| message.payload.len()).sum();
+            let is_full = batch.len() >= self.intake.flush_findings || bytes >= BATCH_BYTES;
             let full_at = *full_at.get_or_insert(now + self.intake.flush_interval);
-            if ended || batch.len() >= self.intake.flush_findings || now >= full_at {
+            if ended || is_full || now >= full_at {
                 return Ok(batch);
             }
             wait = full_at.saturating_sub(now);

@@ -33,6 +33,8 @@ use crate::status::{self, Word};
 use crate::store::{Limits, StoreError, StoreMetrics, StoreOptions};
 use crate::writer::{Writer, WriterParts};
 
+/// A write that takes longer stands still. A slow disk is none that stands still, and another writer could not use it sooner.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Time for all parts to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Time for open requests to finish.
@@ -214,7 +216,8 @@ async fn add_writer(
     let limits = Limits { age_max: config.retention_age.get(), bytes_max: config.retention_bytes.bytes() };
     let interval = config.retention_interval.get();
     let factory = move |context: WorkerContext| Writer::new(parts.clone(), limits, interval, context);
-    supervision.add_actor("storage-writer", RestartPolicy::default(), factory).await
+    let policy = RestartPolicy { progress_timeout: Some(WRITE_TIME_MAX), ..RestartPolicy::default() };
+    supervision.add_actor("storage-writer", policy, factory).await
 }
 
 /// The first generation takes the listener that was bound at the start; a later one binds the same

@@ -36,14 +36,16 @@ impl Word {
             })
             .filter(|dropped| dropped.count > 0)
             .collect();
+        let at = UnixNanos(self.clock.now_unix_nanos());
         StorageStatus {
-            at: UnixNanos(self.clock.now_unix_nanos()),
+            at,
             name: self.name.clone(),
             received: self.metrics.received_count(),
             stored: self.metrics.stored_count(),
             retried: self.metrics.retried_count(),
             refused,
             behind: self.condition.behind(),
+            waits_seconds: self.condition.waits(at).as_secs(),
             failed: self.condition.watch().borrow().as_deref().map(str::to_owned),
             gaps: self.condition.gaps(),
             circuit: self.bus.circuit().as_str().to_owned(),

@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 
 use tapio_schemas::names;
 
-use super::feed::{Feed, Promise};
+use super::feed::{Feed, Promise, failed};
 use super::{Bus, BusError, Message, News};
 
 /// Messages asked for at a time.
@@ -130,6 +130,17 @@ impl Bus {
         let stream = config.stream.clone();
         let feed = Feed::open(self.clone(), stream, pull, config.batch, Promise::Durable).await?;
         Ok(DurableConsumer { feed, stream: config.stream, name: config.name })
+    }
+
+    /// Messages of a stream that a durable consumer has not acknowledged: those that it was given, and those that it was not.
+    ///
+    /// # Errors
+    /// As [`Bus::durable_consumer`].
+    pub async fn unacknowledged(&self, stream: &str, name: &str) -> Result<u64, BusError> {
+        let found = self.inner.jetstream.get_consumer_from_stream::<pull::Config, _, _>(name, stream).await;
+        let consumer = found.map_err(|error| failed(stream, name, &error))?;
+        let info = consumer.cached_info();
+        Ok(info.num_pending + info.num_ack_pending as u64)
     }
 
     /// Opens an ordered consumer.

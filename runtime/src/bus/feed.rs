@@ -311,6 +311,6 @@ async fn create(
     Err(failed(stream, name, &error))
 }
 
-fn failed(stream: &str, consumer: &str, error: &dyn std::error::Error) -> BusError {
+pub(super) fn failed(stream: &str, consumer: &str, error: &dyn std::error::Error) -> BusError {
     BusError::Consumer { consumer: consumer.to_owned(), stream: stream.to_owned(), message: chain(error) }
 }

@@ -16,6 +16,7 @@ pub struct StoreMetrics {
     pub(super) stored: Counter,
     received: Counter,
     retried: Counter,
+    waiting: Gauge,
     not_stored: ByReason,
     removed: ByReason,
     pub(super) unreadable: Counter,
@@ -41,6 +42,11 @@ impl StoreMetrics {
             "storage_findings_retried",
             "Finding revisions that could not be written and were asked for again",
             own.retried.clone(),
+        );
+        metrics.register(
+            "storage_findings_waiting",
+            "Finding revisions that the stream has and the store does not",
+            own.waiting.clone(),
         );
         metrics.register(
             "storage_findings_not_stored",
@@ -98,6 +104,11 @@ impl StoreMetrics {
     /// Counts revisions that are asked for again.
     pub(crate) fn retried(&self, count: u64) {
         self.retried.inc_by(count);
+    }
+
+    /// Sets how many revisions wait to be stored.
+    pub(crate) fn waiting(&self, count: u64) {
+        self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Revisions delivered so far.
