@@ -55,9 +55,10 @@ fn event(number: u64, severity: EventSeverity) -> UnifiedEvent {
     }
 }
 
-fn trouble_of(event: &UnifiedEvent) -> Option<SignalKind> {
+/// The trouble of Tapio itself that an event tells.
+fn told_of(event: &UnifiedEvent) -> Option<(SignalKind, &str)> {
     let Payload::Custom(data) = &event.payload else { return None };
-    trouble::told(data).map(|(kind, _)| kind)
+    trouble::told(data)
 }
 
 fn at(ledger: &LedgerSnapshot, place: Place) -> u64 {
@@ -142,10 +143,11 @@ async fn a_slow_nats_fills_the_spool_and_everything_arrives_in_order() {
     }
     // More than two megabytes at a tenth of a megabyte a second: it must wait on the disk.
     until("the spool to be used", || (at(&ledger.snapshot(), Place::Spool) > 5_000).then_some(())).await;
+    // It lasts for longer than a trouble needs to be told.
+    let own = ledger.collector("agent");
+    until("the word that it spools", || (own.get() > 0).then_some(())).await;
     assert_eq!(ledger.snapshot().dropped, vec![], "slow is no reason to lose anything");
     throttle.set(u64::MAX);
-    // On a busy machine it takes long enough to be told as a trouble.
-    let own = ledger.collector("agent");
     let all = || ledger.snapshot().published == COUNT + own.get();
     until("all to be published", || all().then_some(())).await;
     let end = drain(agent).await;
@@ -155,6 +157,11 @@ async fn a_slow_nats_fills_the_spool_and_everything_arrives_in_order() {
     let batches = Stream::open(&bus, "slow").await.rest().await;
     assert_ordered(&batches);
     assert_eq!(batches.iter().map(|b| b.events.len() as u64).sum::<u64>(), count);
+    let told: Vec<_> = batches.iter().flat_map(|b| &b.events).filter_map(told_of).collect();
+    let spools = |(kind, says): &(SignalKind, &str)| {
+        *kind == SignalKind::TapioSpooling && says.ends_with(" events wait on the disk")
+    };
+    assert!(told.iter().any(spools), "{told:?}");
 }
 
 /// A file system of its own, so small that it fills up.
@@ -228,9 +235,10 @@ async fn a_full_disk_sheds_the_unimportant_first_and_what_was_kept_arrives_in_or
     let events: Vec<_> = batches.into_iter().flat_map(|b| b.events).collect();
     assert_eq!(events.len() as u64, end.published);
     assert_eq!(events.iter().filter(|e| e.severity == EventSeverity::Critical).count(), 20);
-    let told: Vec<_> = events.iter().filter(|e| e.source == Source::Tapio).filter_map(trouble_of).collect();
-    for kind in [SignalKind::TapioLoss, SignalKind::TapioCircuitOpen] {
-        assert!(told.contains(&kind), "{kind:?} is not told: {told:?}, {error:?}, {end:?}");
+    let told: Vec<_> = events.iter().filter(|e| e.source == Source::Tapio).filter_map(told_of).collect();
+    for kind in [SignalKind::TapioLoss, SignalKind::TapioCircuitOpen, SignalKind::TapioDiskRefuses] {
+        let is_told = told.iter().any(|(told, _)| *told == kind);
+        assert!(is_told, "{kind:?} is not told: {told:?}, {error:?}, {end:?}");
     }
     drop(disk);
 }
