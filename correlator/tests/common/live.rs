@@ -99,6 +99,11 @@ impl Child {
         std::future::pending::<()>().await;
     }
 
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Sends a signal, such as `-STOP`.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status();
