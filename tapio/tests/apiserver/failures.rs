@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::common::wait_for;
-use crate::kubelet::Kubelets;
+use crate::kubelet::{Kubelets, shop};
 use crate::plane::Plane;
 use crate::scenes::{self, Scene};
-use crate::told::{causes, check, deployment};
+use crate::told::{causes, check};
 
 /// Within this time a failure has to be found by `tapio check`; some controllers wait for a minute.
 const FOUND_WITHIN: Duration = Duration::from_secs(100);
@@ -35,10 +35,7 @@ fn what_is_wrong_beside_the_pods_is_told() {
 
 #[test]
 fn a_machine_that_falls_silent_is_told() {
-    let plane = Plane::start();
-    let machines = Kubelets::start(&plane.api, &["n1", "n2"]);
-    plane.api.namespace("shop");
-    plane.api.make(&deployment("shop", "web", "runs:1", 4));
+    let (plane, machines) = shop(4);
     wait_for("pods on both machines", || {
         let web = plane.api.get("/apis/apps/v1/namespaces/shop/deployments/web")?;
         (web["status"]["readyReplicas"] == 4).then_some(())

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::outcome::{Memory, Told, now};
+use crate::plane::Plane;
+use crate::told::deployment;
 
 /// Between two looks at the pods.
 const LOOK: Duration = Duration::from_millis(250);
@@ -40,6 +42,15 @@ struct Loop {
     renewed: Option<Instant>,
     pods: HashMap<String, Memory>,
     events: HashMap<String, Repeated>,
+}
+
+/// A control plane with the machines `n1` and `n2`, and a Deployment `web` in the namespace `shop` that runs.
+pub fn shop(replicas: u32) -> (Plane, Kubelets) {
+    let plane = Plane::start();
+    let machines = Kubelets::start(&plane.api, &["n1", "n2"]);
+    plane.api.namespace("shop");
+    plane.api.make(&deployment("shop", "web", "runs:1", replicas));
+    (plane, machines)
 }
 
 impl Kubelets {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::common::{Instance, PATIENCE, data_dir, wait_for};
-use crate::kubelet::Kubelets;
+use crate::kubelet::{Kubelets, shop};
 use crate::plane::Plane;
 use crate::scenes::bad_image;
 use crate::told::{causes, check, deployment, service, with};
@@ -100,10 +100,7 @@ fn failed_at(plane: &Plane) -> Instant {
 
 #[test]
 fn an_instance_says_what_the_lists_say_within_seconds() {
-    let plane = Plane::start();
-    let _machines = Kubelets::start(&plane.api, &["n1", "n2"]);
-    plane.api.namespace("shop");
-    plane.api.make(&deployment("shop", "web", "runs:1", 2));
+    let (plane, _machines) = shop(2);
     let dir = data_dir();
     let instance = instance(dir.path(), &plane, &[], None);
     hears(&instance);
@@ -121,10 +118,7 @@ fn an_instance_says_what_the_lists_say_within_seconds() {
 
 #[test]
 fn a_server_that_restarts_and_forgets_costs_nothing_but_time() {
-    let mut plane = Plane::start();
-    let _machines = Kubelets::start(&plane.api, &["n1", "n2"]);
-    plane.api.namespace("shop");
-    plane.api.make(&deployment("shop", "web", "runs:1", 2));
+    let (mut plane, _machines) = shop(2);
     let dir = data_dir();
     let instance = instance(dir.path(), &plane, &[], None);
     hears(&instance);
