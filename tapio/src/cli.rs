@@ -60,7 +60,7 @@ pub enum Command {
     Fix(FixArgs),
     /// Tell the story of one thing: name, kind/name, namespace/kind/name, a cgroup path or a finding id.
     #[command(
-        after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo"
+        after_help = "Examples:\n  tapio why api\n  tapio why shop/deployment/api\n  tapio why /tapio-demo\n\nExit codes: 0 nothing is known against it; 2 a finding; 3 nothing is known of it; 69 no running instance."
     )]
     Why(WhyArgs),
     /// Say whether a finding was right; the causes it weighed are believed more or less from then on.

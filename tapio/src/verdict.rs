@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use tapio_schemas::entity::kinds;
 use tapio_schemas::finding::Status;
 use tapio_schemas::proto::v1::ClusterFreshness;
-use tapio_schemas::{Finding, FindingId, UnixNanos};
+use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
 use tapio_storage::freshness::ClusterFreshness as FreshCluster;
 
 /// All is only called well when everything up to so long ago has been judged.
@@ -108,6 +109,21 @@ pub fn judge(known: Known) -> Answer {
     answer
 }
 
+/// Kinds of which an instance knows each that runs; the empty one is that of a bare name.
+const RUNNING_KINDS: [&str; 7] =
+    ["", kinds::POD, kinds::NODE, kinds::SERVICE, "Deployment", "StatefulSet", "DaemonSet"];
+
+/// Whether an instance knows all of this kind that run: others (a HorizontalPodAutoscaler, a Namespace) it knows only when
+/// something happens to them.
+pub fn is_of_what_runs(wanted: &Entity) -> bool {
+    RUNNING_KINDS.iter().any(|kind| wanted.kind.eq_ignore_ascii_case(kind))
+}
+
+/// What is said of a name that nobody who may know it knows.
+pub fn unknown(name: &str) -> String {
+    format!("nothing is known of {name}: is it spelt so, and does anything of it run?")
+}
+
 /// Why something may go on that is not known; `None` when everything is judged and told.
 fn blind(known: &Known) -> Option<String> {
     if let Some(gap) = known.gaps.first() {
@@ -127,7 +143,7 @@ fn blind(known: &Known) -> Option<String> {
             return Some(format!("no event has come{place} in the last minute: is an agent running?"));
         }
         let unheard = known.unheard.as_ref()?;
-        return Some(format!("nothing is known of {unheard}: is it spelt so, and does anything of it run?"));
+        return Some(unknown(unheard));
     }
     let place = place(oldest);
     Some(match oldest.watermark_unix_nano {

@@ -185,6 +185,10 @@ fn a_running_instance_says_what_a_replay_says_and_who_changed_it() {
     assert!(said.contains("nothing is known of Deployment api in namespace shpo"), "{said}");
     // Of what nothing happens to, and what runs nothing, an instance need not know.
     assert_eq!(live.instance.ask(&["check", "hpa/api"]).status.code(), Some(0));
+    let misspelt = live.instance.ask(&["why", "deployment/apy"]);
+    let said = String::from_utf8_lossy(&misspelt.stdout).into_owned();
+    assert_eq!(misspelt.status.code(), Some(3), "{said}");
+    assert_eq!(said, "nothing is known of deployment/apy: is it spelt so, and does anything of it run?\n");
     assert_eq!(live.instance.interrupt(), Some(0));
 }
 

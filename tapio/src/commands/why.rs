@@ -1,16 +1,17 @@
 //! `tapio why`: the story of one thing, what was said of it, and what it is like.
 
 use serde::Serialize;
-use tapio_schemas::Finding;
 use tapio_schemas::finding::Status;
 use tapio_schemas::learning::Feedback;
 use tapio_schemas::proto::v1 as api;
+use tapio_schemas::{Entity, Finding, UnixNanos};
 
 use crate::cli::{Output, WhyArgs};
-use crate::client::{Client, ID_PREFIX, is_id, parse, parse_feedback, said};
+use crate::client::{Client, ID_PREFIX, Question, is_id, parse, parse_feedback, said};
 use crate::commands::check::as_told;
-use crate::exit::FINDINGS;
+use crate::exit::{CANNOT_TELL, FINDINGS};
 use crate::render;
+use crate::verdict;
 
 /// The answer as JSON: the finding as it was published, and beside it what is known of it since.
 #[derive(Serialize)]
@@ -49,11 +50,12 @@ pub struct Similar {
 pub async fn run(args: WhyArgs) -> anyhow::Result<i32> {
     let mut client = Client::connect(&args.client).await?;
     let Some((finding, feedback)) = client.why(&args.entity).await? else {
+        let is_unheard = is_unheard(&mut client, &args.entity).await?;
         match args.output {
-            Output::Human => println!("{}", unknown(&args.entity)),
+            Output::Human => println!("{}", unknown(&args.entity, is_unheard)),
             Output::Json | Output::Jsonl => println!("null"),
         }
-        return Ok(0);
+        return Ok(if is_unheard { CANNOT_TELL } else { 0 });
     };
     let similar = most_similar(&mut client, &finding).await?;
     if args.output == Output::Human {
@@ -94,12 +96,22 @@ async fn most_similar(client: &mut Client, finding: &Finding) -> anyhow::Result<
     }))
 }
 
+/// True when all who would know it answer that they know nothing of that name. Nobody is asked for an id.
+async fn is_unheard(client: &mut Client, entity: &str) -> anyhow::Result<bool> {
+    if is_id(entity) || !verdict::is_of_what_runs(&Entity::parse_query(entity)) {
+        return Ok(false);
+    }
+    let all = Question { entity, status: "", since: UnixNanos(0), with_prediction: false };
+    let listing = client.list(all).await?;
+    Ok(listing.heard == Some(false))
+}
+
 /// What looks like an id and is none may also be a name.
-fn unknown(entity: &str) -> String {
+fn unknown(entity: &str, is_unheard: bool) -> String {
     if entity.starts_with(ID_PREFIX) && !is_id(entity) {
         return format!(
             "nothing is known against {entity}; the id of a finding is `{ID_PREFIX}` and 32 hexadecimal digits"
         );
     }
-    format!("nothing is known against {entity}")
+    if is_unheard { verdict::unknown(entity) } else { format!("nothing is known against {entity}") }
 }

@@ -6,14 +6,10 @@ use anyhow::bail;
 use tapio_agents::collectors::kubernetes::Snapshot;
 use tapio_agents::collectors::kubernetes::snapshot::Named;
 use tapio_agents::collectors::kubernetes::snapshot::selector::Selector;
-use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Finding};
 
 use crate::cli::CheckArgs;
-
-/// Kinds of which an instance knows each that runs; the empty one is that of a bare name.
-const RUNNING_KINDS: [&str; 7] =
-    ["", kinds::POD, kinds::NODE, kinds::SERVICE, "Deployment", "StatefulSet", "DaemonSet"];
+use crate::verdict::is_of_what_runs;
 
 /// What the answer is to be about.
 #[derive(Debug, Default)]
@@ -61,11 +57,9 @@ impl About {
         (!is_there).then(|| format!("{} is not among the objects that were listed", self.words()))
     }
 
-    /// The query for what is asked for, if it is of a kind of which an instance knows all that run: others (a
-    /// HorizontalPodAutoscaler, a Namespace) it knows only when something happens to them.
+    /// The query for what is asked for, if it is of a kind of which an instance knows all that run.
     pub fn of_what_runs(&self) -> Option<String> {
         let wanted = self.entity.as_ref()?;
-        let known = RUNNING_KINDS.iter().any(|kind| wanted.kind.eq_ignore_ascii_case(kind));
         let namespace = match wanted.namespace.as_str() {
             "" => self.namespace.as_deref().unwrap_or_default(),
             of_query => of_query,
@@ -75,7 +69,7 @@ impl About {
             ("", kind) => format!("{kind}/{}", wanted.name),
             (namespace, kind) => format!("{namespace}/{kind}/{}", wanted.name),
         };
-        known.then_some(in_words)
+        is_of_what_runs(wanted).then_some(in_words)
     }
 
     /// As it was asked for, in words.
