@@ -81,6 +81,33 @@ impl Api {
         self.tell(at, EventKind::K8sImageChanged, place(workload, "", ""), data);
     }
 
+    /// What the kubelet of a machine tells of it.
+    fn kubelet(&mut self, at: u64, reason: &str, message: &str) {
+        let entity = EntityRef {
+            cluster: "test".into(),
+            node: "n1".into(),
+            object_kind: "Node".into(),
+            object: "n1".into(),
+            ..EntityRef::default()
+        };
+        let data = KubernetesData {
+            object_kind: "Node".into(),
+            object_name: "n1".into(),
+            reason: reason.into(),
+            message: message.into(),
+            reporter: "kubelet".into(),
+            event_type: if reason == "Starting" { "Normal" } else { "Warning" }.into(),
+            count: 1,
+            ..KubernetesData::default()
+        };
+        self.tell(at, EventKind::K8sEvent, entity, data);
+    }
+
+    fn kills(&mut self, at: u64, pid: u32) {
+        let message = format!("System OOM encountered, victim process: batch, pid: {pid}");
+        self.kubelet(at, "SystemOOM", &message);
+    }
+
     /// A container that ends three times and then waits longer and longer.
     fn crashes(&mut self, at: u64, workload: &str, pod: &str, reason: &str, exit_code: i32) {
         for (end, start) in [(0, 1), (3, 14), (17, 38)] {
@@ -136,6 +163,30 @@ fn a_release_that_needs_more_memory_is_one_finding_that_names_the_release() {
         found[0].story
     );
     assert!(found[0].hypotheses.iter().any(|h| h.cause == "rollout.bad_image" && !h.refuted_by.is_empty()));
+}
+
+#[test]
+fn a_change_within_the_second_of_the_failure_is_told_and_a_later_one_is_not() {
+    let told = |change_ms: u64| {
+        let mut api = Api::default();
+        // The kubelet stamps whole seconds; a change is stamped when it is seen.
+        api.image(0, "oven", "oven:1.4", "oven:1.5");
+        api.events[0].timestamp = UnixNanos(START + change_ms * (SECOND / 1000));
+        let message = "Failed to pull image \"oven:1.5\": manifest unknown";
+        for at in [20, 40, 60] {
+            let data = KubernetesData {
+                reason: "ErrImagePull".into(),
+                message: message.into(),
+                ..KubernetesData::default()
+            };
+            api.tell(at, EventKind::K8sContainerWaiting, place("oven", "oven-b-1", "main"), data);
+        }
+        let found = api.verdicts(80);
+        assert_eq!((found.len(), cause(&found[0])), (1, "image.not_found"), "{found:#?}");
+        found[0].chain.iter().any(|link| link.signal == "change.image")
+    };
+    assert_eq!([19_700, 20_000, 20_300, 20_999].map(told), [true; 4]);
+    assert_eq!([21_000, 21_300].map(told), [false; 2]);
 }
 
 #[test]
@@ -235,4 +286,42 @@ fn changed_settings_are_the_cause_for_what_mounts_them_only() {
     assert!(found[0].story.contains("key salt"), "{}", found[0].story);
     let other = scene("colours");
     assert_eq!((other.len(), cause(&other[0])), (1, "code.crash_exit"));
+}
+
+#[test]
+fn what_a_kubelet_tells_at_its_start_may_be_old_and_later_it_is_news() {
+    // Of the same second, either is read first.
+    for start_first in [true, false] {
+        let mut api = Api::default();
+        if start_first {
+            api.kubelet(100, "Starting", "Starting kubelet.");
+        }
+        (0..5).for_each(|pid| api.kills(100, 40 + pid));
+        if !start_first {
+            api.kubelet(100, "Starting", "Starting kubelet.");
+        }
+        api.kills(102, 50);
+        assert_eq!(api.verdicts(400), [], "start first: {start_first}");
+    }
+    let found = |told: &dyn Fn(&mut Api)| {
+        let mut api = Api::default();
+        told(&mut api);
+        let found = api.verdicts(160);
+        assert_eq!((found.len(), found.first().map(cause)), (1, Some("memory.node_exhausted")), "{found:#?}");
+    };
+    found(&|api| api.kills(140, 40));
+    // It runs for a while already; what it told before does not hide this one.
+    found(&|api| {
+        api.kubelet(120, "Starting", "Starting kubelet.");
+        api.kills(120, 40);
+        api.kills(140, 60);
+    });
+    // Somebody else starts on the machine.
+    found(&|api| {
+        api.kubelet(138, "Starting", "Starting kube-proxy.");
+        if let Some(Payload::Kubernetes(data)) = api.events.last_mut().map(|event| &mut event.payload) {
+            data.reporter = "kube-proxy".into();
+        }
+        api.kills(140, 40);
+    });
 }

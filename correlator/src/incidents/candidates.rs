@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tapio_schemas::{Entity, UnixNanos};
 
 use super::around::Around;
-use super::signals::is_change;
+use super::signals::{is_change, open_ns};
 use super::view::{View, share};
 use crate::model::{Facts, Model, Pattern, Relation, SignedDuration, SymptomSpec, sits_on};
 
@@ -13,6 +13,8 @@ use crate::model::{Facts, Model, Pattern, Relation, SignedDuration, SymptomSpec,
 const SEATS_PER_SIGNAL_MAX: usize = 32;
 /// Factor on the odds of a cause whose vital symptoms barely show; without any it is none.
 const LIFELESS: f64 = 0.15;
+/// One change may be told by who watches the object and by who hears what the API server audits, so long after each other.
+const TOLD_TWICE_NS: u64 = 2_000_000_000;
 
 /// A cause on a seat, with what it would explain.
 #[derive(Debug)]
@@ -177,9 +179,12 @@ fn anchor_of(pattern: &Pattern, around: &Around<'_, '_>, matches: &[(usize, usiz
         .or_else(|| earliest(&|_| true))
 }
 
+/// Whether `onset` is so long after `from`, or may be by what their stamps leave open.
 fn within(onset: UnixNanos, from: UnixNanos, lag: Option<(SignedDuration, SignedDuration)>) -> bool {
     let difference = i128::from(onset.0) - i128::from(from.0);
-    lag.is_none_or(|(low, high)| difference >= i128::from(low.0) && difference <= i128::from(high.0))
+    let least = difference - i128::from(open_ns(from));
+    let most = difference + i128::from(open_ns(onset));
+    lag.is_none_or(|(low, high)| most >= i128::from(low.0) && least <= i128::from(high.0))
 }
 
 fn in_time(
@@ -238,7 +243,10 @@ fn changes(pattern: &Pattern, around: &Around<'_, '_>, anchor: UnixNanos) -> Vec
         let window = i64::try_from(change.within.get().as_nanos()).unwrap_or(i64::MAX);
         let lag = Some((SignedDuration(-window), SignedDuration(0)));
         let seen = around.seen(change.signal, change.on);
-        changes.extend(seen.into_iter().rfind(|at| within(around.view.signals[*at].onset, anchor, lag)));
+        let onset = |at: &usize| around.view.signals[*at].onset;
+        let Some(last) = seen.iter().rfind(|at| within(onset(at), anchor, lag)).map(&onset) else { continue };
+        let told = seen.into_iter().filter(|at| onset(at) <= last && last.since(onset(at)) <= TOLD_TWICE_NS);
+        changes.extend(told);
     }
     changes.into_iter().collect()
 }
@@ -271,4 +279,22 @@ fn odds(
 /// A cause that shows on its seat in one of several ways is the less probable the fainter the clearest of them is.
 fn vitality(pattern: &Pattern, strongest: f64) -> f64 {
     if pattern.symptoms.iter().any(|s| s.vital) { LIFELESS.powf(1.0 - strongest) } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_of_a_whole_second_leaves_open_when_in_it() {
+        const MILLISECOND: u64 = 1_000_000;
+        let at = |ms: u64| UnixNanos(1_700_000_000_000 * MILLISECOND + ms * MILLISECOND);
+        let before = Some((SignedDuration(-60_000_000_000), SignedDuration(0)));
+        // A change before a failure whose stamp has no part of a second, and before one whose has.
+        assert!(within(at(999), at(0), before) && !within(at(1_000), at(0), before));
+        assert!(within(at(300), at(700), before) && !within(at(701), at(700), before));
+        let after = Some((SignedDuration(0), SignedDuration(60_000_000_000)));
+        assert!(within(at(0), at(300), after) && !within(at(0), at(1_000), after));
+        assert!(!within(at(100), at(300), after));
+    }
 }

@@ -37,6 +37,8 @@ pub fn passes(signal: &Signal) -> bool {
             | K::ProbeFailed
             | K::MountFailed
             | K::LogFault
+            // A kubelet that starts tells of old ones.
+            | K::OomKill
     );
     heals && signal.strength.get() < CERTAIN
 }

@@ -254,6 +254,12 @@ pub fn is_of_object(kind: SignalKind) -> bool {
     matches!(kind, SignalKind::NoEndpoints | SignalKind::ObjectChanged)
 }
 
+/// How much later than its stamp something may have been, ns: Kubernetes stamps whole seconds.
+pub fn open_ns(stamp: UnixNanos) -> u64 {
+    const SECOND_NS: u64 = 1_000_000_000;
+    if stamp.0.is_multiple_of(SECOND_NS) { SECOND_NS - 1 } else { 0 }
+}
+
 /// True for what says how a service is, as opposed to what has happened to it.
 pub fn is_state(kind: SignalKind) -> bool {
     use SignalKind as K;

@@ -7,7 +7,7 @@ use tapio_schemas::{Entity, Signal, UnixNanos};
 
 use super::candidates::Candidate;
 use super::says;
-use super::signals::is_change;
+use super::signals::{is_change, open_ns};
 use super::view::View;
 use crate::model::{Pattern, Template, TemplateValue, clock_time};
 
@@ -71,7 +71,7 @@ impl Teller<'_> {
         }
         let explained = self.cause.explains.keys().filter(|at| self.members.contains(at));
         let failures = explained.map(|at| self.view.signals[*at]).filter(|s| !is_change(s.kind));
-        let failed = failures.map(|s| s.onset).min()?;
+        let failed = failures.map(|s| s.onset.plus(open_ns(s.onset))).min()?;
         Some(several.into_iter().rev().find(|at| self.view.signals[*at].onset <= failed).unwrap_or(first))
     }
 

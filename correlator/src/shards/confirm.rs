@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use tapio_schemas::{EntityRef, SignalKind, UnixNanos};
+use tapio_schemas::{EntityRef, SignalKind, SmolStr, UnixNanos};
 
 use super::faults::is_of_a_machine;
 use super::record::hash_parts;
@@ -29,7 +29,12 @@ const UNIT_ENDS: u64 = 3;
 const LINES: u64 = 3;
 /// … or for how long they do.
 const LINES_NS: u64 = 30_000_000_000;
-/// Starts of containers remembered per shard; when full, remembering begins anew (a single end is then told at worst).
+/// A kubelet that has started reads the log of the kernel from its beginning, for so long, and tells of each kill as if it
+/// were now.
+const KUBELET_RETELLS_NS: u64 = 10_000_000_000;
+/// Whether a kubelet has just started is known so long after what it tells.
+const KUBELET_STARTS_NS: u64 = 1_000_000_000;
+/// Starts of containers and kubelets remembered per shard; when full, remembering begins anew (a single end is then told at worst).
 const STARTS_MAX: usize = 4096;
 
 /// Any one of these makes it certain.
@@ -72,7 +77,12 @@ impl Confirm {
         Self { seen_min: UNIT_ENDS, ..Self::NEVER }
     }
 
-    /// It runs again: that it lasts is no longer told by silence.
+    /// Of a kill that a kubelet tells: that it has not just started.
+    pub fn told_by_kubelet() -> Self {
+        Self { lasts_ns: KUBELET_STARTS_NS, ..Self::NEVER }
+    }
+
+    /// It runs again, or was told before: that it lasts is no longer told by silence.
     pub fn resumed(self) -> Self {
         Self { lasts_ns: u64::MAX, ..self }
     }
@@ -90,13 +100,13 @@ impl Confirm {
     }
 }
 
-/// When containers were last started. The times of an end and of the start after it may be the same second, so that
+/// When containers and kubelets were last started. The times of an end and of the start after it may be the same second, so that
 /// either may come first.
 #[derive(Debug, Default)]
 pub struct Starts(HashMap<u128, UnixNanos>);
 
 impl Starts {
-    /// A container was started.
+    /// A container, or the kubelet of a machine, was started.
     pub fn note(&mut self, container: &EntityRef, at: UnixNanos) {
         let key = identity(container);
         if self.0.len() >= STARTS_MAX && !self.0.contains_key(&key) {
@@ -110,10 +120,21 @@ impl Starts {
     pub fn runs_since(&self, container: &EntityRef, at: UnixNanos) -> bool {
         self.0.get(&identity(container)).is_some_and(|start| *start >= at)
     }
+
+    /// True when what the kubelet of this machine tells at `at` may have happened long before.
+    pub fn retells(&self, machine: &EntityRef, at: UnixNanos) -> bool {
+        self.0.get(&identity(machine)).is_some_and(|start| retells(*start, at))
+    }
 }
 
-fn identity(container: &EntityRef) -> u128 {
-    hash_parts(&[&container.cluster, &container.namespace, &container.pod, &container.container])
+/// Whether a kubelet that started then still reads what was before it.
+pub fn retells(start: UnixNanos, at: UnixNanos) -> bool {
+    at >= start && at.since(start) <= KUBELET_RETELLS_NS
+}
+
+fn identity(of: &EntityRef) -> u128 {
+    let machine = if of.pod.is_empty() { of.subject().name } else { SmolStr::default() };
+    hash_parts(&[&of.cluster, &of.namespace, &of.pod, &of.container, &machine])
 }
 
 #[cfg(test)]

@@ -43,6 +43,9 @@ pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
         episodes.end(step, key);
     }
     let (pod, at) = (&event.entity, event.timestamp);
+    if is_start_of_kubelet(event) {
+        episodes.kubelet_started(step, &event.entity, at);
+    }
     match event.kind {
         // Whatever the other end of it was.
         EventKind::K8sEndpoints | EventKind::K8sUnstuck | EventKind::K8sObjectDeleted => {
@@ -77,6 +80,15 @@ pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
         }
         _ => {}
     }
+}
+
+/// The first thing that a kubelet tells. Others start on machines, too, and tell it of them.
+fn is_start_of_kubelet(event: &UnifiedEvent) -> bool {
+    let Payload::Kubernetes(data) = &event.payload else { return false };
+    event.kind == EventKind::K8sEvent
+        && data.object_kind == tapio_schemas::entity::kinds::NODE
+        && data.reason == "Starting"
+        && data.reporter == "kubelet"
 }
 
 fn is_pod(payload: &Payload) -> bool {

@@ -12,7 +12,7 @@ use tapio_schemas::{
     Attribute, EntityRef, EventId, Score, ShardKey, SignalKind, SmolStr, TraceId, UnixNanos,
 };
 
-use super::confirm::{Confirm, FAINT, Starts};
+use super::confirm::{Confirm, FAINT, Starts, retells};
 use super::context::{self, Meaning};
 use super::counters::Counters;
 use super::endings::{ENDS, ends_of};
@@ -189,6 +189,9 @@ impl Episodes {
         if ENDS.contains(&seen.kind) && self.starts.runs_since(&seen.entity, seen.at) {
             seen.confirm = seen.confirm.map(Confirm::resumed);
         }
+        if seen.kind == SignalKind::OomKill && self.starts.retells(&seen.entity, seen.at) {
+            seen.confirm = seen.confirm.map(Confirm::resumed);
+        }
         let meaning = context::meaning(seen.kind);
         let group = groups.join(&self.cluster, seen.key, meaning.group_type, seen.at, counters);
         let idle_ns = match seen.idle_ns {
@@ -263,6 +266,17 @@ impl Episodes {
         self.starts.note(container, at);
         for key in ends_of(container) {
             let Some(episode) = self.open.get_mut(&key).filter(|e| e.last_evidence <= at) else { continue };
+            episode.confirm = episode.confirm.map(Confirm::resumed);
+            self.schedule(key, step);
+        }
+    }
+
+    /// The kubelet of a machine has started at `at`: the kills that it tells from then on may be old. Of the same second
+    /// either may be read first.
+    pub fn kubelet_started(&mut self, step: UnixNanos, machine: &EntityRef, at: UnixNanos) {
+        self.starts.note(machine, at);
+        let key = episode_key(SignalKind::OomKill, machine, None, 0);
+        if let Some(episode) = self.open.get_mut(&key).filter(|e| retells(at, e.signal.onset)) {
             episode.confirm = episode.confirm.map(Confirm::resumed);
             self.schedule(key, step);
         }
@@ -365,7 +379,8 @@ impl Episode {
         self.dirty = true;
         signal.count += seen.count;
         self.strength = seen.strength;
-        self.confirm = self.confirm.filter(|_| seen.confirm.is_some());
+        // What is certain stays so; else the newest evidence says what is still needed.
+        self.confirm = self.confirm.and(seen.confirm);
         signal.baseline = seen.baseline;
         signal.observed = seen.observed;
         signal.unit = SmolStr::new_static(seen.unit);

@@ -282,7 +282,11 @@ fn kubernetes(event: &UnifiedEvent, data: &KubernetesData) -> Option<Observation
         EventKind::K8sEvent => by_reason(data)?,
         _ => return None,
     };
-    Some(k8s_facts(at(event, kind), data))
+    let mut seen = at(event, kind);
+    if reason == "SystemOOM" {
+        seen.confirm = Some(Confirm::told_by_kubelet());
+    }
+    Some(k8s_facts(seen, data))
 }
 
 fn waiting(reason: &str) -> Option<SignalKind> {
