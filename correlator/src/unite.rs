@@ -113,8 +113,10 @@ impl Uniter {
     }
 
     /// Counts of edges for which there was no room.
+            self.services.count(&tally);
     pub fn tallies_refused(&self) -> u64 {
         self.edges.refused
+        section.facts.iter().for_each(|fact| self.services.hear(fact));
     }
 
     /// What the service model refused or forgot so far, by reason.

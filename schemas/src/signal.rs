@@ -51,6 +51,8 @@ vocabulary! {
         NetworkGap = 85 => "span.network_gap",
         TraceShape = 86 => "span.shape_changed",
         OwnTime = 87 => "span.own_time",
+        /// Calls are made again because they failed: there are far more of them for each request.
+        CallsRepeated = 88 => "span.repeated",
 
         // 101 and 103 were never sent and stay free.
         LogErrors = 100 => "log.errors",

@@ -231,6 +231,12 @@ fn requests(signal: &Signal) -> Option<String> {
         SignalKind::SpanTimeouts => format!("calls{} timed out", to_peer(signal)),
         SignalKind::SpanSlow => format!("calls{} became slow", to_peer(signal)),
         SignalKind::CallsStopped => format!("calls{} stopped", to_peer(signal)),
+        SignalKind::CallsRepeated => match (number(signal, "now"), number(signal, "usual")) {
+            (Some(now), Some(usual)) => {
+                format!("calls{} are repeated: {now} per request, usual are {usual}", to_peer(signal))
+            }
+            _ => format!("calls{} are repeated", to_peer(signal)),
+        },
         SignalKind::LogErrors => format!("errors were logged{}", because(signal)),
         SignalKind::OwnTime | SignalKind::NetworkGap | SignalKind::TraceShape => {
             return Some(service(signal));

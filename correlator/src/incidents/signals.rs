@@ -269,6 +269,7 @@ pub fn is_state(kind: SignalKind) -> bool {
             | K::NetworkGap
             | K::TraceShape
             | K::CallsStopped
+            | K::CallsRepeated
             | K::CpuSaturated
             | K::CpuRaised
             | K::MetricShift
@@ -320,6 +321,8 @@ pub fn leak_probability(kind: SignalKind) -> f64 {
     use SignalKind as K;
     match kind {
         K::CpuThrottled | K::SpanSlow | K::K8sWarning | K::LogErrors => 0.15,
+        // Whatever fails is tried again.
+        K::CallsRepeated => 0.1,
         K::NetReset | K::CpuPressure | K::IoPressure | K::MemoryPressure | K::NetDrops => 0.1,
         K::NetRetransmits => 0.05,
         K::ExitNonzero | K::SpanErrors | K::Killed | K::NetRefused => 0.02,

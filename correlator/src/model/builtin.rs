@@ -37,6 +37,7 @@ pub(super) const BUILTIN: &[(&str, &str)] = &[
     ),
     ("dependency.init_waits.yaml", include_str!("../../patterns/dependency.init_waits.yaml")),
     ("dependency.refused.yaml", include_str!("../../patterns/dependency.refused.yaml")),
+    ("dependency.retry_storm.yaml", include_str!("../../patterns/dependency.retry_storm.yaml")),
     ("dependency.unresponsive.yaml", include_str!("../../patterns/dependency.unresponsive.yaml")),
     ("dns.amplified.yaml", include_str!("../../patterns/dns.amplified.yaml")),
     ("dns.config_changed.yaml", include_str!("../../patterns/dns.config_changed.yaml")),

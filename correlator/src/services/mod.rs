@@ -16,6 +16,7 @@ mod levels;
 mod loss;
 mod meters;
 mod odd;
+mod retries;
 mod say;
 mod shapes;
 mod state;
@@ -28,8 +29,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use smol_str::SmolStr;
 use tapio_schemas::service::Measure;
+use tapio_schemas::signal::EdgeKind;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{Entity, Gap, Signal, UnixNanos};
+use tapio_schemas::{Entity, Fact, Gap, Signal, Tally, UnixNanos};
 
 pub use state::ServiceState;
 
@@ -37,8 +39,9 @@ use book::Book;
 use durations::Watch;
 use flows::Flows;
 use meters::Meters;
+use retries::Retries;
 use ways::Ways;
-use window::Window;
+use window::{Calls, Window};
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// Grid of event time on which the model steps.
@@ -75,6 +78,7 @@ pub struct Services {
     ways: Ways,
     meters: Meters,
     flows: Flows,
+    retries: Retries,
     book: Book,
     states: state::States,
     refused: u64,
@@ -97,6 +101,7 @@ impl Services {
             ways: Ways::default(),
             meters: Meters::default(),
             flows: Flows::default(),
+            retries: Retries::default(),
             book: Book::default(),
             states: state::States::default(),
             refused: 0,
@@ -123,6 +128,21 @@ impl Services {
         for meter in std::mem::take(&mut section.meters) {
             let end = ceil(meter.at.plus(1));
             self.add(end.minus(STEP_NS), end, |window| window.add_meter(meter));
+        }
+    }
+
+    /// Takes what a shard counted of an edge. Its other readers keep it.
+    pub fn count(&mut self, tally: &Tally) {
+        let end = tally.window_start.plus(tally.window_ns);
+        let calls = Calls { count: tally.calls, failed: tally.errors };
+        self.add(tally.window_start, end, |window| window.add_calls(&tally.from, &tally.to, calls));
+    }
+
+    /// Takes an edge of the entity graph.
+    pub fn hear(&mut self, fact: &Fact) {
+        if fact.edge == EdgeKind::SameAs && !fact.gone {
+            let end = ceil(fact.at);
+            self.add(end.minus(STEP_NS), end, |window| window.add_same(&fact.from, &fact.to));
         }
     }
 
@@ -170,8 +190,10 @@ impl Services {
             if window.is_doubtful() {
                 window.requests.clear();
                 window.gaps.clear();
+                window.calls.clear();
                 self.doubtful += 1;
             }
+            self.retries.resolve(&mut window);
             self.observe(&window);
             self.held.push_back(window);
         }
@@ -199,6 +221,7 @@ impl Services {
             self.gaps.observe(window.start, edge, operations.into_iter());
         }
         self.ways.observe(window);
+        self.retries.observe(window);
         let mut meters: Vec<_> = window.meters.iter().collect();
         meters.sort_by_key(|(key, said)| (said.0, *key));
         for ((service, key), said) in meters {
@@ -219,6 +242,7 @@ impl Services {
             self.gaps.learn(window.start, self.step, edge, operations.into_iter());
         }
         self.ways.learn(window, self.step);
+        self.retries.learn(window, self.step);
     }
 
     fn prune(&mut self) {
@@ -242,6 +266,7 @@ impl Services {
     /// What was refused or forgotten, by reason.
     pub fn losses(&self) -> [(&'static str, u64); 7] {
         let evicted = self.own.evicted + self.gaps.evicted + self.ways.evicted + self.meters.evicted;
+        let evicted = evicted + self.retries.evicted;
         [
             ("service_refused", self.refused + self.book.refused),
             ("service_unlearnt", self.dropped),

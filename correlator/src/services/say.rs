@@ -11,6 +11,7 @@ use super::book::{Deviation, ENDS, Key};
 use super::durations::Series;
 use super::meters::Sign;
 use super::odd::{Odd, What};
+use super::retries::Edge;
 use crate::shards::series::{Knows, Period};
 
 /// Most that all further odd things add to the strongest one, nats, and each of them.
@@ -84,6 +85,28 @@ fn durations(series: &Series, evidence: f64) -> Deviation {
             Attribute::new("of", all as i64),
         ],
         events: series.evidence.clone(),
+    }
+}
+
+fn repeated(edge: &Edge, evidence: f64) -> Deviation {
+    let seen = edge.seen;
+    let mut attributes = vec![
+        Attribute::new("usual", rounded(seen.usual)),
+        Attribute::new("now", rounded(seen.now)),
+        Attribute::new("failed", rounded(seen.failed)),
+    ];
+    let times = [("load_times", seen.load), ("asked_times", seen.asked), ("answered_times", seen.answered)];
+    attributes
+        .extend(times.into_iter().filter_map(|(key, times)| Some(Attribute::new(key, rounded(times?)))));
+    Deviation {
+        evidence,
+        since: edge.cusum.since(),
+        count: edge.cusum.counts().0,
+        baseline: seen.usual,
+        observed: seen.now,
+        unit: "1",
+        attributes,
+        events: edge.events.clone(),
     }
 }
 
@@ -173,6 +196,13 @@ impl Services {
                     ..Deviation::default()
                 };
                 all.insert(key, deviation);
+            }
+        }
+        for ((from, to), edge) in &self.retries.edges {
+            let evidence = edge.cusum.evidence(now);
+            if evidence >= ENDS {
+                let key = (SignalKind::CallsRepeated, from.clone(), Some(to.clone()), SmolStr::default());
+                all.insert(key, repeated(edge, evidence));
             }
         }
         self.metered(&mut all);

@@ -84,6 +84,28 @@ impl Requests {
     }
 }
 
+/// Calls of an edge, or requests of a service.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Calls {
+    /// All of them.
+    pub count: u64,
+    /// Those that failed.
+    pub failed: u64,
+}
+
+impl Calls {
+    /// Those that did not fail.
+    pub fn well(self) -> u64 {
+        self.count.saturating_sub(self.failed)
+    }
+
+    /// Adds more of the same.
+    pub fn add(&mut self, more: Self) {
+        self.count = self.count.saturating_add(more.count);
+        self.failed = self.failed.saturating_add(more.failed);
+    }
+}
+
 /// Identity of a meter: pod, measure, label.
 pub type MeterKey = (SmolStr, Measure, SmolStr);
 
@@ -98,6 +120,10 @@ pub struct Window {
     pub gaps: BTreeMap<((Entity, Entity), SmolStr), Durations>,
     /// By service and meter: when, value and event of the newest.
     pub meters: BTreeMap<(Entity, MeterKey), (UnixNanos, f64, EventId)>,
+    /// By caller and callee; a service as its own caller: the requests that it answered.
+    pub calls: BTreeMap<(Entity, Entity), Calls>,
+    /// Who answers under a name.
+    pub same: BTreeMap<Entity, Entity>,
     /// Events of its time that were lost.
     pub lost: u64,
     /// Ways of all operations.
@@ -113,7 +139,37 @@ impl Window {
     }
 
     fn is_full(&self) -> bool {
-        self.requests.len() + self.gaps.len() + self.meters.len() >= KEYS_MAX
+        let spans = self.requests.len() + self.gaps.len() + self.calls.len() + self.same.len();
+        spans + self.meters.len() >= KEYS_MAX
+    }
+
+    /// Adds counted calls; false when there is no room.
+    pub fn add_calls(&mut self, from: &Entity, to: &Entity, calls: Calls) -> bool {
+        let key = (from.clone(), to.clone());
+        if self.is_full() && !self.calls.contains_key(&key) {
+            return false;
+        }
+        self.calls.entry(key).or_default().add(calls);
+        true
+    }
+
+    /// Adds who answers under a name; false when there is no room. Of several it is the first in order.
+    pub fn add_same(&mut self, name: &Entity, is: &Entity) -> bool {
+        if self.is_full() && !self.same.contains_key(name) {
+            return false;
+        }
+        let known = self.same.entry(name.clone()).or_insert_with(|| is.clone());
+        if is < known {
+            *known = is.clone();
+        }
+        true
+    }
+
+    /// The slowest request of some operation of a service.
+    pub fn slowest_of(&self, service: &Entity) -> Option<EventId> {
+        let from = (service.clone(), SmolStr::default());
+        let (_, requests) = self.requests.range(from..).next().filter(|((of, _), _)| of == service)?;
+        Some(requests.own.evidence)
     }
 
     /// Adds a tally; false when there is no room.

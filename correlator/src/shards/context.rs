@@ -63,7 +63,7 @@ pub fn meaning(kind: SignalKind) -> Meaning {
             ("certificate_end", "certificate-expiry", Category::Reliability)
         }
         K::SpanTimeouts => ("service_failure", "dependency-timeout", Category::Reliability),
-        K::SpanSlow | K::OwnTime | K::CallsStopped | K::TraceShape | K::MetricShift => {
+        K::SpanSlow | K::OwnTime | K::CallsStopped | K::CallsRepeated | K::TraceShape | K::MetricShift => {
             ("service_degradation", "latency-degradation", Category::Performance)
         }
         K::ImageChanged
