@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use tapio_schemas::entity::Entity;
 use tapio_schemas::names::SHARD_COUNT;
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{Score, Signal, SignalId, SignalKind, UnixNanos};
+use tapio_schemas::{Score, Signal, SignalId, SignalKind, SmolStr, UnixNanos};
 
 use crate::edges::{Edges, share};
 use crate::services::{ServiceState, Services};
-use crate::shards::{TICK_NS, add_evidence, grid_ceil, stamped};
+use crate::shards::{Confirm, LINE_STRENGTH, TICK_NS, add_evidence, grid_ceil, hash_parts, stamped};
 
 /// Deviations united at a time; the longest silent are closed first.
 const UNITED_MAX: usize = 8192;
@@ -31,7 +31,8 @@ pub struct Uniter {
     pub evicted: u64,
 }
 
-type Key = (SignalKind, Entity, Entity);
+/// Kind, entity, peer, and which fault lines tell of.
+type Key = (SignalKind, Entity, Entity, SmolStr);
 
 struct United {
     signal: Signal,
@@ -39,6 +40,8 @@ struct United {
     /// Occurrences of parts that have ended.
     ended_count: u64,
     changed: UnixNanos,
+    /// Newest evidence: the end of a part is none.
+    evidence_at: UnixNanos,
     /// Strongest of the parts.
     part_strength: Score,
     /// Strength when the counts last knew of it.
@@ -49,6 +52,16 @@ struct Part {
     revision: u32,
     count: u64,
     ended: bool,
+}
+
+impl United {
+    /// Lines of one program lie in as many shards as traces do: that they are repeated, or go on, shows here.
+    fn strength_of_lines(&self, count: u64) -> Score {
+        let (onset, seen) = (self.signal.onset, self.evidence_at);
+        let needed = Confirm::needed(self.signal.kind, &self.signal.entity);
+        let is_certain = needed.is_none_or(|confirm| confirm.is_met(count, onset, seen, seen));
+        Score::clamped(if is_certain { LINE_STRENGTH } else { self.part_strength.get() })
+    }
 }
 
 impl Uniter {
@@ -75,7 +88,14 @@ pub fn is_spread(kind: SignalKind) -> bool {
             | SignalKind::SpanSlow
             | SignalKind::HttpServerErrors
             | SignalKind::LogErrors
+            | SignalKind::LogFault
     )
+}
+
+fn key_of(part: &Signal) -> Key {
+    let fault = part.attribute("fault").and_then(|fault| fault.as_text());
+    let fault = fault.filter(|_| part.kind == SignalKind::LogFault).unwrap_or_default();
+    (part.kind, part.entity.subject(), part.peer.clone().unwrap_or_default(), fault.into())
 }
 
 impl Uniter {
@@ -93,8 +113,10 @@ impl Uniter {
             self.waiting.insert((part.last_seen, part.id, part.revision), part);
         }
         for tally in std::mem::take(&mut section.tallies) {
+            self.services.count(&tally);
             self.edges.wait(tally);
         }
+        section.facts.iter().for_each(|fact| self.services.hear(fact));
         self.services.apply(&mut section);
         let all_passed = self.watermarks.iter().min().copied().unwrap_or_default();
         while let Some(step) = self.services.next_step().filter(|step| *step <= all_passed) {
@@ -113,10 +135,8 @@ impl Uniter {
     }
 
     /// Counts of edges for which there was no room.
-            self.services.count(&tally);
     pub fn tallies_refused(&self) -> u64 {
         self.edges.refused
-        section.facts.iter().for_each(|fact| self.services.hear(fact));
     }
 
     /// What the service model refused or forgot so far, by reason.
@@ -155,7 +175,7 @@ impl Uniter {
                 break;
             }
             let part = entry.remove();
-            let key = (part.kind, part.entity.subject(), part.peer.clone().unwrap_or_default());
+            let key = key_of(&part);
             if self.unite(&key, part) && !touched.contains(&key) {
                 touched.push(key);
             }
@@ -175,12 +195,13 @@ impl Uniter {
             None if part.ended => return false,
             None => {
                 let fresh = Signal::new(part.kind, part.entity.clone(), part.peer.clone(), part.onset);
+                let topic = if key.3.is_empty() { 0 } else { hash_parts(&[&key.3]) as u64 };
                 let signal = Signal {
                     group: part.group,
                     trace_id: part.trace_id,
                     pid: part.pid,
                     attributes: part.attributes.clone(),
-                    ..fresh
+                    ..fresh.of_topic(topic)
                 };
                 let changed = part.last_seen;
                 self.open.entry(key.clone()).or_insert(United {
@@ -188,6 +209,7 @@ impl Uniter {
                     parts: BTreeMap::new(),
                     ended_count: 0,
                     changed,
+                    evidence_at: UnixNanos(0),
                     part_strength: Score::ZERO,
                     strength: None,
                 })
@@ -198,6 +220,9 @@ impl Uniter {
             return false;
         }
         shared.changed = shared.changed.max(part.last_seen);
+        if !part.ended {
+            shared.evidence_at = shared.evidence_at.max(part.last_seen);
+        }
         if part.strength > shared.part_strength {
             shared.part_strength = part.strength;
         }
@@ -226,6 +251,8 @@ impl Uniter {
         if key.0 == SignalKind::LogErrors {
             // No count of calls says how much a log line means.
             signal.strength = united.part_strength;
+        } else if key.0 == SignalKind::LogFault {
+            signal.strength = united.strength_of_lines(signal.count);
         } else {
             share(&mut signal, self.edges.of(from, to), united.strength);
             united.strength = signal.observed.is_finite().then_some(signal.strength).or(united.strength);
@@ -316,6 +343,33 @@ mod tests {
         assert_eq!(said.iter().map(|s| s.count).collect::<Vec<_>>(), [5, 7, 7, 7]);
         assert_eq!(said.iter().map(|s| s.ended).collect::<Vec<_>>(), [false, false, false, true]);
         assert_eq!(said[0].evidence.len(), 2);
+    }
+
+    #[test]
+    fn lines_of_one_program_are_counted_over_all_shards() {
+        let line = |shard: u16, seen_s: f64, fault: &str| {
+            let mut line = Signal { kind: SignalKind::LogFault, ..part(seen_s, seen_s, 1, false) };
+            line = Signal { id: SignalId(u128::from(shard) + 1), strength: Score::clamped(0.3), ..line };
+            line.attributes.push(tapio_schemas::Attribute::new("fault", fault));
+            section(shard, 200.0, vec![line])
+        };
+        let strengths = |lines: &[(u16, f64, &str)]| {
+            let mut uniter = Uniter::new("c");
+            let mut said: Vec<Signal> = lines
+                .iter()
+                .flat_map(|(shard, s, fault)| uniter.apply(line(*shard, *s, fault)).signals)
+                .collect();
+            let rest = (0..SHARD_COUNT).flat_map(|shard| uniter.apply(section(shard, 200.0, vec![])).signals);
+            said.extend(rest.collect::<Vec<_>>());
+            let mut last: BTreeMap<SignalId, f64> = BTreeMap::new();
+            last.extend(said.iter().map(|s| (s.id, s.strength.get())));
+            last.into_values().collect::<Vec<_>>()
+        };
+        let (files, disk) = ("files", "no_space");
+        assert_eq!(strengths(&[(0, 100.0, files), (7, 101.0, files)]), [0.3], "two lines are a word");
+        assert_eq!(strengths(&[(0, 100.0, files), (7, 101.0, files), (9, 102.0, files)]), [0.8]);
+        assert_eq!(strengths(&[(0, 100.0, files), (7, 130.0, files)]), [0.8], "half a minute apart");
+        assert_eq!(strengths(&[(0, 100.0, files), (7, 101.0, disk), (9, 102.0, disk)]), [0.3, 0.3]);
     }
 
     #[test]

@@ -35,10 +35,12 @@ mod watermark;
 
 pub use budget::{Budget, CHUNK_UNITS, Cursor};
 pub(crate) use calls::{SLOW_BUCKETS, SLOW_EXTRA_NS, bucket_ns};
+pub(crate) use confirm::Confirm;
 pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted, Unsaid};
 pub(crate) use episode::{add_evidence, stamped};
 pub use last_words::folded;
+pub(crate) use news::LINE_STRENGTH;
 pub(crate) use record::hash_parts;
 pub use sequences::{Account, AccountLine};
 pub use set::{BatchError, ShardSet};

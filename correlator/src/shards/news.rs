@@ -109,9 +109,12 @@ fn weak(mut seen: Observation, strength: f64) -> Observation {
     seen
 }
 
+/// Strength of what a line of a log says.
+pub const LINE_STRENGTH: f64 = 0.8;
+
 /// A line whose words say what is wrong; of a program it takes several, see [`Confirm`].
 fn log_fault(event: &UnifiedEvent, body: &str, fault: &str) -> Observation {
-    let mut seen = weak(at(event, SignalKind::LogFault), 0.8);
+    let mut seen = weak(at(event, SignalKind::LogFault), LINE_STRENGTH);
     seen.topic = hash_parts(&[fault]) as u64;
     seen.peer = if fault == "rbac" { faults::account_named(body) } else { None };
     seen.with("fault", fault).with("message", cut(body).as_str())
