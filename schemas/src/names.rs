@@ -21,8 +21,6 @@ pub const SUBJECTS_EVENTS: &str = "tapio.v1.events.>";
 pub const SUBJECTS_SIGNALS: &str = "tapio.v1.signals.>";
 /// Subject filter of [`STREAM_INSIGHTS`].
 pub const SUBJECTS_INSIGHTS: &str = "tapio.v1.insights.>";
-/// Subjects of the fences of [`STREAM_SIGNALS`], beside the signals so that who reads those does not see them.
-pub const SUBJECTS_SIGNALS_FENCE: &str = "tapio.v1.signals-fence.>";
 /// Subjects of the fences of [`STREAM_INSIGHTS`], beside the findings so that who reads those does not see them.
 pub const SUBJECTS_INSIGHTS_FENCE: &str = "tapio.v1.insights-fence.>";
 /// Subject filter of [`STREAM_DEADLETTER`].
@@ -106,11 +104,6 @@ pub fn insight_subject(severity: Severity, cluster: &str, entity: &Entity) -> St
         token(&entity.kind),
         token(&entity.name)
     )
-}
-
-/// Subject of the fence that the owner of a shard holds while it publishes signals.
-pub fn signals_fence_subject(cluster: &str, shard: u16) -> String {
-    format!("tapio.v1.signals-fence.{}.{shard}", token(cluster))
 }
 
 /// Subject of the fence that the owner of a cluster's incidents holds while it publishes findings.

@@ -102,14 +102,12 @@ impl OrderedConfig {
     }
 }
 
-/// The filters given, or those that leave out what is not for readers.
+/// The filters given, or of the findings those that leave out fences.
 fn filters(stream: &str, given: Vec<String>) -> Vec<String> {
-    let readable = match stream {
-        names::STREAM_SIGNALS => names::SUBJECTS_SIGNALS,
-        names::STREAM_INSIGHTS => names::SUBJECTS_INSIGHTS,
-        _ => return given,
-    };
-    if given.is_empty() { vec![readable.to_owned()] } else { given }
+    if stream != names::STREAM_INSIGHTS || !given.is_empty() {
+        return given;
+    }
+    vec![names::SUBJECTS_INSIGHTS.to_owned()]
 }
 
 impl Bus {

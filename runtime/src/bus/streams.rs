@@ -91,11 +91,7 @@ impl Bus {
             self.ensure_stream(config).await?;
         }
         let wanted = [
-            (
-                names::STREAM_SIGNALS,
-                vec![names::SUBJECTS_SIGNALS, names::SUBJECTS_SIGNALS_FENCE],
-                streams.signals,
-            ),
+            (names::STREAM_SIGNALS, vec![names::SUBJECTS_SIGNALS], streams.signals),
             (
                 names::STREAM_INSIGHTS,
                 vec![names::SUBJECTS_INSIGHTS, names::SUBJECTS_INSIGHTS_FENCE],
