@@ -11,7 +11,8 @@ use tapio_correlator::config::CorrelatorConfig;
 use tapio_runtime::bus::Bus;
 use tapio_runtime::clock::{Clock, SystemClock};
 use tapio_runtime::config::HumanDuration;
-use tapio_runtime::harness::NatsServer;
+use tapio_runtime::harness::{NatsCluster, NatsServer};
+use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::payload::KernelData;
 use tapio_schemas::{EventKind, Finding, Payload, Source, UnifiedEvent, UnixNanos};
 
@@ -150,6 +151,55 @@ async fn replicas_that_come_and_leave_lose_and_double_nothing() {
     })
     .await;
     compare(&one, &many).await;
+    alone.drain().await.expect("drains");
+    for replica in replicas {
+        replica.drain().await.expect("drains");
+    }
+}
+
+/// Streams of events in the cluster, each with a leader of its own.
+const STREAMS: u16 = 4;
+/// Until a message that went to a dead leader is sent again and a new one is there, with room for a busy machine. Events that
+/// nobody can store for so long are still put in order.
+const LEADERLESS: HumanDuration = HumanDuration::from_secs(25);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_of_streams_that_die_lose_and_double_nothing() {
+    let left = NatsServer::start().expect("nats-server");
+    let mut cluster = NatsCluster::start(3).expect("three nats-servers");
+    let mut settings = cluster.bus_config();
+    settings.streams.events.streams = STREAMS;
+    let connect = async || {
+        let bus = Bus::connect(&settings, &Metrics::new()).await.expect("a bus");
+        bus.ensure_streams().await.expect("streams");
+        bus
+    };
+    let (one, many) = (forgetful(&left).await, connect().await);
+    let config = || CorrelatorConfig { lateness: LEADERLESS, ..config() };
+    let alone = start(&one, config()).await;
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        replicas.push(start(&connect().await, config()).await);
+    }
+    let streams = many.events_streams();
+    assert_eq!(streams.len(), usize::from(STREAMS));
+    let mut dead = None;
+    play(&one, &many, async |step| match step {
+        60 | 180 => {
+            let stream = &streams[usize::from(step > 60)];
+            let leader = cluster.leader(&many, &stream.name).await.expect("a leader");
+            cluster.kill(leader);
+            dead = Some(leader);
+        }
+        120 | 240 => cluster.restart(dead.take().expect("it was killed")).expect("it starts again"),
+        _ => {}
+    })
+    .await;
+    compare(&one, &many).await;
+    for stream in &streams {
+        let stored = many.stream_state(&stream.name).await.expect("the stream");
+        assert!(stored.messages > 0, "{} held a part of the events", stream.name);
+    }
     alone.drain().await.expect("drains");
     for replica in replicas {
         replica.drain().await.expect("drains");
