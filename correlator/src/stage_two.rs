@@ -199,14 +199,28 @@ struct Reader {
 
 impl Reader {
     async fn read(&mut self, mut consumer: OrderedConsumer, context: &WorkerContext) -> WorkerResult {
+        // What is there now was said before this term of office.
+        let told_before = self.parts.bus.stream_state(STREAM_SIGNALS).await?.last_sequence;
+        let (mut read, mut end) = (0, None);
         loop {
             context.progress.tick();
-            let messages = consumer.next_batch(READ_SECTIONS, READ_WAIT).await?;
-            // On a stop, what stage one has said is still decided: it has ended before.
-            if messages.is_empty() && context.shutdown.is_triggered() {
+            if end.is_none() && context.shutdown.is_triggered() {
+                // What the owner before left, and is not read yet, is for the next one, which reads it again anyway.
+                end = Some(if read < told_before { read } else { end_of_signals(&self.parts.bus).await });
+            }
+            if end.is_some_and(|end| read >= end) {
+                return Ok(());
+            }
+            let messages = tokio::select! {
+                messages = consumer.next_batch(READ_SECTIONS, READ_WAIT) => messages?,
+                () = context.shutdown.wait(), if end.is_none() => continue,
+            };
+            // The last one may be of another cluster.
+            if messages.is_empty() && end.is_some() {
                 return Ok(());
             }
             for message in messages {
+                read = message.sequence;
                 let section = Section { sequence: message.sequence, payload: message.payload };
                 self.give(section, context).await?;
             }
@@ -286,6 +300,15 @@ impl Reader {
             Ok(Err(_)) | Err(_) => Err("the incident worker panicked".into()),
         }
     }
+}
+
+/// Up to where a stop still decides: stage one has ended before, so all that it said is in the stream. What other replicas go
+/// on to say is not waited for.
+async fn end_of_signals(bus: &Bus) -> u64 {
+    if bus.state() != ConnectionState::Connected {
+        return u64::MAX;
+    }
+    bus.stream_state(STREAM_SIGNALS).await.map_or(u64::MAX, |state| state.last_sequence)
 }
 
 /// What stage two ends with when another replica has taken over.
