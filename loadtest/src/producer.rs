@@ -21,7 +21,8 @@ use crate::load::generator::{Cut, Generator, Templates};
 use crate::load::world::World;
 use crate::measure::events_per_batch;
 use crate::rig::observe::unix_nanos;
-use crate::rig::stack::{self, CLUSTER};
+use crate::rig::process::Launch;
+use crate::rig::stack::{self, CLUSTER, Stack};
 
 /// Messages sent and not yet acknowledged.
 const WINDOW: usize = 128;
@@ -47,12 +48,14 @@ pub struct ProducerConfig {
     pub place: PathBuf,
 }
 
-/// How far a producer is: kept in a file of four numbers, which outlives the process because it is in the kernel's hands
+/// How far a producer is: kept in a file of some numbers, which outlives the process because it is in the kernel's hands
 /// once written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Place {
     /// Batches acknowledged, without a hole.
     pub batches: u64,
+    /// Their events, counted with each acknowledgement.
+    pub batched: u64,
     /// Injected events acknowledged, without a hole.
     pub injections: u64,
     /// Events of all that was made, once all is made; else zero.
@@ -63,11 +66,17 @@ pub struct Place {
 
 /// Offsets of the numbers in the file.
 const BATCHES_AT: u64 = 0;
-const INJECTIONS_AT: u64 = 8;
-const PRODUCED_AT: u64 = 16;
-const MESSAGES_AT: u64 = 24;
+const BATCHED_AT: u64 = 8;
+const INJECTIONS_AT: u64 = 16;
+const PRODUCED_AT: u64 = 32;
+const MESSAGES_AT: u64 = 40;
 
 impl Place {
+    /// Events acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.batched + self.injections
+    }
+
     /// Reads it; all zero when there is no file.
     pub fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_default();
@@ -77,10 +86,27 @@ impl Place {
         };
         Self {
             batches: number(BATCHES_AT),
+            batched: number(BATCHED_AT),
             injections: number(INJECTIONS_AT),
             produced: number(PRODUCED_AT),
             messages: number(MESSAGES_AT),
         }
+    }
+}
+
+/// The producer as a process beside a stack: `arguments` say what it sends, URL, start and place are added.
+pub fn launch(program: &Path, arguments: &[String], stack: &Stack, start: UnixNanos, place: &Path) -> Launch {
+    let own = [
+        ("--nats-url", stack.url()),
+        ("--start-unix-nanos", start.0.to_string()),
+        ("--place", place.to_string_lossy().into_owned()),
+    ];
+    let own = own.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+    Launch {
+        name: "agent".to_owned(),
+        program: program.to_owned(),
+        arguments: arguments.iter().cloned().chain(own).collect(),
+        dir: stack.dir().to_owned(),
     }
 }
 
@@ -102,15 +128,25 @@ pub async fn run(config: ProducerConfig) -> Result<(), LoadError> {
     let generator = Generator::new(&Templates::new(&world, config.plan.seed, cut)?, PRODUCER, config.start);
     let bus = stack::connect(&config.url, "loadtest-producer").await?;
 
-    let keep = |at| Keep { file: file.try_clone(), at };
+    let keep = |at, messages, events| Keep { file: file.try_clone(), at, messages, events };
     let (publisher, reports) = bus.publisher(WINDOW, Shutdown::new());
-    let acknowledged = tokio::spawn(acknowledge(reports, keep(BATCHES_AT), place.batches));
-    let sender =
-        Sender { generator, publisher, rate: config.rate, start: config.start, length: config.plan.length };
+    let (counts, sent) = std::sync::mpsc::sync_channel(2 * WINDOW);
+    let events = move || sent.try_recv().unwrap_or(0);
+    let acknowledged =
+        tokio::spawn(acknowledge(reports, keep(BATCHES_AT, place.batches, place.batched), events));
+    let sender = Sender {
+        generator,
+        publisher,
+        counts,
+        rate: config.rate,
+        start: config.start,
+        length: config.plan.length,
+    };
     let sending = tokio::task::spawn_blocking(move || sender.run(place.batches));
 
     let (publisher, reports) = bus.publisher(WINDOW, Shutdown::new());
-    let answered = tokio::spawn(acknowledge(reports, keep(INJECTIONS_AT), place.injections));
+    let keep = keep(INJECTIONS_AT, place.injections, place.injections);
+    let answered = tokio::spawn(acknowledge(reports, keep, || 1));
     inject(publisher, injections, config.start, place.injections).await?;
     answered.await.map_err(ended)??;
     let (batches, events) = sending.await.map_err(ended)??;
@@ -123,20 +159,31 @@ fn ended(error: tokio::task::JoinError) -> LoadError {
     LoadError::Generator(error.to_string())
 }
 
+/// Where an acknowledgement is noted, and how many there were before.
 struct Keep {
     file: std::io::Result<File>,
     at: u64,
+    messages: u64,
+    events: u64,
 }
 
-/// Reports come in the order of sending, so their number is the place.
-async fn acknowledge(mut reports: PublishReports, keep: Keep, before: u64) -> Result<(), LoadError> {
+/// Reports come in the order of sending, so their number is the place. `events`: those of the next message.
+async fn acknowledge(
+    mut reports: PublishReports,
+    mut keep: Keep,
+    mut events: impl FnMut() -> u64,
+) -> Result<(), LoadError> {
     let failed = |source| LoadError::File { path: PathBuf::from("place"), source };
     let file = keep.file.map_err(failed)?;
-    let mut acknowledged = before;
     while let Some(report) = reports.next().await {
         report.result?;
-        acknowledged += 1;
-        file.write_all_at(&acknowledged.to_le_bytes(), keep.at).map_err(failed)?;
+        keep.messages += 1;
+        keep.events += events();
+        // Both at once: who is killed leaves numbers of one moment.
+        let mut both = [0; 16];
+        both[..8].copy_from_slice(&keep.messages.to_le_bytes());
+        both[8..].copy_from_slice(&keep.events.to_le_bytes());
+        file.write_all_at(&both, keep.at).map_err(failed)?;
     }
     Ok(())
 }
@@ -144,6 +191,8 @@ async fn acknowledge(mut reports: PublishReports, keep: Keep, before: u64) -> Re
 struct Sender {
     generator: Generator,
     publisher: Publisher,
+    /// Events of each message that is sent, in order.
+    counts: std::sync::mpsc::SyncSender<u64>,
     rate: f64,
     start: UnixNanos,
     length: Duration,
@@ -166,6 +215,8 @@ impl Sender {
                 wait_until(until);
                 let batch = self.generator.batch(shard, until);
                 events += batch.events;
+                // Who counts the acknowledgements has failed, and says why.
+                let _ = self.counts.send(batch.events);
                 self.publisher.submit_blocking(batch.into_outgoing(&subjects[usize::from(shard)]))?;
             }
             batches += 1;

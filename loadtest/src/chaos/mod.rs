@@ -1,5 +1,6 @@
 //! Load, faults, and at the same time every process is killed, paused and restarted: nothing may be lost or doubled.
 
+mod account;
 pub mod schedule;
 mod victims;
 
@@ -9,21 +10,22 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tapio_schemas::UnixNanos;
 
-use crate::balance::Balance;
 use crate::ceiling;
 use crate::drive::Start;
 use crate::error::LoadError;
 use crate::load::faults::{self, Fault, Plan};
 use crate::load::world::World;
-use crate::producer::Place;
+use crate::producer::{self, Place};
 use crate::report::{Figures, Report, costs, rounded};
-use crate::rig::lanes::{LaneReader, Stored};
+use crate::rig::lanes::{LaneReader, Lanes};
 use crate::rig::observe::{Observer, Output, unix_nanos};
-use crate::rig::process::{Launch, Process, Usage};
+use crate::rig::process::{Process, Usage};
 use crate::rig::scrape::{Sample, sum};
 use crate::rig::stack::{self, CLUSTER, Dir, Stack, StackConfig};
 use crate::rig::store;
+use crate::rig::words::Listener;
 use crate::verdict;
+use account::Account;
 use schedule::{Action, Step};
 use victims::Victims;
 
@@ -76,9 +78,6 @@ struct Ran {
     before: Vec<(&'static str, Usage)>,
     after: Vec<(&'static str, Usage)>,
     place: Place,
-    stored: Stored,
-    messages: u64,
-    bytes: u64,
     /// Correlators' metrics at the end.
     samples: Vec<Sample>,
     /// Watermark of all shards at the end, and where it had to be.
@@ -86,7 +85,6 @@ struct Ran {
     wanted: UnixNanos,
     sent_in: Duration,
     done_in: Duration,
-    fallen: Vec<String>,
     failures: Vec<String>,
 }
 
@@ -112,6 +110,7 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let mut observer = Observer::start(&bus).await?;
     let reading = stack::connect(&stack.url(), "loadtest-reader").await?;
     let lanes = LaneReader::start(&reading).await?;
+    let words = Listener::start(&reading).await?;
     let actions = schedule::plan(
         chaos.seed,
         chaos.actions,
@@ -119,25 +118,24 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
         CALM_START.min(chaos.length / 8),
         chaos.length.saturating_sub(CALM_END.min(chaos.length / 4)),
     );
-    let mut ran = under_way(chaos, stack, &observer, &actions).await?;
+    let (mut victims, ran) = under_way(chaos, stack, &observer, &words, &actions).await?;
     let lanes = lanes.finish(&bus).await?;
-    (ran.1.stored, ran.1.messages, ran.1.bytes) = (lanes.stored(), lanes.messages, lanes.bytes);
+    let account = Account::new(&ran.place, &lanes, &words.words());
     let findings = || observer.output().findings.clone();
     let unstored = store::settle(&bus, findings, PATIENCE).await?;
     observer.stop().await?;
-    let (mut victims, ran) = ran;
-    for (name, code) in victims.stack.stop_services().await? {
-        if code != Some(0) {
-            // It was harmed enough; how it ends is told and does not count.
-            eprintln!("{name} ended with {code:?}");
-        }
-    }
+    victims.revive()?;
+    let ended = victims.stack.stop_services().await?;
+    let badly = ended.into_iter().filter(|(_, code)| *code != Some(0));
+    victims.fallen.extend(badly.map(|(name, code)| format!("{name} ended with {code:?} at the end")));
     if !chaos.ceiling.is_zero() {
         let url = victims.stack.url();
         ceilings.push(ceiling::measure(&url, &chaos.messages, chaos.ceiling).await?);
     }
-    let mut report = report(chaos, &ran, &observer.output(), &actions, ceilings);
+    let mut report = report(chaos, &ran, account, &observer.output(), ceilings);
+    report.notes.extend(notes(chaos, &ran, &lanes, &observer.output(), &actions));
     report.verdict.wrong.extend(unstored);
+    report.failures.append(&mut victims.fallen);
     Ok(report)
 }
 
@@ -145,6 +143,7 @@ async fn under_way(
     chaos: &Chaos,
     stack: Stack,
     observer: &Observer,
+    words: &Listener,
     actions: &[Action],
 ) -> Result<(Victims, Ran), LoadError> {
     let world = World::new(CLUSTER, chaos.seed);
@@ -156,32 +155,34 @@ async fn under_way(
     let injections = faults::injections(&world, &chaos.plan, &faults, start.unix)?;
     observer.expect(injections.iter().filter(|i| i.is_news).map(|i| (i.event, i.timestamp)));
     let place = stack.dir().join("place");
-    let agent = Process::start(agent(chaos, &stack, start.unix, &place))?;
+    let launch = producer::launch(&chaos.program, &chaos.producer_arguments, &stack, start.unix, &place);
+    let agent = Process::start(launch)?;
     let mut victims = Victims::new(stack, agent);
     let before = victims.usage();
-    let mut fallen = Vec::new();
     let mut failures = Vec::new();
 
     for (at, number, step) in schedule::steps(actions) {
         while start.instant + at > Instant::now() {
             let left = (start.instant + at).saturating_duration_since(Instant::now());
             tokio::time::sleep(left.min(POLL)).await;
+            victims.revive()?;
         }
         let action = &actions[number];
         if step == Step::Begin {
-            // Whoever fell by itself since the last action is up again before the next one.
-            let harmed: Vec<_> = actions.iter().filter(|a| a.at < at && at <= a.at + a.lasts).collect();
-            if harmed.is_empty() {
-                fallen.extend(victims.revive()?);
-            }
             eprintln!("{action}");
         }
         victims.step(action, step).await?;
     }
-    let sent_in = sent(&mut victims, start, chaos.length, &mut fallen, &mut failures).await?;
-    fallen.extend(victims.revive()?);
+    let sent_in = sent(&mut victims, start, chaos.length, &mut failures).await?;
+    let place = Place::read(&place);
     let wanted = start.after(chaos.length.max(sent_in)).plus(SETTLE.as_nanos() as u64);
-    settle(observer, &faults, wanted).await;
+    let is_done = || {
+        let output = observer.output();
+        output.watermark() >= wanted
+            && verdict::all_told(&faults, &output.findings)
+            && words.words().said().read >= place.produced
+    };
+    settle(&mut victims, is_done).await?;
     let after = victims.usage();
     let samples = metrics(&mut victims.stack).await?;
     let watermark = observer.output().watermark();
@@ -190,35 +191,15 @@ async fn under_way(
         faults,
         before,
         after,
-        place: Place::read(&place),
-        stored: Stored::default(),
-        messages: 0,
-        bytes: 0,
+        place,
         samples,
         watermark,
         wanted,
         sent_in,
         done_in: start.instant.elapsed(),
-        fallen,
         failures,
     };
     Ok((victims, ran))
-}
-
-fn agent(chaos: &Chaos, stack: &Stack, start: UnixNanos, place: &std::path::Path) -> Launch {
-    let mut arguments = chaos.producer_arguments.clone();
-    let own = [
-        ("--nats-url", stack.url()),
-        ("--start-unix-nanos", start.0.to_string()),
-        ("--place", place.to_string_lossy().into_owned()),
-    ];
-    arguments.extend(own.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-    Launch {
-        name: "agent".to_owned(),
-        program: chaos.program.clone(),
-        arguments,
-        dir: stack.dir().to_owned(),
-    }
 }
 
 /// Waits until the producer has sent everything and has it acknowledged; gives the time since the start.
@@ -226,7 +207,6 @@ async fn sent(
     victims: &mut Victims,
     start: Start,
     length: Duration,
-    fallen: &mut Vec<String>,
     failures: &mut Vec<String>,
 ) -> Result<Duration, LoadError> {
     let deadline = start.instant + length + CATCH_UP;
@@ -235,23 +215,20 @@ async fn sent(
             failures.push(format!("the producer was not done {} s after its time", CATCH_UP.as_secs()));
             break;
         }
-        fallen.extend(victims.revive()?);
+        victims.revive()?;
         tokio::time::sleep(POLL).await;
     }
     Ok(start.instant.elapsed())
 }
 
-async fn settle(observer: &Observer, faults: &[Fault], wanted: UnixNanos) {
+/// Waits until all is there that is to come; not longer than [`PATIENCE`].
+async fn settle(victims: &mut Victims, is_done: impl Fn() -> bool) -> Result<(), LoadError> {
     let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        {
-            let output = observer.output();
-            if output.watermark() >= wanted && verdict::all_told(faults, &output.findings) {
-                return;
-            }
-        }
+    while Instant::now() < deadline && !is_done() {
+        victims.revive()?;
         tokio::time::sleep(POLL).await;
     }
+    Ok(())
 }
 
 async fn metrics(stack: &mut Stack) -> Result<Vec<Sample>, LoadError> {
@@ -261,28 +238,14 @@ async fn metrics(stack: &mut Stack) -> Result<Vec<Sample>, LoadError> {
     stack.correlator_metrics().await
 }
 
-fn balance(ran: &Ran) -> Balance {
-    let mut balance = Balance::new(ran.place.produced, ran.stored.events, &ran.samples);
-    // Counters of killed processes are gone, and takeovers read again: what counts is that the stream has each event once and
-    // that every shard's owner has said that it is past the last one.
-    let is_past = ran.watermark >= ran.wanted;
-    balance.read = if is_past { ran.stored.events } else { 0 };
-    let dropped: u64 =
-        balance.dropped.iter().filter(|(at, _)| at.starts_with("correlator.")).map(|(_, n)| n).sum();
-    balance.processed = balance.read.saturating_sub(dropped);
-    balance.dropped.remove("publish.unacknowledged");
-    balance.duplicate_batches = 0;
-    balance
-}
-
 fn report(
     chaos: &Chaos,
     ran: &Ran,
+    account: Account,
     output: &Output,
-    actions: &[Action],
     ceilings: Vec<ceiling::Ceiling>,
 ) -> Report {
-    let balance = balance(ran);
+    let Account { balance, wrong } = account;
     let verdict = verdict::judge(&ran.faults, &output.findings, ran.start);
     let events = ran.place.produced;
     let (cpu_seconds_per_million, peak_rss_bytes) = costs(&ran.before, &ran.after, events);
@@ -292,14 +255,10 @@ fn report(
     let processed_per_s = events as f64 / ran.done_in.as_secs_f64();
     let ceiling = ceiling::mean(&ceilings);
     let ratio = if ceilings.is_empty() { 0.0 } else { processed_per_s * bytes_per_event / ceiling };
-    let mut failures = ran.failures.clone();
-    let Stored { doubled, holes, .. } = ran.stored;
+    let mut failures = [ran.failures.clone(), wrong].concat();
     for (what, count) in [
-        ("events are in the stream twice", doubled),
-        ("events are missing in producers' numbers in the stream", holes),
         ("messages of the correlator do not decode", output.unreadable),
         ("events that are news are in no signal", output.unnamed() as u64),
-        ("messages are in the stream that nobody sent", ran.messages.saturating_sub(ran.place.messages)),
     ] {
         if count > 0 {
             failures.push(format!("{count} {what}"));
@@ -309,7 +268,6 @@ fn report(
         let behind = ran.wanted.since(ran.watermark) / 1_000_000;
         failures.push(format!("not every shard is past the last event: {behind} ms behind"));
     }
-    let notes = notes(chaos, ran, output, actions);
     let figures = Figures {
         published_per_s: (events as f64 / ran.sent_in.as_secs_f64()).round(),
         processed_per_s: processed_per_s.round(),
@@ -324,10 +282,17 @@ fn report(
         cpu_seconds_per_million,
         peak_rss_bytes,
     };
-    Report { title: chaos.title.clone(), figures, balance, verdict, ceilings, notes, failures }
+    Report { title: chaos.title.clone(), figures, balance, verdict, ceilings, notes: Vec::new(), failures }
 }
 
-fn notes(chaos: &Chaos, ran: &Ran, output: &Output, actions: &[Action]) -> Vec<(String, String)> {
+fn notes(
+    chaos: &Chaos,
+    ran: &Ran,
+    lanes: &Lanes,
+    output: &Output,
+    actions: &[Action],
+) -> Vec<(String, String)> {
+    let stored = lanes.stored();
     let mut notes = vec![
         ("seed".to_owned(), chaos.seed.to_string()),
         ("replicas".to_owned(), chaos.replicas.to_string()),
@@ -335,7 +300,7 @@ fn notes(chaos: &Chaos, ran: &Ran, output: &Output, actions: &[Action]) -> Vec<(
             "stream".to_owned(),
             format!(
                 "{} messages, {} events once each in {} lanes, {} twice, {} missing",
-                ran.messages, ran.stored.events, ran.stored.lanes, ran.stored.doubled, ran.stored.holes
+                lanes.messages, stored.events, stored.lanes, stored.doubled, stored.holes
             ),
         ),
         ("measured".to_owned(), format!("{} signals", output.to_signal.count())),
@@ -346,6 +311,5 @@ fn notes(chaos: &Chaos, ran: &Ran, output: &Output, actions: &[Action]) -> Vec<(
     let late = sum(&ran.samples, "tapio_correlator_events_late_total");
     notes.push(("late".to_owned(), format!("{late} events came behind the watermark and were used")));
     notes.extend(actions.iter().map(|action| ("done".to_owned(), action.to_string())));
-    notes.extend(ran.fallen.iter().map(|text| ("fell".to_owned(), text.clone())));
     notes
 }

@@ -1,6 +1,6 @@
 //! The processes that chaos is done to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -15,6 +15,9 @@ pub struct Victims {
     pub stack: Stack,
     /// The producer.
     pub agent: Process,
+    /// What ended and was not made to, or not as it should.
+    pub fallen: Vec<String>,
+    harmed: BTreeSet<Target>,
     used: BTreeMap<&'static str, Usage>,
     /// Of the producer's present run, as long as it could be seen.
     agent_seen: Usage,
@@ -23,7 +26,14 @@ pub struct Victims {
 impl Victims {
     /// Everything runs.
     pub fn new(stack: Stack, agent: Process) -> Self {
-        Self { stack, agent, used: BTreeMap::new(), agent_seen: Usage::default() }
+        Self {
+            stack,
+            agent,
+            fallen: Vec::new(),
+            harmed: BTreeSet::new(),
+            used: BTreeMap::new(),
+            agent_seen: Usage::default(),
+        }
     }
 
     /// Does one step of an action.
@@ -31,6 +41,13 @@ impl Victims {
     /// # Errors
     /// When a process cannot be started again.
     pub async fn step(&mut self, action: &Action, step: Step) -> Result<(), LoadError> {
+        match step {
+            Step::Begin => {
+                self.revive()?;
+                self.harmed.insert(action.target);
+            }
+            Step::End => drop(self.harmed.remove(&action.target)),
+        }
         match (action.target, action.harm, step) {
             (Target::Nats, Harm::Pause, Step::Begin) => signal(self.stack.nats.pid(), Signal::STOP),
             (Target::Nats, Harm::Pause, Step::End) => signal(self.stack.nats.pid(), Signal::CONT),
@@ -68,6 +85,11 @@ impl Victims {
             return Ok(());
         }
         let usage = process.usage();
+        if (harm, step) == (Harm::Restart, Step::End)
+            && let Some(Some(code @ 1..)) = process.ended()
+        {
+            self.fallen.push(format!("{} ended with code {code} when it was told to stop", process.name()));
+        }
         match (harm, step) {
             (Harm::Kill, Step::Begin) => process.kill(),
             (Harm::Restart, Step::Begin) => drop(process.signal(Signal::TERM)),
@@ -96,28 +118,30 @@ impl Victims {
         now
     }
 
-    /// Services that have ended and are not to be started by the schedule: one that gave up is started again, as a cluster
-    /// does it, and named.
+    /// Processes that have ended although nothing was done to them are noted and started again, as a cluster does it.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn revive(&mut self) -> Result<Vec<String>, LoadError> {
-        let mut fallen = Vec::new();
-        for process in self.stack.correlators.iter_mut().chain([&mut self.stack.storage]) {
-            if let Some(code) = process.ended() {
+    /// When one cannot be started.
+    pub fn revive(&mut self) -> Result<(), LoadError> {
+        let Self { stack, agent, harmed, fallen, .. } = self;
+        let numbered = stack.correlators.iter_mut().enumerate();
+        let correlators = numbered.map(|(number, process)| (Target::Correlator(number), process));
+        for (target, process) in
+            correlators.chain([(Target::Storage, &mut stack.storage), (Target::Agent, agent)])
+        {
+            let Some(code) = process.ended().filter(|_| !harmed.contains(&target)) else { continue };
+            // The producer ends by itself once it has sent everything.
+            if (target, code) != (Target::Agent, Some(0)) {
                 fallen.push(format!("{} ended by itself with {code:?}", process.name()));
                 process.restart()?;
             }
         }
-        self.agent_seen = self.agent.usage().unwrap_or(self.agent_seen);
-        match self.agent.ended() {
-            None | Some(Some(0)) => {}
-            Some(code) => {
-                fallen.push(format!("the agent ended by itself with {code:?}"));
-                self.agent.restart()?;
-            }
+        if !harmed.contains(&Target::Nats) && !stack.nats.is_running() {
+            fallen.push("nats-server ended by itself".to_owned());
+            tokio::task::block_in_place(|| stack.nats.restart())?;
         }
-        Ok(fallen)
+        self.agent_seen = self.agent.usage().unwrap_or(self.agent_seen);
+        Ok(())
     }
 }
 

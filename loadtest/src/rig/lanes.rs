@@ -24,8 +24,8 @@ const READ_WAIT: Duration = Duration::from_millis(100);
 /// All is published: when nothing comes for so long something is missing.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A producer's numbers in one shard: (producer, run, subject).
-type Lane = (u64, u32, String);
+/// A producer's numbers in one shard: (producer, run, shard).
+pub type Lane = (u64, u32, u16);
 
 /// Event numbers seen, by lane.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub struct Lanes {
     pub messages: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Messages that are shorter than a header.
+    /// Messages that are shorter than a header, or whose subject names no shard.
     pub unreadable: u64,
     /// Messages in which Tapio tells of itself: no part of the load.
     pub own: u64,
@@ -106,7 +106,8 @@ async fn read(mut consumer: OrderedConsumer, end: watch::Receiver<Option<u64>>) 
 }
 
 impl Lanes {
-    fn take(&mut self, subject: &str, payload: &[u8]) {
+    /// Takes a message of the stream.
+    pub(crate) fn take(&mut self, subject: &str, payload: &[u8]) {
         if payload.len() < HEADER_BYTES {
             self.messages += 1;
             self.unreadable += 1;
@@ -122,7 +123,11 @@ impl Lanes {
         }
         self.messages += 1;
         self.bytes += payload.len() as u64;
-        let lane = (producer, number(EPOCH_AT, 4) as u32, subject.to_owned());
+        let Some(shard) = subject.rsplit('.').next().and_then(|shard| shard.parse().ok()) else {
+            self.unreadable += 1;
+            return;
+        };
+        let lane = (producer, number(EPOCH_AT, 4) as u32, shard);
         let place = self.lanes.entry(lane).or_default().entry(number(FIRST_SEQUENCE_AT, 8)).or_default();
         *place = (number(COUNT_AT, 4), place.1 + 1);
     }
@@ -131,16 +136,30 @@ impl Lanes {
     pub fn stored(&self) -> Stored {
         let mut stored = Stored { lanes: self.lanes.len(), ..Stored::default() };
         for batches in self.lanes.values() {
-            let mut next = 0;
-            for (first, (count, times)) in batches {
-                stored.holes += first.saturating_sub(next);
-                stored.doubled += count * (times - 1) + next.saturating_sub(*first).min(*count);
-                stored.events += (first + count).saturating_sub(next.max(*first));
-                next = next.max(first + count);
-            }
+            let lane = of_lane(batches);
+            stored.holes += lane.holes;
+            stored.doubled += lane.doubled;
+            stored.events += lane.events;
         }
         stored
     }
+
+    /// Events that are there, once each, by lane.
+    pub fn events(&self) -> BTreeMap<Lane, u64> {
+        self.lanes.iter().map(|(lane, batches)| (*lane, of_lane(batches).events)).collect()
+    }
+}
+
+fn of_lane(batches: &BTreeMap<u64, (u64, u64)>) -> Stored {
+    let mut lane = Stored { lanes: 1, ..Stored::default() };
+    let mut next = 0;
+    for (first, (count, times)) in batches {
+        lane.holes += first.saturating_sub(next);
+        lane.doubled += count * (times - 1) + next.saturating_sub(*first).min(*count);
+        lane.events += (first + count).saturating_sub(next.max(*first));
+        next = next.max(first + count);
+    }
+    lane
 }
 
 #[cfg(test)]

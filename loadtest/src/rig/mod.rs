@@ -6,3 +6,4 @@ pub mod process;
 pub mod scrape;
 pub mod stack;
 pub mod store;
+pub mod words;
