@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PeerInfo, StorageType};
 use async_nats::jetstream::{self, ErrorCode, kv};
+use futures::TryStreamExt;
 use tapio_schemas::names;
 
 use super::message::chain;
@@ -140,6 +141,22 @@ impl Bus {
     pub fn events_stream_of(&self, shard: u16) -> EventsStream {
         let holds = |stream: &EventsStream| stream.shards.contains(&(shard % names::SHARD_COUNT));
         self.events_streams().into_iter().find(holds).expect("every shard is in one stream")
+    }
+
+    /// Names of the streams that hold the events on this server, whatever this process was told of their number; sorted.
+    ///
+    /// # Errors
+    /// As [`Bus::stream_state`].
+    pub async fn stored_events_streams(&self) -> Result<Vec<String>, BusError> {
+        let listed = self.inner.jetstream.stream_names().try_collect::<Vec<String>>().await;
+        let mut names = listed.map_err(|error| failed(names::STREAM_EVENTS, &error))?;
+        let is_part = |name: &str| {
+            name.strip_prefix(names::STREAM_EVENTS)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        };
+        names.retain(|name| is_part(name));
+        names.sort();
+        Ok(names)
     }
 
     /// Where the copies of a stream are.

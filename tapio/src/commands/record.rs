@@ -5,10 +5,9 @@ use std::io::{BufWriter, Write};
 use std::time::Duration;
 
 use anyhow::Context;
-use tapio_runtime::bus::{Bus, BusConfig, OrderedConfig, OrderedConsumer, StartAt};
+use tapio_runtime::bus::{Bus, BusConfig, BusError, Message, OrderedConfig, OrderedConsumer, StartAt};
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::UnifiedEvent;
-use tapio_schemas::names::{STREAM_EVENTS, SUBJECTS_EVENTS};
 use tapio_schemas::wire::{EventBatchView, Unpacker};
 
 use crate::cli::{ClientArgs, RecordArgs};
@@ -24,20 +23,22 @@ const REORDER_NS: u64 = 2_000_000_000;
 pub async fn run(args: RecordArgs) -> anyhow::Result<i32> {
     let url = nats_url(args.nats_url.as_deref(), &args.client)?;
     let bus = Bus::connect(&BusConfig { urls: vec![url], ..BusConfig::default() }, &Metrics::new()).await?;
-    let mut config = OrderedConfig::new(STREAM_EVENTS);
-    config.filters = vec![SUBJECTS_EVENTS.to_owned()];
-    config.start = StartAt::New;
-    let mut consumer = bus.ordered_consumer(config).await?;
+    let mut consumers = Vec::new();
+    for stream in bus.stored_events_streams().await? {
+        let config = OrderedConfig { start: StartAt::New, ..OrderedConfig::new(stream) };
+        consumers.push(bus.ordered_consumer(config).await?);
+    }
+    anyhow::ensure!(!consumers.is_empty(), "there is no stream of events on this NATS server");
     let file = File::create(&args.file).with_context(|| format!("cannot write {}", args.file.display()))?;
     let compressed = args.file.extension().is_some_and(|e| e == "zst");
     let lines = if compressed {
         let mut encoder = zstd::stream::write::Encoder::new(file, 19)?;
-        let lines = record(&args, &mut consumer, &mut encoder).await?;
+        let lines = record(&args, &mut consumers, &mut encoder).await?;
         encoder.finish()?;
         lines
     } else {
         let mut writer = BufWriter::new(file);
-        let lines = record(&args, &mut consumer, &mut writer).await?;
+        let lines = record(&args, &mut consumers, &mut writer).await?;
         writer.flush()?;
         lines
     };
@@ -62,27 +63,39 @@ pub fn nats_url(named: Option<&str>, client: &ClientArgs) -> anyhow::Result<Stri
 
 async fn record(
     args: &RecordArgs,
-    consumer: &mut OrderedConsumer,
+    consumers: &mut [OrderedConsumer],
     out: &mut impl Write,
 ) -> anyhow::Result<u64> {
     let end = args.seconds.map(|s| tokio::time::Instant::now() + Duration::from_secs(s));
     let mut waiting: Vec<UnifiedEvent> = Vec::new();
-    let (mut lines, mut unpacker) = (0, Unpacker::default());
+    let (mut lines, mut read, mut unpacker) = (0, Vec::new(), Unpacker::default());
     loop {
-        let done = end.is_some_and(|end| tokio::time::Instant::now() >= end);
-        tokio::select! {
-            messages = consumer.next_batch(BATCH_MESSAGES, WAIT), if !done => {
-                for message in messages? {
-                    let view = EventBatchView::check(unpacker.unpack(&message.payload)?)?;
-                    waiting.extend(view.to_events().into_iter().filter(|event| wanted(args, event)));
-                }
-                let newest = waiting.iter().map(|e| e.timestamp).max().unwrap_or_default();
-                lines += write_until(&mut waiting, newest.0.saturating_sub(REORDER_NS), out)?;
+        let is_over = tokio::select! {
+            outcome = next(consumers, &mut read) => {
+                outcome?;
+                end.is_some_and(|end| tokio::time::Instant::now() >= end)
             }
-            _ = tokio::signal::ctrl_c() => return Ok(lines + write_until(&mut waiting, u64::MAX, out)?),
-            () = std::future::ready(()), if done => return Ok(lines + write_until(&mut waiting, u64::MAX, out)?),
+            _ = tokio::signal::ctrl_c() => true,
+        };
+        for message in read.drain(..) {
+            let view = EventBatchView::check(unpacker.unpack(&message.payload)?)?;
+            waiting.extend(view.to_events().into_iter().filter(|event| wanted(args, event)));
         }
+        if is_over {
+            return Ok(lines + write_until(&mut waiting, u64::MAX, out)?);
+        }
+        let newest = waiting.iter().map(|e| e.timestamp).max().unwrap_or_default();
+        lines += write_until(&mut waiting, newest.0.saturating_sub(REORDER_NS), out)?;
     }
+}
+
+/// Adds what is there now in all streams, or comes soon. Cancelling it loses nothing.
+async fn next(consumers: &mut [OrderedConsumer], read: &mut Vec<Message>) -> Result<(), BusError> {
+    let wait = WAIT / u32::try_from(consumers.len()).unwrap_or(u32::MAX);
+    for consumer in consumers {
+        read.extend(consumer.next_batch(BATCH_MESSAGES, wait).await?);
+    }
+    Ok(())
 }
 
 fn wanted(args: &RecordArgs, event: &UnifiedEvent) -> bool {
