@@ -108,18 +108,17 @@ struct Account {
     missing: u64,
 }
 
-/// From the newest owner back. What an owner says of its numbers and does not add up to them stays in `processed`: too few or
-/// too many.
+/// From the newest owner back; each counts for the numbers that none after it said. What an owner says of its numbers and
+/// does not add up to them stays in `processed`: too few or too many.
 fn account(owners: &Owners) -> Account {
     let mut sums = Account::default();
-    let mut begin = u64::MAX;
+    let mut covered: Vec<(u64, u64)> = Vec::new();
     for &ReadShard(_, _, from, next, processed, dropped, missing) in owners.values().rev() {
-        let share = next.min(begin).saturating_sub(from);
-        begin = begin.min(from);
+        let share = next.saturating_sub(from) - cover(&mut covered, from, next);
         if share == 0 {
             continue;
         }
-        // Of an owner whose last numbers were read again by the next one, what it dropped is taken to be in the rest.
+        // Of an owner whose numbers were in part read again by the next one, what it dropped is taken to be in the rest.
         let (dropped_here, missing_here) = (dropped.min(share), missing.min(share - dropped.min(share)));
         let too_many = (processed + dropped + missing).saturating_sub(next - from);
         let too_few = (next - from).saturating_sub(processed + dropped + missing);
@@ -129,6 +128,21 @@ fn account(owners: &Owners) -> Account {
         sums.processed += (share - dropped_here - missing_here + too_many).saturating_sub(too_few);
     }
     sums
+}
+
+/// Adds `from..next` to ranges that do not touch; gives how many of its numbers were in them.
+fn cover(covered: &mut Vec<(u64, u64)>, from: u64, next: u64) -> u64 {
+    let (mut all, mut known) = ((from, next), 0);
+    covered.retain(|&(first, end)| {
+        let is_apart = end < from || next < first;
+        if !is_apart {
+            known += end.min(next).saturating_sub(first.max(from));
+            all = (all.0.min(first), all.1.max(end));
+        }
+        is_apart
+    });
+    covered.push(all);
+    known
 }
 
 /// Listens to the words as long as it lives.
@@ -228,6 +242,9 @@ pub(crate) mod tests {
         assert_eq!(said(&owners), whole);
         // Told in another order, and by an owner in the middle that got nowhere.
         let owners = [(9, row(40, 100, 60, 0, 0)), (5, row(35, 45, 10, 0, 0)), (2, row(0, 50, 50, 0, 0))];
+        assert_eq!(said(&owners), whole);
+        // One in between spoke once, when it had hardly begun: what was said before it stands.
+        let owners = [(9, row(40, 100, 60, 0, 0)), (5, row(35, 36, 1, 0, 0)), (2, row(0, 50, 50, 0, 0))];
         assert_eq!(said(&owners), whole);
     }
 
