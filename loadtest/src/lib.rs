@@ -18,4 +18,5 @@ pub mod measure;
 pub mod producer;
 pub mod report;
 pub mod rig;
+pub mod takeover;
 pub mod verdict;

@@ -90,6 +90,27 @@ fn processes_that_are_killed_lose_nothing_and_double_nothing() {
     assert_eq!(text.matches("  done ").count(), 6, "{text}");
 }
 
+/// The middle one of some milliseconds.
+fn median(figures: &Value, way: &str, what: &str) -> f64 {
+    let of_rounds = figures[way][what].as_array().unwrap_or_else(|| panic!("{way} {what}: {figures}"));
+    let mut ms: Vec<f64> = of_rounds.iter().filter_map(Value::as_f64).collect();
+    ms.sort_by(f64::total_cmp);
+    assert_eq!(ms.len(), 3, "{figures}");
+    ms[1]
+}
+
+#[test]
+fn what_a_replica_had_is_judged_by_another_soon_after_its_end() {
+    let (figures, text) = good(&["takeover", "--rounds", "3", "--rate", "500"]);
+    // Five times what is promised: the machine may be busy.
+    assert!(median(&figures, "kill", "shards_ms") < 15_000.0, "{text}");
+    assert!(median(&figures, "kill", "incidents_ms") < 15_000.0, "{text}");
+    // On the same machine, what is handed over does not wait until a lease lapses.
+    for what in ["shards_ms", "incidents_ms"] {
+        assert!(median(&figures, "stop", what) < median(&figures, "kill", what), "{text}");
+    }
+}
+
 #[test]
 fn a_finding_that_does_not_come_is_exit_code_1() {
     // A correlator that may follow no deviation tells of none.

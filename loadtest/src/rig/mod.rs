@@ -2,6 +2,7 @@
 
 pub mod lanes;
 pub mod observe;
+pub mod owners;
 pub mod process;
 pub mod scrape;
 pub mod stack;

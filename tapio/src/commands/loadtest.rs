@@ -11,9 +11,10 @@ use tapio_loadtest::measure::{self, Measure};
 use tapio_loadtest::producer::{self, ProducerConfig};
 use tapio_loadtest::report::Report;
 use tapio_loadtest::rig::stack::CLUSTER;
+use tapio_loadtest::takeover::{self, Takeover};
 use tapio_schemas::UnixNanos;
 
-use super::loadtest_args::{ChaosArgs, LoadtestArgs, Mode, ProducerArgs};
+use super::loadtest_args::{ChaosArgs, LoadtestArgs, Mode, ProducerArgs, TakeoverArgs};
 use crate::cli::Output;
 use crate::exit::FAILED;
 
@@ -24,6 +25,10 @@ const BEACONS_PER_S_LATENCY: f64 = 20.0;
 
 /// Correlators of `chaos`.
 const CHAOS_REPLICAS: usize = 3;
+/// … of `takeover`.
+const TAKEOVER_REPLICAS: usize = 2;
+/// The load of `takeover` lasts for longer than its rounds take: kill and stop, each up to so long.
+const ROUND_MAX: Duration = Duration::from_secs(150);
 
 /// Runs it and prints the report; an interrupt ends it and takes its processes and files away.
 pub async fn run(args: LoadtestArgs) -> anyhow::Result<i32> {
@@ -71,6 +76,12 @@ async fn carry_out(args: &LoadtestArgs) -> anyhow::Result<i32> {
             measure::run(&base).await?
         }
         Mode::Chaos(mode) => chaos::run(&chaos_of(args, mode)?).await?,
+        Mode::Takeover(mode) => {
+            let measured = takeover::run(&takeover_of(args, mode)?).await?;
+            let json = serde_json::to_string(&measured)?;
+            tell(&measured.text(), &json, args.output);
+            return Ok(if measured.failures.is_empty() { 0 } else { FAILED });
+        }
         Mode::Producer(mode) => {
             producer::run(producer_of(args, mode)?).await?;
             return Ok(0);
@@ -114,26 +125,13 @@ fn chaos_of(args: &LoadtestArgs, mode: &ChaosArgs) -> anyhow::Result<Chaos> {
     let rate = positive("rate", mode.rate)?;
     let events = measure::events_per_batch(rate, seconds("batch-age-ms", mode.batch_age_ms / 1e3)?);
     let cut = Cut { producers: args.producers, events: Some(events) };
-    let argument = |name: &str, value: String| [format!("--{name}"), value];
-    let producer_arguments = ["loadtest", "producer"].map(str::to_owned).into_iter().chain(
-        [
-            argument("seed", args.seed.to_string()),
-            argument("producers", args.producers.to_string()),
-            argument("fault-every-ms", args.fault_every_ms.to_string()),
-            argument("seconds", length.as_secs_f64().to_string()),
-            argument("rate", rate.to_string()),
-            argument("batch-age-ms", mode.batch_age_ms.to_string()),
-        ]
-        .into_iter()
-        .flatten(),
-    );
     Ok(Chaos {
         title: format!(
             "chaos: {} things done to processes in {} min under {rate} events/s",
             mode.actions, mode.minutes
         ),
         program: std::env::current_exe().context("cannot find the own binary")?,
-        producer_arguments: producer_arguments.collect(),
+        producer_arguments: producer_arguments(args, length, rate, mode.batch_age_ms),
         seed: args.seed,
         length,
         actions: mode.actions,
@@ -141,6 +139,37 @@ fn chaos_of(args: &LoadtestArgs, mode: &ChaosArgs) -> anyhow::Result<Chaos> {
         plan: plan(args, length),
         ceiling: seconds("ceiling-seconds", args.ceiling_seconds)?,
         messages: measure::messages(&Templates::new(&World::new(CLUSTER, args.seed), args.seed, cut)?),
+        settings: args.overrides.clone(),
+        keep: args.keep,
+    })
+}
+
+fn producer_arguments(args: &LoadtestArgs, length: Duration, rate: f64, batch_age_ms: f64) -> Vec<String> {
+    let values = [
+        ("--seed", args.seed.to_string()),
+        ("--producers", args.producers.to_string()),
+        ("--fault-every-ms", args.fault_every_ms.to_string()),
+        ("--seconds", length.as_secs_f64().to_string()),
+        ("--rate", rate.to_string()),
+        ("--batch-age-ms", batch_age_ms.to_string()),
+    ];
+    let values = values.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+    ["loadtest", "producer"].map(str::to_owned).into_iter().chain(values).collect()
+}
+
+fn takeover_of(args: &LoadtestArgs, mode: &TakeoverArgs) -> anyhow::Result<Takeover> {
+    let rate = positive("rate", mode.rate)?;
+    let rounds = mode.rounds.max(1);
+    let length = ROUND_MAX.saturating_mul(u32::try_from(2 * rounds)?);
+    let replicas = args.replicas.unwrap_or(TAKEOVER_REPLICAS).max(2);
+    Ok(Takeover {
+        title: format!(
+            "takeover: {rounds} kills and {rounds} planned stops, {replicas} replicas under {rate} events/s"
+        ),
+        program: std::env::current_exe().context("cannot find the own binary")?,
+        producer_arguments: producer_arguments(args, length, rate, mode.batch_age_ms),
+        rounds,
+        replicas,
         settings: args.overrides.clone(),
         keep: args.keep,
     })
@@ -169,12 +198,16 @@ fn positive(name: &str, value: f64) -> anyhow::Result<f64> {
 
 /// The report; 1 when it is not good.
 fn print(report: &Report, output: Output) -> i32 {
+    tell(&report.text(), &report.json(), output);
+    if report.is_good() { 0 } else { FAILED }
+}
+
+fn tell(text: &str, json: &str, output: Output) {
     match output {
-        Output::Human => print!("{}", report.text()),
+        Output::Human => print!("{text}"),
         Output::Json | Output::Jsonl => {
-            eprint!("{}", report.text());
-            println!("{}", report.json());
+            eprint!("{text}");
+            println!("{json}");
         }
     }
-    if report.is_good() { 0 } else { FAILED }
 }

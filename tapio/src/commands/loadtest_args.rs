@@ -7,7 +7,7 @@ use crate::cli::Output;
 /// Arguments of `loadtest`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  tapio loadtest throughput\n  tapio loadtest latency --rate 165000\n  tapio loadtest soak --minutes 30\n  tapio loadtest chaos --seed 7 --replicas 3\n\nEverything runs in processes of its own: a nats-server with a store on disk, storage, correlators. Exit code 1 when an\nevent is not accounted for, or a finding is missing, doubled, or about a thing in which nothing was injected."
+    after_help = "Examples:\n  tapio loadtest throughput\n  tapio loadtest latency --rate 165000\n  tapio loadtest soak --minutes 30\n  tapio loadtest chaos --seed 7 --replicas 3\n  tapio loadtest takeover --rounds 5\n\nEverything runs in processes of its own: a nats-server with a store on disk, storage, correlators. Exit code 1 when an\nevent is not accounted for, or a finding is missing, doubled, or about a thing in which nothing was injected."
 )]
 pub struct LoadtestArgs {
     /// What to measure.
@@ -50,6 +50,8 @@ pub enum Mode {
     Soak(SoakArgs),
     /// A steady rate while every process is killed, paused and restarted: every fault is found once, nothing is lost.
     Chaos(ChaosArgs),
+    /// How long nobody judges when a correlator is killed, and when it is told to stop.
+    Takeover(TakeoverArgs),
     /// The producer that `chaos` kills.
     #[command(hide = true)]
     Producer(ProducerArgs),
@@ -113,6 +115,20 @@ pub struct ChaosArgs {
     /// Things done to processes: kill -9, SIGSTOP, restart.
     #[arg(long, default_value_t = 20)]
     pub actions: usize,
+    /// Age at which a batch is sent, milliseconds.
+    #[arg(long, default_value_t = 100.0)]
+    pub batch_age_ms: f64,
+}
+
+/// Arguments of `loadtest takeover`.
+#[derive(Debug, Clone, Args)]
+pub struct TakeoverArgs {
+    /// Kills, and as many planned stops.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Events per second.
+    #[arg(long, default_value_t = 10_000.0)]
+    pub rate: f64,
     /// Age at which a batch is sent, milliseconds.
     #[arg(long, default_value_t = 100.0)]
     pub batch_age_ms: f64,
