@@ -58,10 +58,12 @@ impl Series {
 
     /// Odd requests with a reason below them: where records are lost, the reason of others is not seen.
     fn excuse<'w>(&mut self, loss: Loss, ways: impl Iterator<Item = &'w (u64, Judged)>) {
-        if loss.is_some() {
-            let count: f64 = ways.map(|(_, judged)| f64::from(judged.count)).sum();
-            self.excused = (self.excused + count * loss.unseen_reasons()).min(EXCUSED_MAX);
+        if !loss.is_some() {
+            self.excused = 0.0;
+            return;
         }
+        let count: f64 = ways.map(|(_, judged)| f64::from(judged.count)).sum();
+        self.excused = (self.excused + count * loss.unseen_reasons()).min(EXCUSED_MAX);
     }
 
     /// Of so many odd requests without a reason, those that nothing excuses.
@@ -188,10 +190,18 @@ impl Ways {
         for id in shapes.keys() {
             self.is_odd_within(*id, &own, &shapes, &mut within, 0);
         }
+        let is_half_heard = self.is_half_heard(window);
         for (key, ways) in judged {
             let Some(operation) = self.operations.get_mut(&key) else { continue };
             operation.seen = window.start;
             operation.count(window.start, &ways, &within, loss);
+            // What it always does, and now does not always show.
+            for (_, judged) in ways.iter().filter(|_| !is_half_heard) {
+                operation.regularity.count(&judged.way, u64::from(judged.count));
+            }
+        }
+        if !is_half_heard {
+            self.loss = Loss::of(self.operations.values().filter_map(|o| o.regularity.lacking()));
         }
         let odd = own.iter().filter(|(id, odd)| **odd || within.get(id) == Some(&true));
         self.odd.extend(odd.map(|(id, _)| (*id, window.start)));
@@ -200,22 +210,6 @@ impl Ways {
         while self.odd.len() > ODD_MAX {
             self.odd.pop_first();
         }
-        self.notice_loss(window);
-    }
-
-    /// What the operations always do, and now do not always show.
-    fn notice_loss(&mut self, window: &Window) {
-        if self.is_half_heard(window) {
-            return;
-        }
-        for ((service, name), requests) in window.requests.iter().filter(|(_, r)| r.are_known()) {
-            let key = self.key(window.start, service, name);
-            let Some(operation) = self.operations.get_mut(&key) else { continue };
-            for shape in requests.ways.values() {
-                operation.regularity.count(&Way::new(&shape.steps), u64::from(shape.count));
-            }
-        }
-        self.loss = Loss::of(self.operations.values().filter_map(|o| o.regularity.lacking()));
     }
 
     fn is_half_heard(&self, window: &Window) -> bool {
@@ -465,5 +459,22 @@ impl Operation {
         }
         self.empty.what = Some(What::Empty);
         self.empty.add(at, batch, event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_excused_while_records_got_lost_is_not_when_none_are() {
+        let lossy = Loss::of([(36, 100), (36, 100), (36, 100)].into_iter());
+        let shape = Shape { count: 20, ..Shape::default() };
+        let explained = [(1, judge(None, &shape, lossy))];
+        let mut series = Series::new(HALF);
+        series.excuse(lossy, explained.iter());
+        assert_eq!(series.unexcused(5), 0);
+        series.excuse(Loss::default(), [].iter());
+        assert_eq!(series.unexcused(5), 5);
     }
 }
