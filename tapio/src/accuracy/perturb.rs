@@ -14,8 +14,10 @@ use super::edit::Envelope;
 
 /// Longest that a line is delivered after the time it would have been, ns: what is scaled or shuffled is put in order within it.
 const HORIZON_NS: u64 = 60_000_000_000;
-/// How far lines are shuffled, ns.
+/// How far lines are shuffled, and how late they arrive, ns.
 const SHUFFLE_NS: u64 = 2_000_000_000;
+/// Latest that a line is delivered again after its first time, ns.
+const AGAIN_NS: u64 = 10_000_000_000;
 /// By how much all times are shifted: no whole minute, no whole second.
 pub const SHIFT_NS: u64 = 1_000_003_700_000_000;
 /// Share of the records that are lost.
@@ -39,6 +41,8 @@ pub enum Perturbation {
     Sampled,
     /// Every trace comes twice.
     Doubled,
+    /// Every line is delivered again within 10 s.
+    Repeated,
     /// Durations are half as long.
     Faster,
     /// Durations are twice as long.
@@ -47,6 +51,8 @@ pub enum Perturbation {
     Shifted,
     /// Lines come in a random order within 2 s.
     Shuffled,
+    /// Each line arrives up to 2 s late.
+    Late,
 }
 
 impl Perturbation {
@@ -56,10 +62,12 @@ impl Perturbation {
             Self::Lost => "… 20 % of all records lost",
             Self::Sampled => "… one trace in ten",
             Self::Doubled => "… every trace twice",
+            Self::Repeated => "… every record delivered again",
             Self::Faster => "… durations halved",
             Self::Slower => "… durations doubled",
             Self::Shifted => "… at another time",
             Self::Shuffled => "… shuffled within 2 s",
+            Self::Late => "… up to 2 s late",
         }
     }
 
@@ -154,6 +162,17 @@ impl<L> Perturbed<L> {
             self.waiting.push(Reverse((at + later, self.line, text.to_owned())));
             return Ok(());
         }
+        if matches!(self.how, Perturbation::Repeated | Perturbation::Late) {
+            let drawn = chance(self.line);
+            let later = |most_ns: u64| at + (drawn * most_ns as f64) as u64;
+            if self.how == Perturbation::Late {
+                self.deliver(&envelope, later(SHUFFLE_NS));
+            } else {
+                self.deliver(&envelope, at);
+                self.deliver(&envelope, later(AGAIN_NS));
+            }
+            return Ok(());
+        }
         let mut request: Value = serde_json::from_str(envelope.request.get())?;
         if self.how == Perturbation::Shifted && TIMES_AS_TEXT.contains(&envelope.signal) {
             shift_text(&mut request);
@@ -168,6 +187,14 @@ impl<L> Perturbed<L> {
         self.newest = self.newest.max(at);
         self.waiting.push(Reverse((at, self.line, line.to_string())));
         Ok(())
+    }
+
+    /// The same line at this time.
+    fn deliver(&mut self, envelope: &Envelope<'_>, at: u64) {
+        let Envelope { signal, request, .. } = envelope;
+        let line =
+            format!("{{\"at_unix_nano\":\"{at}\",\"signal\":\"{signal}\",\"request\":{}}}\n", request.get());
+        self.waiting.push(Reverse((at, self.line, line)));
     }
 
     /// Changes a request; returns the newest time in it.
@@ -372,6 +399,25 @@ mod tests {
             (of(&faster[0])[0].clone(), of(&faster[1])[0].clone()),
             (span("ab", 50, 60), span("ab", 40, 80))
         );
+    }
+
+    #[test]
+    fn what_is_delivered_again_or_late_is_the_same_within_the_bound() {
+        let text: String = (0..50).map(|i| line(i * 100_000_000, &spans(&[span("ab", i, i + 1)]))).collect();
+        let times = |lines: &[Value], of: u64| -> Vec<u64> {
+            let same = lines.iter().filter(|l| l["request"] == spans(&[span("ab", of, of + 1)]));
+            same.map(|l| nanos(&l["at_unix_nano"]).unwrap()).collect()
+        };
+        let again = perturbed(&text, Perturbation::Repeated);
+        let late = perturbed(&text, Perturbation::Late);
+        assert_eq!((again.len(), late.len()), (100, 50));
+        for i in 0..50 {
+            let at = i * 100_000_000;
+            let (again, late) = (times(&again, i), times(&late, i));
+            assert!(again.len() == 2 && again[0] == at && again[1] <= at + AGAIN_NS, "{again:?}");
+            assert!(late.len() == 1 && (at..=at + SHUFFLE_NS).contains(&late[0]), "{late:?}");
+        }
+        assert!((0..50).any(|i| times(&late, i)[0] > i * 100_000_000 + SHUFFLE_NS / 2));
     }
 
     #[test]

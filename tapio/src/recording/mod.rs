@@ -62,12 +62,13 @@ impl Replay {
     ) -> anyhow::Result<()> {
         for line in Merged::new(files)? {
             let line = line?;
+            // Before it is taken: of the lines of one moment none may be late because another one stands first.
+            if line.at > self.seen && self.seen.since(self.advanced) >= STEP_NS {
+                self.step(&mut found)?;
+            }
             self.seen = self.seen.max(line.at);
             for event in self.converter.convert(line)? {
                 self.take(event)?;
-            }
-            if self.seen.since(self.advanced) >= STEP_NS {
-                self.step(&mut found)?;
             }
         }
         self.step(&mut found)?;
@@ -122,5 +123,54 @@ impl Replay {
         }
         self.advanced = self.seen;
         self.engine.advance_to(self.seen).into_iter().try_for_each(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// What one second brought, written down when it was over.
+    fn line(signal: &str, second: u64, record: &serde_json::Value) -> String {
+        let (resource, scope, records) = match signal {
+            "logs" => ("resourceLogs", "scopeLogs", "logRecords"),
+            _ => ("resourceSpans", "scopeSpans", "spans"),
+        };
+        let request = serde_json::json!({resource: [{scope: [{records: [record]}]}]});
+        let at = ((second + 1) * SECOND).to_string();
+        serde_json::json!({"at_unix_nano": at, "signal": signal, "request": request}).to_string() + "\n"
+    }
+
+    fn second(number: u64) -> [String; 2] {
+        let (at, end) = (number * SECOND + SECOND / 10, number * SECOND + SECOND / 5);
+        let (trace, span) = (format!("{number:032x}"), format!("{number:016x}"));
+        let times = (at.to_string(), end.to_string());
+        let log = serde_json::json!({"timeUnixNano": times.0, "traceId": trace, "spanId": span});
+        let span = serde_json::json!({"startTimeUnixNano": times.0, "endTimeUnixNano": times.1, "kind": 2,
+            "traceId": trace, "spanId": span, "name": "GET"});
+        [line("logs", number, &log), line("traces", number, &span)]
+    }
+
+    #[test]
+    fn of_the_lines_of_one_moment_none_is_late_whichever_stands_first() {
+        for turned in [false, true] {
+            let mut text = String::new();
+            for number in 1_700_000_000..1_700_000_020 {
+                let mut lines = second(number);
+                if turned {
+                    lines.reverse();
+                }
+                text += &lines.concat();
+            }
+            let settings = ReplaySettings { cluster: "c".to_owned(), ..ReplaySettings::default() };
+            let mut replay = Replay::new(&settings).unwrap();
+            replay.run(vec![Box::new(std::io::Cursor::new(text))], |_| Ok(())).unwrap();
+            let counters = replay.engine.take_counters();
+            let sum =
+                |of: fn(&tapio_correlator::shards::Counters) -> u64| counters.iter().map(of).sum::<u64>();
+            assert_eq!((sum(|c| c.events), sum(|c| c.late)), (40, 0), "turned around: {turned}");
+        }
     }
 }
