@@ -47,7 +47,7 @@ pub struct Dropped {
     pub in_future: u64,
     /// Above the producer's rate.
     pub rate_limited: u64,
-    /// Same time and id as one that waits.
+    /// Same time and id as one that waits, or as a span that was counted lately.
     pub duplicate: u64,
     /// In a batch that took too long while too much was put aside already.
     pub batch_time: u64,

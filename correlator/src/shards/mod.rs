@@ -22,6 +22,7 @@ mod news;
 mod open_span;
 mod record;
 mod reorder;
+mod repeats;
 mod request_tallies;
 mod requests;
 mod sequences;

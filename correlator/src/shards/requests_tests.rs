@@ -163,6 +163,17 @@ fn a_request_is_taken_apart_into_own_time_gap_and_steps() {
 }
 
 #[test]
+fn a_request_that_is_delivered_again_counts_once() {
+    let (once, again) = (request(9, 100.0), request(9, 100.0));
+    // Event time has passed the first delivery when the second one comes.
+    let last = request(10, 8_000.0);
+    let (told_once, _) = told(&[by_time(once.clone()), by_time(last.clone())].concat());
+    let (told_twice, mut sim) = told(&[by_time(once), by_time(last), by_time(again)].concat());
+    assert_eq!(told_twice, told_once);
+    assert_eq!(sim.counters().dropped.duplicate, 4, "its spans; a line is a step of its span, once");
+}
+
+#[test]
 fn what_does_not_happen_makes_another_shape() {
     let mut events = request(9, 100.0);
     events.extend(request(10, 300.0).into_iter().filter(|e| e.kind != EventKind::Log));

@@ -23,6 +23,7 @@ use super::meters::Meters;
 use super::news;
 use super::record::{EventRecord, Record, Triage, line_of, owner_identity, triage};
 use super::reorder::Reorder;
+use super::repeats::Repeats;
 use super::requests::Requests;
 use super::sequences::{AccountLine, Order, Sequences};
 use super::series::{Finding, SeriesStore};
@@ -88,6 +89,7 @@ pub struct Shard {
     owed: losses::Owed,
     entities: Entities,
     reorder: Reorder,
+    repeats: Repeats,
     sequences: Sequences,
     episodes: Episodes,
     series: SeriesStore,
@@ -124,6 +126,7 @@ impl Shard {
             owed: losses::Owed::default(),
             entities: Entities::default(),
             reorder: Reorder::new(config.reorder_events_max),
+            repeats: Repeats::default(),
             sequences: Sequences::new(config.producers_max),
             episodes: Episodes::new(cluster, config.signals.clone()),
             series: SeriesStore::new(config.series.clone()),
@@ -408,6 +411,9 @@ impl Shard {
                         Finding::Over(key) => self.episodes.end(step, key),
                     }
                 }
+            }
+            Record::Span(span) if self.repeats.is_again(span.at, span.id) => {
+                self.counters.dropped.duplicate += 1;
             }
             Record::Span(span) => {
                 self.requests.span(&span, &mut self.counters);
