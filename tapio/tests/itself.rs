@@ -66,6 +66,8 @@ fn config(dir: &Path) -> AgentConfig {
     config.network.enabled = false;
     config.filesystem.enabled = false;
     config.pod_logs.enabled = false;
+    // The correlator is in the same process, and what it takes is not the agent's trouble.
+    config.memory_max = ByteSize(4 << 30);
     config.backlog.memory = ByteSize(64 << 10);
     config.backlog.spool = ByteSize(1 << 30);
     config.backlog.spool_file = ByteSize(256 << 10);

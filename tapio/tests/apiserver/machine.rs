@@ -28,7 +28,7 @@ impl Machine {
     /// Starts it, and waits until it takes pods.
     pub fn start(plane: &Plane) -> Self {
         // A kubelet ends what it finds in the control groups of pods and does not know.
-        let groups: Vec<PathBuf> = trees().filter(|group| group.exists()).collect();
+        let groups: Vec<PathBuf> = parents().flat_map(|parent| groups_of_pods(&parent)).collect();
         assert!(groups.is_empty(), "this machine has a kubelet of its own, or one that left {groups:?}");
         let dir = plane.dir.path().join("machine");
         std::fs::create_dir_all(dir.join("cni")).unwrap();
@@ -125,16 +125,29 @@ impl Drop for Machine {
             std::fs::read_dir("/var/log/pods").into_iter().flatten().flatten().map(|entry| entry.path());
         logs.filter(|dir| is_log_of(dir, NAMESPACE)).for_each(|dir| drop(std::fs::remove_dir_all(dir)));
         let links = std::fs::read_dir("/var/log/containers").into_iter().flatten().flatten();
-        let links = links.map(|entry| entry.path()).filter(|link| !link.exists());
-        links.for_each(|link| drop(std::fs::remove_file(link)));
+        let of_it = format!("_{NAMESPACE}_");
+        let links = links.filter(|link| link.file_name().to_string_lossy().contains(&of_it));
+        links.for_each(|link| drop(std::fs::remove_file(link.path())));
     }
 }
 
 /// Where the control groups of all pods are: in one tree, or in one for each controller.
 fn trees() -> impl Iterator<Item = PathBuf> {
+    parents().map(|tree| tree.join("kubepods"))
+}
+
+fn parents() -> impl Iterator<Item = PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
     let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|tree| tree.path());
-    std::iter::once(root).chain(below).map(|tree| tree.join("kubepods"))
+    std::iter::once(root).chain(below)
+}
+
+/// Those of any kubelet, by name: `kubepods`, or `kubepods.slice` where systemd makes them.
+fn groups_of_pods(parent: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    all.filter(|group| group.file_name().to_string_lossy().starts_with("kubepods"))
+        .map(|g| g.path())
+        .collect()
 }
 
 fn is_log_of(dir: &Path, namespace: &str) -> bool {
