@@ -79,10 +79,12 @@ async fn findings_up_to(bus: &Bus, end: UnixNanos) -> Vec<Finding> {
     all
 }
 
-/// Revisions of each finding, as they were published: title and time of each.
+/// Revisions of each finding, as they were published: title and time of each. That a correlator is behind is true of those
+/// whose server died, and not of the one left alone.
 fn story(findings: &[Finding]) -> BTreeMap<String, Vec<(u32, String, UnixNanos)>> {
     let mut story: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for finding in findings {
+    let is_behind = |f: &Finding| f.root_cause.as_ref().is_some_and(|c| c.cause == "tapio.falling_behind");
+    for finding in findings.iter().filter(|finding| !is_behind(finding)) {
         let revision = (finding.revision, finding.title.to_string(), finding.emitted_at);
         story.entry(finding.id.to_string()).or_default().push(revision);
     }
