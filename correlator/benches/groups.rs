@@ -84,6 +84,9 @@ fn main() {
         );
         let bound = (CorrelatorConfig::default().groups.count_max * usize::from(SHARD_COUNT)) as u64;
         assert!(groups <= bound, "{groups} groups, the bound is {bound}");
-        assert!(count > OPEN[0] || (groups == count && grown <= MEMORY_MAX_MIB), "{groups} groups: {grown:.0} MiB");
+        assert!(
+            count > OPEN[0] || (groups == count && grown <= MEMORY_MAX_MIB),
+            "{groups} groups: {grown:.0} MiB"
+        );
     }
 }
