@@ -33,7 +33,7 @@ pub struct Calibration {
     pub b: f64,
     /// Offset.
     pub c: f64,
-    /// Labelled answers it was fitted on; 0 for the identity.
+    /// Labelled answers it was fitted on, each variant of a case counted; 0 for the identity.
     pub answers: usize,
 }
 
@@ -64,8 +64,9 @@ impl Calibration {
         logistic(self.a * x + self.b * y + self.c)
     }
 
-    /// Fits to (raw confidence, right: 0..=1) of labelled answers.
-    pub fn fit(answers: &[(f64, f64)]) -> Self {
+    /// Fits to (raw confidence, right: 0..=1, weight) of labelled answers. The weights say how many answers each is worth: one
+    /// case in ten variants is hardly more than one.
+    pub fn fit(answers: &[(f64, f64, f64)]) -> Self {
         // A weight that comes out negative would turn the order around: it is 0 then, and the rest is fitted anew.
         let mut free = [true; 3];
         loop {
@@ -91,20 +92,20 @@ fn logistic(z: f64) -> f64 {
 }
 
 /// Minimises the log loss plus the ridge over the free numbers; a number that is not free is 0.
-fn newton(answers: &[(f64, f64)], free: [bool; 3]) -> [f64; 3] {
+fn newton(answers: &[(f64, f64, f64)], free: [bool; 3]) -> [f64; 3] {
     let identity = [Calibration::IDENTITY.a, Calibration::IDENTITY.b, Calibration::IDENTITY.c];
     let mut at: [f64; 3] = std::array::from_fn(|i| if free[i] { identity[i] } else { 0.0 });
     for _ in 0..STEPS_MAX {
         let mut gradient: [f64; 3] = std::array::from_fn(|i| RIDGE * (at[i] - identity[i]));
         let mut curve = [[0.0; 3]; 3];
-        for (raw, right) in answers {
+        for (raw, right, weight) in answers {
             let [x, y] = features(*raw);
             let input = [x, y, 1.0];
             let stated = logistic(at.iter().zip(input).map(|(w, v)| w * v).sum());
             for i in 0..3 {
-                gradient[i] += (stated - right) * input[i];
+                gradient[i] += weight * (stated - right) * input[i];
                 for j in 0..3 {
-                    curve[i][j] += stated * (1.0 - stated) * input[i] * input[j];
+                    curve[i][j] += weight * stated * (1.0 - stated) * input[i] * input[j];
                 }
             }
         }
@@ -130,14 +131,14 @@ fn newton(answers: &[(f64, f64)], free: [bool; 3]) -> [f64; 3] {
 }
 
 /// Log loss plus the ridge.
-fn loss(answers: &[(f64, f64)], at: [f64; 3]) -> f64 {
+fn loss(answers: &[(f64, f64, f64)], at: [f64; 3]) -> f64 {
     let identity = [Calibration::IDENTITY.a, Calibration::IDENTITY.b, Calibration::IDENTITY.c];
     let ridge: f64 = (0..3).map(|i| 0.5 * RIDGE * (at[i] - identity[i]).powi(2)).sum();
-    let of = |(raw, right): &(f64, f64)| {
+    let of = |(raw, right, weight): &(f64, f64, f64)| {
         let [x, y] = features(*raw);
         let z = at[0] * x + at[1] * y + at[2];
         // ln(1 + exp(z)) − right · z, without an overflow.
-        z.max(0.0) + (-z.abs()).exp().ln_1p() - right * z
+        weight * (z.max(0.0) + (-z.abs()).exp().ln_1p() - right * z)
     };
     ridge + answers.iter().map(of).sum::<f64>()
 }
@@ -167,8 +168,8 @@ mod tests {
     use super::*;
 
     /// `n` answers stated with `raw`, of which a share was right.
-    fn answers(raw: f64, n: usize, share: f64) -> Vec<(f64, f64)> {
-        (0..n).map(|i| (raw, f64::from(u8::from((i as f64) < share * n as f64)))).collect()
+    fn answers(raw: f64, n: usize, share: f64) -> Vec<(f64, f64, f64)> {
+        (0..n).map(|i| (raw, f64::from(u8::from((i as f64) < share * n as f64)), 1.0)).collect()
     }
 
     #[test]
@@ -211,6 +212,23 @@ mod tests {
         assert!((fitted.stated(0.5) - 0.5).abs() < 0.2, "{}", fitted.stated(0.5));
         let none = Calibration::fit(&[]);
         assert!((none.stated(0.37) - 0.37).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_weight_counts_as_so_many_answers() {
+        let data = [answers(0.9, 40, 0.5), answers(0.4, 20, 0.3)].concat();
+        let (mut halves, mut lighter) = (Vec::new(), Vec::new());
+        for (raw, right, _) in &data {
+            halves.extend([(*raw, *right, 0.5); 2]);
+            lighter.push((*raw, *right, 0.1));
+        }
+        let (whole, halves, lighter) =
+            (Calibration::fit(&data), Calibration::fit(&halves), Calibration::fit(&lighter));
+        assert!((whole.stated(0.9) - halves.stated(0.9)).abs() < 1e-6, "{whole:?} {halves:?}");
+        assert!(
+            whole.stated(0.9) < lighter.stated(0.9) && lighter.stated(0.9) < 0.9,
+            "{whole:?} {lighter:?}"
+        );
     }
 
     #[test]

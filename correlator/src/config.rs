@@ -26,6 +26,9 @@ pub struct CorrelatorConfig {
     pub lateness: HumanDuration,
     /// Shard worker threads; 0 = one per core, at most 8. Default 0.
     pub workers: usize,
+    /// Keeps each shard worker on one core of those that the process may use. Default false: it pays where the cores are this
+    /// process's alone (a CPU manager with static policy), and costs where others run on them.
+    pub pin_workers: bool,
     /// Batches waiting per shard worker. Default 64. Full means that the consumer waits (the stream keeps the rest).
     pub ring_batches: usize,
     /// Resident memory of this process from which 80 % on routine events of severity `info` are shed, and from 90 % those of
@@ -80,6 +83,7 @@ impl Default for CorrelatorConfig {
             replica: String::new(),
             lateness: HumanDuration::from_millis(500),
             workers: 0,
+            pin_workers: false,
             ring_batches: 64,
             memory_max: ByteSize::gib(2),
             batch_time_max: HumanDuration::from_secs(5),

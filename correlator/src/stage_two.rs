@@ -105,7 +105,7 @@ impl StageTwoParts {
             IncidentWorker::new(parts, decider, BusOutlet::new(&self.bus, PUBLISH_WINDOW, Some(fence)));
         let thread = std::thread::Builder::new().name("incidents".to_owned()).spawn(move || {
             // A verdict takes some seconds anyway; the first word of what happens must not wait for it.
-            tapio_runtime::background::lower_priority();
+            tapio_runtime::threads::lower_priority();
             worker.run(sections)
         })?;
         let mut reader = Reader {

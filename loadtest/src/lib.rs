@@ -3,7 +3,7 @@
 //! [`load`] makes a cluster's ordinary events at any rate and faults among them; [`drive`] publishes them as node agents
 //! do; [`rig`] runs nats-server, correlators and storage as processes and listens to what comes out; [`ceiling`] measures
 //! what NATS does alone with the same bytes; [`balance`] and [`verdict`] say whether nothing was lost and every finding is
-//! there once.
+//! there once; [`growth`] says whether processes settle.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -12,6 +12,7 @@ pub mod ceiling;
 pub mod chaos;
 pub mod drive;
 pub mod error;
+pub mod growth;
 pub mod latency;
 pub mod load;
 pub mod measure;

@@ -12,6 +12,7 @@ use crate::balance::Balance;
 use crate::ceiling::{self, Ceiling};
 use crate::drive::{self, Batches, Drive, Driven, Start};
 use crate::error::LoadError;
+use crate::growth::{self, Growth};
 use crate::load::PRODUCER;
 use crate::load::faults::{self, Fault, Plan};
 use crate::load::generator::{Cut, Generator, Templates};
@@ -309,6 +310,7 @@ fn report(
     if driven.duplicates > 0 {
         failures.push(format!("{} messages were taken for copies of others", driven.duplicates));
     }
+    failures.extend(growth::of(&ran.sizes).iter().filter_map(Growth::failure));
     let notes = notes(measure, ran, output, &verdict);
     Report {
         title: measure.title.clone(),
@@ -358,31 +360,6 @@ fn notes(
         let behind = driven.behind_max.as_secs_f64() * 1e3;
         notes.push(("behind schedule".to_owned(), format!("{behind:.1} ms at worst")));
     }
-    notes.extend(growth(&ran.sizes));
+    notes.extend(growth::of(&ran.sizes).iter().map(|of| (format!("growth {}", of.name), of.text())));
     notes
-}
-
-/// Resident memory over the second half of the load, as a line through the samples (least squares).
-fn growth(sizes: &[(Duration, Vec<(&'static str, Usage)>)]) -> Vec<(String, String)> {
-    let half = &sizes[sizes.len() / 2..];
-    if half.len() < 10 {
-        return Vec::new();
-    }
-    let names = half[0].1.iter().map(|(name, _)| *name);
-    let line = |name: &str| {
-        let points: Vec<(f64, f64)> = half
-            .iter()
-            .filter_map(|(at, usages)| {
-                let usage = usages.iter().find(|(known, _)| *known == name)?;
-                Some((at.as_secs_f64() / 60.0, usage.1.rss_bytes as f64 / 1048576.0))
-            })
-            .collect();
-        let n = points.len() as f64;
-        let (mx, my) =
-            (points.iter().map(|p| p.0).sum::<f64>() / n, points.iter().map(|p| p.1).sum::<f64>() / n);
-        let above: f64 = points.iter().map(|p| (p.0 - mx) * (p.1 - my)).sum();
-        let below: f64 = points.iter().map(|p| (p.0 - mx).powi(2)).sum();
-        (format!("growth {name}"), format!("{:+.2} MiB/min around {my:.1} MiB", above / below.max(1e-9)))
-    };
-    names.map(line).collect()
 }

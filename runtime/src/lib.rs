@@ -6,7 +6,6 @@
 
 #![deny(missing_docs)]
 
-pub mod background;
 pub mod backoff;
 pub mod bus;
 pub mod clock;
@@ -21,3 +20,4 @@ pub mod shutdown;
 pub mod status;
 pub mod supervise;
 pub mod telemetry;
+pub mod threads;

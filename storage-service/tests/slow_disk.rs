@@ -11,19 +11,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, connect, finding, json, position};
+use common::trouble::{large, make_known, troubles, until, word};
+use common::{PATIENCE, config, connect, json};
 use rustix::fs::{major, minor};
-use tapio_runtime::bus::{Bus, BusConfig, Headers, OrderedConfig, OrderedConsumer};
+use tapio_runtime::bus::{Bus, BusConfig, Headers, OrderedConfig};
 use tapio_runtime::clock::SystemClock;
 use tapio_runtime::harness::NatsServer;
 use tapio_runtime::health::Health;
 use tapio_runtime::telemetry::Metrics;
-use tapio_schemas::finding::Status;
-use tapio_schemas::names::{STREAM_EVENTS, STREAM_INSIGHTS, status_key};
+use tapio_schemas::SignalKind;
+use tapio_schemas::names::{STREAM_EVENTS, STREAM_INSIGHTS};
 use tapio_schemas::proto::v1::ListFindingsRequest;
-use tapio_schemas::status::{StorageStatus, Word};
-use tapio_schemas::wire::{EventBatchView, Unpacker};
-use tapio_schemas::{Finding, Payload, SignalKind, UnifiedEvent, trouble};
+use tapio_schemas::status::Word;
 use tapio_storage::{StorageParts, StorageService};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -145,37 +144,12 @@ async fn child_serves() {
     std::future::pending::<()>().await;
 }
 
-async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE * 6;
-    loop {
-        if let Some(found) = probe().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} did not come");
-        // check: allow sleep, this is the wait for a condition
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Forty kilobytes each, which do not pack.
-fn large(number: u64) -> Finding {
-    let word = |n: u64| format!("{:08x}", (n + number * 7919).wrapping_mul(0x9e37_79b9) as u32);
-    Finding { story: (0..5_000).map(word).collect(), status: Status::Active, ..finding(number) }
-}
-
 async fn publish(bus: &Bus, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let finding = large(number);
         let (subject, id) = (finding.subject(), finding.message_id());
         bus.publish_within(PATIENCE, &subject, Some(&id), Headers::new(), json(&finding)).await.unwrap();
     }
-}
-
-/// What the service tells of itself.
-async fn word(bus: &Bus) -> Option<StorageStatus> {
-    let name = position(bus).await["name"].as_str()?.to_owned();
-    let entry = bus.kv().await.unwrap().get(&status_key("storage", "all", &name)).await.unwrap()?;
-    Some(serde_json::from_slice(&entry.value).unwrap())
 }
 
 /// Titles of all findings, and what the answers lack.
@@ -194,21 +168,6 @@ async fn answers(address: SocketAddr) -> (BTreeSet<String>, BTreeSet<String>) {
     }
 }
 
-/// Troubles of Tapio among the new events.
-async fn troubles(events: &mut OrderedConsumer) -> Vec<(UnifiedEvent, SignalKind, String)> {
-    let mut unpacker = Unpacker::default();
-    let mut told = Vec::new();
-    for message in events.next_batch(64, Duration::from_millis(100)).await.unwrap() {
-        let plain = unpacker.unpack(&message.payload).unwrap();
-        for event in EventBatchView::check(plain).unwrap().to_events() {
-            let Payload::Custom(data) = &event.payload else { continue };
-            let Some((kind, says)) = trouble::told(data) else { continue };
-            told.push((event.clone(), kind, says.to_owned()));
-        }
-    }
-    told
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn findings_wait_in_the_stream_while_the_disk_is_slow_and_that_is_told() {
     let nats = NatsServer::start().unwrap();
@@ -220,8 +179,7 @@ async fn findings_wait_in_the_stream_while_the_disk_is_slow_and_that_is_told() {
         until("the service", async || bus.kv().await.unwrap().get("test.address").await.unwrap()).await;
     let address = std::str::from_utf8(&address.value).unwrap().parse().unwrap();
     let mut events = bus.ordered_consumer(OrderedConfig::new(STREAM_EVENTS)).await.unwrap();
-    // A correlator that speaks makes the cluster known.
-    bus.kv().await.unwrap().put(&status_key("correlator", "prod", "r1"), "{}".into()).await.unwrap();
+    make_known(&bus, "prod").await;
     publish(&bus, 0..FEW).await;
     until("the first findings", async || word(&bus).await.filter(|word| word.stored == FEW)).await;
 

@@ -11,7 +11,7 @@ use tapio_schemas::{EventId, UnixNanos};
 /// A span is known for at least so long, and for at most twice as long: an exporter that tries again does so sooner.
 const KNOWN_NS: u64 = 30_000_000_000;
 /// Spans known of each of the two stretches of time; when more come, they are known for a shorter time.
-const KNOWN_MAX: usize = 32_768;
+const KNOWN_MAX: usize = 16_384;
 
 /// Spans of a shard that were judged lately.
 #[derive(Default)]

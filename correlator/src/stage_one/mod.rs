@@ -39,6 +39,7 @@ use tapio_runtime::ring;
 use tapio_runtime::shutdown::Shutdown;
 use tapio_runtime::supervise::{WorkerContext, WorkerResult};
 use tapio_runtime::telemetry::Metrics;
+use tapio_runtime::threads;
 use tapio_schemas::ProducerId;
 use tapio_schemas::names::{SHARD_COUNT, lease_group};
 use tokio::sync::mpsc;
@@ -124,7 +125,13 @@ impl StageOne {
                     metrics: self.metrics.clone(),
                 };
                 let worker = Worker::new(parts, BusOutlet::new(&self.bus, PUBLISH_WINDOW, None));
-                let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(receiver))?;
+                let pin_workers = self.config.pin_workers;
+                let thread = std::thread::Builder::new().name(name).spawn(move || {
+                    if pin_workers {
+                        threads::pin(index);
+                    }
+                    worker.run(receiver)
+                })?;
                 let (commands, told) = mpsc::channel(COMMANDS_MAX);
                 let intake = Intake::new(
                     self.bus.clone(),

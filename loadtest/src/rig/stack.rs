@@ -14,6 +14,8 @@ use crate::error::LoadError;
 
 /// Cluster of the load.
 pub const CLUSTER: &str = "loadtest";
+/// Name of the server among the processes.
+pub const NATS: &str = "nats-server";
 /// What the stream of events keeps: far more than the backlog that the load allows itself, and all of five minutes of chaos.
 const EVENTS_BYTES_MAX: u64 = 2 << 30;
 
@@ -169,7 +171,7 @@ impl Stack {
         let correlator =
             Usage { cpu: correlators.iter().map(|u| u.cpu).sum(), peak_rss_bytes: peak, rss_bytes: rss };
         vec![
-            ("nats-server", Usage::of(self.nats.pid()).unwrap_or_default()),
+            (NATS, Usage::of(self.nats.pid()).unwrap_or_default()),
             ("correlator", correlator),
             ("storage", self.storage.usage().unwrap_or_default()),
             ("loadtest", Usage::of(std::process::id()).unwrap_or_default()),

@@ -21,7 +21,7 @@ use super::{Bus, BusError, Message, RETRY_BACKOFF};
 /// How long one pull request waits at the server.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// The server speaks at least this often; two silent periods mean that the pull is lost.
-const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
+const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
 /// Every so many failed openings a warning is logged.
 const WARN_EVERY_ATTEMPTS: u32 = 10;
 

@@ -1,6 +1,8 @@
 //! Findings for tests.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod trouble;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;

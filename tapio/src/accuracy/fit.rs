@@ -2,8 +2,12 @@
 //!
 //! Fitted are the answers to the cases, right or wrong; what else was found within their windows; and what was found where
 //! no fault is labelled, with the highest confidence that it stated. The last two are wrong answers.
+//!
+//! Recordings as they are say only how much to trust evidence as good as theirs. So the cases are fitted in several ways at once:
+//! as they are, and in each way in which they could as well have been (`perturb.rs`). All ways of a case together weigh as one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
@@ -16,26 +20,43 @@ use super::totals::{Calibration, calibration};
 /// A fit and its worth.
 #[derive(Debug, Clone)]
 pub struct Fit {
-    /// Fitted on all answers.
+    /// Fitted on all answers of all ways.
     pub map: Map,
-    /// Raw confidence against what was right.
-    pub before: Calibration,
-    /// Confidence of the answers to cases, stated by fits that were made without the service that the answer is about.
-    pub after: Calibration,
-    /// … of everything that was found.
-    pub after_all: Calibration,
+    /// What it is worth, per way.
+    pub ways: Vec<Worth>,
     /// Findings that answer no case, among what it was fitted on.
     pub others: usize,
     /// Services that were left out one by one.
     pub services: usize,
-    /// What the services got that were left out, per system.
-    pub left_out: Vec<LeftOut>,
+    /// What the services got that were left out, per system, of the recordings as they are.
+    pub by_service: Vec<ByService>,
+}
+
+/// The cases run in one way.
+pub struct Way {
+    /// In words.
+    pub name: &'static str,
+    /// Runs that stated raw confidence.
+    pub runs: Vec<CaseRun>,
+}
+
+/// What the fit is worth for the recordings in one way.
+#[derive(Debug, Clone)]
+pub struct Worth {
+    /// In words.
+    pub name: &'static str,
+    /// Raw confidence of the answers to cases against what was right.
+    pub before: Calibration,
+    /// Their confidence, stated by fits that were made, in every way, without the service that the answer is about.
+    pub after: Calibration,
+    /// … of everything that was found.
+    pub after_all: Calibration,
 }
 
 /// Cases of one system, each judged with its service left out of the fit. A map that never turns the order around changes no
 /// rank: what these shares say beside the overall one is how evenly they are spread over services.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LeftOut {
+pub struct ByService {
     /// System.
     pub system: String,
     /// Cases with a cause.
@@ -49,41 +70,53 @@ pub struct LeftOut {
 }
 
 struct Answer {
+    way: usize,
     service: String,
     raw: f64,
     right: f64,
     is_other: bool,
 }
 
-/// Fits to the answers of runs that stated raw confidence.
-pub fn fit(runs: &[CaseRun]) -> Fit {
-    let answers: Vec<Answer> =
-        runs.iter().flat_map(|run| answer(run).into_iter().chain(others(run))).collect();
+/// Fits to the answers of all ways; the first is the recordings as they are.
+pub fn fit(ways: &[Way]) -> Fit {
+    let answers: Vec<Answer> = ways
+        .iter()
+        .enumerate()
+        .flat_map(|(way, of)| {
+            of.runs.iter().flat_map(move |run| answer(way, run).into_iter().chain(others(way, run)))
+        })
+        .collect();
     let services: BTreeSet<&str> = answers.iter().map(|a| a.service.as_str()).collect();
-    let pairs = |of: &dyn Fn(&&Answer) -> bool| -> Vec<(f64, f64)> {
-        answers.iter().filter(of).map(|a| (a.raw, a.right)).collect()
+    let weight = 1.0 / ways.len().max(1) as f64;
+    let without = |service: Option<&str>| {
+        let kept = answers.iter().filter(|a| Some(a.service.as_str()) != service);
+        Map::fit(&kept.map(|a| (a.raw, a.right, weight)).collect::<Vec<_>>())
     };
-    let (mut held_out, mut held_out_all) = (Vec::new(), Vec::new());
-    for service in &services {
-        let map = Map::fit(&pairs(&|a| a.service != *service));
-        for answer in answers.iter().filter(|a| a.service == *service) {
-            let stated = (map.stated(answer.raw), answer.right);
-            held_out_all.push(stated);
-            held_out.extend((!answer.is_other).then_some(stated));
+    let maps: BTreeMap<&str, Map> =
+        services.iter().map(|service| (*service, without(Some(service)))).collect();
+    let worth = |(way, of): (usize, &Way)| {
+        let pairs = |is_asked: &dyn Fn(&Answer) -> bool, state: &dyn Fn(&Answer) -> f64| {
+            let of_way = answers.iter().filter(|a| a.way == way && is_asked(a));
+            calibration(&of_way.map(|a| (state(a), a.right)).collect::<Vec<_>>())
+        };
+        let held_out = |a: &Answer| maps[a.service.as_str()].stated(a.raw);
+        Worth {
+            name: of.name,
+            before: pairs(&|a| !a.is_other, &|a| a.raw),
+            after: pairs(&|a| !a.is_other, &held_out),
+            after_all: pairs(&|_| true, &held_out),
         }
-    }
+    };
     Fit {
-        map: Map::fit(&pairs(&|_| true)),
-        before: calibration(&pairs(&|a| !a.is_other)),
-        after: calibration(&held_out),
-        after_all: calibration(&held_out_all),
+        map: without(None),
+        ways: ways.iter().enumerate().map(worth).collect(),
         others: answers.iter().filter(|a| a.is_other).count(),
         services: services.len(),
-        left_out: left_out(runs),
+        by_service: ways.first().map(|way| by_service(&way.runs)).unwrap_or_default(),
     }
 }
 
-fn left_out(runs: &[CaseRun]) -> Vec<LeftOut> {
+fn by_service(runs: &[CaseRun]) -> Vec<ByService> {
     let mut systems: BTreeMap<&str, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
     for run in runs {
         if let Outcome::Asked(score) = &run.outcome {
@@ -95,7 +128,7 @@ fn left_out(runs: &[CaseRun]) -> Vec<LeftOut> {
     let all = systems.into_iter().map(|(system, services)| {
         let cases: Vec<f64> = services.values().flatten().copied().collect();
         let means: Vec<f64> = services.values().map(|of| mean(of)).collect();
-        LeftOut {
+        ByService {
             system: system.to_owned(),
             cases: cases.len(),
             right: mean(&cases),
@@ -106,9 +139,10 @@ fn left_out(runs: &[CaseRun]) -> Vec<LeftOut> {
     all.collect()
 }
 
-fn answer(run: &CaseRun) -> Option<Answer> {
+fn answer(way: usize, run: &CaseRun) -> Option<Answer> {
     match &run.outcome {
         Outcome::Asked(score) if score.answered => Some(Answer {
+            way,
             service: run.label.group(),
             raw: score.confidence,
             right: score.both[0],
@@ -118,7 +152,7 @@ fn answer(run: &CaseRun) -> Option<Answer> {
     }
 }
 
-fn others(run: &CaseRun) -> impl Iterator<Item = Answer> {
+fn others(way: usize, run: &CaseRun) -> impl Iterator<Item = Answer> {
     let within = match &run.outcome {
         // Of several open ones that blame something else, the answer itself may be one.
         Outcome::Asked(score) => {
@@ -128,7 +162,8 @@ fn others(run: &CaseRun) -> impl Iterator<Item = Answer> {
     };
     let calm = run.calm.iter().map(|finding| (finding.entity.clone(), finding.confidence));
     let all: Vec<(String, f64)> = within.into_iter().chain(calm).collect();
-    all.into_iter().map(|(entity, raw)| Answer {
+    all.into_iter().map(move |(entity, raw)| Answer {
+        way,
         service: format!("{}/{entity}", run.label.system),
         raw,
         right: 0.0,
@@ -139,34 +174,38 @@ fn others(run: &CaseRun) -> impl Iterator<Item = Answer> {
 impl Fit {
     /// For people.
     pub fn human(&self) -> String {
-        let Self { map, before, after, after_all, others, services, left_out } = self;
+        let Self { map, ways, others, services, by_service } = self;
+        let mut out = format!(
+            "fitted on {} answers in {} ways, {others} of them to no case: a {:.3}, b {:.3}, c {:.3}\n",
+            map.answers,
+            ways.len(),
+            map.a,
+            map.b,
+            map.c
+        );
+        let _ = writeln!(
+            out,
+            "expected calibration error and Brier score of answers to cases: raw; each of {services} services left out in turn; … of all that is found"
+        );
         let pair = |c: &Calibration| match (c.ece, c.brier) {
-            (Some(ece), Some(brier)) => {
-                format!("expected calibration error {ece:.3}, Brier score {brier:.3}")
-            }
+            (Some(ece), Some(brier)) => format!("{ece:.3} {brier:.3}"),
             _ => "no answers".to_owned(),
         };
-        let told = |of: &LeftOut| {
-            format!(
-                "… of {}, entity and category right at rank 1: {:.0} % of {} cases, {:.0} % as the mean of {} services\n",
+        for Worth { name, before, after, after_all } in ways {
+            let _ = writeln!(out, "{name:<34} {}   {}   {}", pair(before), pair(after), pair(after_all));
+        }
+        for of in by_service {
+            let _ = writeln!(
+                out,
+                "{}: entity and category right at rank 1: {:.0} % of {} cases, {:.0} % as the mean of {} services",
                 of.system,
                 100.0 * of.right,
                 of.cases,
                 100.0 * of.right_of_service,
                 of.services
-            )
-        };
-        let left_out: String = left_out.iter().map(told).collect();
-        format!(
-            "fitted on {} answers, {others} of them to no case: a {:.3}, b {:.3}, c {:.3}\nraw confidence, answers to cases: {}\nleaving out each of {services} services in turn, answers to cases: {}\n… and of all that is found: {}\n{left_out}",
-            map.answers,
-            map.a,
-            map.b,
-            map.c,
-            pair(before),
-            pair(after),
-            pair(after_all)
-        )
+            );
+        }
+        out
     }
 
     /// Writes the numbers to the file that is built into the program.
@@ -186,6 +225,10 @@ mod tests {
     use crate::accuracy::matching::Wanted;
     use crate::accuracy::run::CalmFinding;
     use crate::accuracy::score::Score;
+
+    fn fit(runs: &[CaseRun]) -> Fit {
+        super::fit(&[Way { name: "as they are", runs: runs.to_vec() }])
+    }
 
     fn run(service: usize, raw: f64, right: f64) -> CaseRun {
         let entity = Wanted::Service(format!("s{service}"));
@@ -222,14 +265,14 @@ mod tests {
         let (without, with) = (fit(&right), fit(&disturbed));
         assert_eq!((with.others, with.map.answers), (40, 80));
         assert!(with.map.stated(0.6) < 0.6 && 0.8 < without.map.stated(0.6), "{with:?} {without:?}");
-        assert!(with.after.ece > without.after.ece, "{:?} {:?}", with.after, without.after);
+        assert!(with.ways[0].after.ece > without.ways[0].after.ece, "{with:?} {without:?}");
     }
 
     #[test]
     fn a_service_with_one_case_counts_as_much_as_one_with_many() {
         let mut runs: Vec<CaseRun> = (0..9).map(|_| run(0, 0.9, 1.0)).collect();
         runs.push(run(1, 0.9, 0.0));
-        let all = &fit(&runs).left_out[0];
+        let all = &fit(&runs).by_service[0];
         assert!((all.right - 0.9).abs() < 1e-9 && (all.right_of_service - 0.5).abs() < 1e-9, "{all:?}");
         assert!(fit(&runs).human().contains("90 % of 10 cases, 50 % as the mean of 2 services"));
     }
@@ -240,11 +283,29 @@ mod tests {
         let runs: Vec<CaseRun> = (0..90).map(|i| run(i % 9, 0.95, f64::from(u8::from(i / 9 < 7)))).collect();
         let fit = fit(&runs);
         assert_eq!((fit.services, fit.map.answers), (9, 90));
-        let all = &fit.left_out[0];
+        let all = &fit.by_service[0];
         assert_eq!((all.cases, all.services), (90, 9));
         assert!((all.right - 0.7).abs() < 1e-9 && (all.right_of_service - 0.7).abs() < 1e-9, "{all:?}");
-        assert!((fit.before.ece.unwrap() - 0.25).abs() < 1e-9);
-        assert!(fit.after.ece.unwrap() < 0.1, "{:?}", fit.after);
-        assert!(fit.after.brier.unwrap() < fit.before.brier.unwrap(), "{:?} {:?}", fit.before, fit.after);
+        let worth = &fit.ways[0];
+        assert!((worth.before.ece.unwrap() - 0.25).abs() < 1e-9);
+        assert!(worth.after.ece.unwrap() < 0.1, "{worth:?}");
+        assert!(worth.after.brier.unwrap() < worth.before.brier.unwrap(), "{worth:?}");
+    }
+
+    #[test]
+    fn all_ways_of_a_case_weigh_as_one() {
+        let runs: Vec<CaseRun> = (0..30).map(|i| run(i % 5, 0.6, 1.0)).collect();
+        let way = |name| Way { name, runs: runs.clone() };
+        let (one, three) = (super::fit(&[way("a")]), super::fit(&[way("a"), way("b"), way("c")]));
+        assert_eq!((one.map.answers, three.map.answers), (30, 90));
+        assert!((one.map.stated(0.6) - three.map.stated(0.6)).abs() < 1e-6, "{one:?} {three:?}");
+        assert_eq!(three.ways.iter().map(|worth| worth.name).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_way_in_which_the_answers_are_wrong_lowers_what_is_stated_of_all() {
+        let way = |name, right| Way { name, runs: (0..30).map(|i| run(i % 5, 0.8, right)).collect() };
+        let (good, mixed) = (super::fit(&[way("a", 1.0)]), super::fit(&[way("a", 1.0), way("b", 0.0)]));
+        assert!(mixed.map.stated(0.8) < 0.65 && 0.85 < good.map.stated(0.8), "{good:?} {mixed:?}");
     }
 }

@@ -43,8 +43,9 @@ pub struct AccuracyArgs {
     /// Compare with the simple methods, with less input and with other names, and write the figures into this page.
     #[arg(long, value_name = "PAGE", conflicts_with_all = ["score", "without", "rename", "perturb", "method", "fit"])]
     pub write: Option<PathBuf>,
-    /// Fit the calibration to raw confidences and write it to this file, which is built into the program.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["score", "without", "method"])]
+    /// Fit the calibration to raw confidences, of the recordings as they are and perturbed in every way, and write it to this
+    /// file, which is built into the program.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["score", "without", "method", "perturb"])]
     pub fit: Option<PathBuf>,
     /// Configuration file (YAML).
     #[arg(long, env = "TAPIO_CONFIG", value_parser = path_or_empty())]

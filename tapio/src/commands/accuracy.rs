@@ -2,10 +2,12 @@
 
 use std::io::Write;
 
+use clap::ValueEnum;
 use tapio_correlator::config::CorrelatorConfig;
 
 use crate::accuracy::cases::{self, Case};
-use crate::accuracy::fit::{self, Fit};
+use crate::accuracy::fit::{self, Fit, Way};
+use crate::accuracy::perturb::Perturbation;
 use crate::accuracy::report::Report;
 use crate::accuracy::run::{Plan, run as run_cases};
 use crate::accuracy::{markdown, suite};
@@ -44,11 +46,16 @@ pub fn run(args: &AccuracyArgs) -> anyhow::Result<i32> {
     tell(&Report::of(&run_cases(&cases, &plan)?), args.output)
 }
 
-/// A fit to what the inference itself gives.
+/// A fit to what the inference itself gives, of the recordings as they are and in every way in which they are perturbed.
 fn raw_fit(cases: &[Case], plan: &Plan) -> anyhow::Result<Fit> {
     let mut raw = Plan { write_findings: None, ..plan.clone() };
     raw.settings.correlator.incidents.calibrated = false;
-    Ok(fit::fit(&run_cases(cases, &raw)?))
+    let perturbed = Perturbation::value_variants().iter().map(|how| (how.says(), Some(*how)));
+    let ways = std::iter::once(("as they are", None)).chain(perturbed).map(|(name, perturb)| {
+        eprintln!("raw confidence, {name}");
+        Ok(Way { name, runs: run_cases(cases, &Plan { perturb, ..raw.clone() })? })
+    });
+    Ok(fit::fit(&ways.collect::<anyhow::Result<Vec<_>>>()?))
 }
 
 fn tell(report: &Report, output: Output) -> anyhow::Result<i32> {

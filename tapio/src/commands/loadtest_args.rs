@@ -7,7 +7,7 @@ use crate::cli::Output;
 /// Arguments of `loadtest`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  tapio loadtest throughput\n  tapio loadtest latency --rate 165000\n  tapio loadtest soak --minutes 30\n  tapio loadtest chaos --seed 7 --replicas 3\n  tapio loadtest takeover --rounds 5\n\nEverything runs in processes of its own: a nats-server with a store on disk, storage, correlators. Exit code 1 when an\nevent is not accounted for, or a finding is missing, doubled, or about a thing in which nothing was injected."
+    after_help = "Examples:\n  tapio loadtest throughput\n  tapio loadtest latency --rate 165000\n  tapio loadtest soak --minutes 30\n  tapio loadtest chaos --seed 7 --replicas 3\n  tapio loadtest takeover --rounds 5\n\nEverything runs in processes of its own: a nats-server with a store on disk, storage, correlators. Exit code 1 when an\nevent is not accounted for, a finding is missing, doubled, or about a thing in which nothing was injected, or a process\nkeeps growing over the second half of at least ten minutes."
 )]
 pub struct LoadtestArgs {
     /// What to measure.

@@ -37,24 +37,25 @@ impl Memory {
         if let Some(absent) = absent_mount(pod, api) {
             return self.waits(pod, "ContainerCreating", "", Some(("FailedMount", absent)));
         }
+        let image = pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+        let what = image.split(':').next().unwrap_or_default();
+        if what == "absent" && self.began.elapsed() < ASKS_FOR {
+            return self.waits(pod, "ContainerCreating", "", None);
+        }
+        if what == "absent" {
+            let why = format!(
+                "failed to resolve reference \"docker.io/library/{image}\": docker.io/library/{image}: not found"
+            );
+            let said = Some(("Failed", format!("Failed to pull image \"{image}\": {why}")));
+            return self.waits(pod, "ErrImagePull", &why, said);
+        }
+        // After the image, as a kubelet does: only who has one is given its variables.
         if let Some(absent) = absent_reference(pod, api) {
             let said = Some(("Failed", format!("Error: {absent}")));
             return self.waits(pod, "CreateContainerConfigError", &absent, said);
         }
-        let image = pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
-        let what = image.split(':').next().unwrap_or_default();
         match what.strip_prefix("exits-").and_then(|code| code.parse().ok()) {
             Some(code) => self.exits(pod, code),
-            None if what == "absent" && self.began.elapsed() < ASKS_FOR => {
-                self.waits(pod, "ContainerCreating", "", None)
-            }
-            None if what == "absent" => {
-                let why = format!(
-                    "failed to resolve reference \"docker.io/library/{image}\": docker.io/library/{image}: not found"
-                );
-                let said = Some(("Failed", format!("Failed to pull image \"{image}\": {why}")));
-                self.waits(pod, "ErrImagePull", &why, said)
-            }
             None => self.runs(pod, what != "never-ready"),
         }
     }
