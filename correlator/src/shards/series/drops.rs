@@ -121,7 +121,8 @@ pub(super) fn drops(
 fn usual_rate(points: &[Point]) -> Option<f64> {
     let rate = |pair: &[Point]| {
         let seconds = pair[1].at.since(pair[0].at) as f64 / 1e9;
-        // A fall is a restart of the machine: unknown, and rare enough to be left out.
+        // A fall is a restart of the machine, or of a collector whose counters begin with it: unknown, and rare enough to be left
+        // out.
         (pair[1].value >= pair[0].value).then(|| (pair[1].value - pair[0].value) / seconds)
     };
     let mut rates: Vec<f64> = points.windows(2).filter_map(rate).collect();
