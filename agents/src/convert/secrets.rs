@@ -26,7 +26,9 @@ const KEYS: [&str; 15] = [
     "cookie",
     "session",
 ];
-/// Words that announce one in the word after.
+/// Of these all that follows is secret, over blanks and signs: `Digest username="x", response="y"`, `a=b; sid=c`.
+const HEADERS: [&str; 2] = ["authorization", "cookie"];
+/// Words that announce one in the word after, and nowhere else.
 const SCHEMES: [&str; 2] = ["bearer", "basic"];
 /// A word this long without a break, of letters and digits mixed, is no word of a language.
 const RANDOM_MIN: usize = 32;
@@ -119,7 +121,7 @@ fn secret(line: &str, lower: &str, at: usize, word: &Range<usize>) -> Option<Ran
         return of_scheme(line, lower, at + scheme.len());
     }
     let key = KEYS.iter().find(|key| here.starts_with(**key))?;
-    of_key(line, lower, at + key.len(), word)
+    of_key(line, lower, at..at + key.len(), word)
 }
 
 /// The password of `scheme://user:x@host`; who is alone before the host is one.
@@ -150,14 +152,16 @@ fn of_scheme(line: &str, lower: &str, after: usize) -> Option<Range<usize>> {
     is_said.then(|| begins..further(line, lower, begins, ends))
 }
 
-/// `password=x`, `"token" : "x y"`, `--secret x`; a name ends at `after` or goes on there.
-fn of_key(line: &str, lower: &str, after: usize, word: &Range<usize>) -> Option<Range<usize>> {
-    let tail = &line[after..];
+/// `password=x`, `"token" : "x y"`, `--secret x`; a name ends with `key` or goes on there.
+fn of_key(line: &str, lower: &str, key: Range<usize>, word: &Range<usize>) -> Option<Range<usize>> {
+    let tail = &line[key.end..];
     let is_of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'"' | b'\'' | b'\\');
     let gap = tail.bytes().take(NAME_BYTES_MAX + 1).position(|byte| !is_of_name(byte))?;
-    let (name, tail) = tail.split_at(gap);
-    let is_whole = !has_text(name);
-    let said = match tail.trim_start().strip_prefix(['=', ':']) {
+    let (more, tail) = tail.split_at(gap);
+    let name = key.start..key.end + gap;
+    let is_whole = !has_text(more);
+    let signed = tail.trim_start().strip_prefix(['=', ':']);
+    let said = match signed {
         Some(said) => said.trim_start_matches(['=', '>']).trim_start(),
         None if is_whole && is_flag(&line[word.clone()]) => {
             tail.strip_prefix(',').unwrap_or(tail).strip_prefix(char::is_whitespace)?.trim_start()
@@ -165,26 +169,61 @@ fn of_key(line: &str, lower: &str, after: usize, word: &Range<usize>) -> Option<
         None => return None,
     };
     let begins = line.len() - said.len();
-    let is_adjacent = !line[after..begins].contains(char::is_whitespace);
+    let is_adjacent = !line[key.end..begins].contains(char::is_whitespace);
     // With a gap it must be the name of a secret itself: `secretName: db` is none.
-    let ends =
-        Some(begins).filter(|_| is_adjacent || is_whole).and_then(|_| value(line, begins, is_adjacent))?;
-    // `Authorization: Bearer x` says what follows by itself.
+    if !is_adjacent && !is_whole {
+        return None;
+    }
+    if signed.is_some() && HEADERS.iter().any(|header| lower[name.clone()].contains(header)) {
+        // `Authorization: Bearer x` says what follows by itself.
+        let is_scheme = SCHEMES.contains(&&lower[begins..end_of_word(line, begins)]);
+        return end_of_header(line, &name, begins).filter(|_| !is_scheme).map(|ends| begins..ends);
+    }
+    let ends = value(line, begins, is_adjacent)?;
     let is_scheme = SCHEMES.contains(&bare(&lower[begins..ends]));
     (!is_scheme).then(|| begins..further(line, lower, begins, ends))
 }
 
-/// End of a secret that may announce one itself: of `Authorization: token x` all is masked.
+/// End of what begins there behind the name of a header: behind the quote that closes it, or the header as a whole, else the
+/// end of the line. None where there is nothing to hide.
+fn end_of_header(line: &str, name: &Range<usize>, begins: usize) -> Option<usize> {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let before = line[..name.start].trim_end_matches(is_of_name);
+    let unopened = before.trim_end_matches(is_quote);
+    // `"Cookie: x"`, where `"cookie": x` has closed that of the name.
+    let around = before[unopened.len()..].chars().last().filter(|quote| !line[name.clone()].contains(*quote));
+    let said = line[begins..].trim_start_matches('\\');
+    let own = said.chars().next().filter(|c| is_quote(*c));
+    let (from, quote) = match (around, own) {
+        (Some(quote), None) => (before.len() - 1, quote),
+        (None, Some(quote)) => (line.len() - said.len(), quote),
+        _ => return has_text(&line[begins..]).then_some(line.len()),
+    };
+    let unescaped = line[..from].trim_end_matches('\\').len();
+    let ends = closing(&line[unescaped..], from - unescaped, quote).map(|length| unescaped + length);
+    // Behind a sign it may have opened a part of the header: `username="x", response="y"`.
+    let opens_part = |end: &usize| {
+        line[..end - 1].trim_end_matches('\\').ends_with('=')
+            && line[*end..]
+                .starts_with(|c: char| !c.is_whitespace() && !matches!(c, ',' | ';' | ')' | ']' | '}'))
+    };
+    let ends = ends.filter(|end| !opens_part(end)).unwrap_or(line.len());
+    has_text(&line[begins..ends]).then_some(ends)
+}
+
+/// End of a secret that may announce one itself: of `password: token x` all is masked, and of
+/// `token: Cookie: a=b; sid=c`.
 fn further(line: &str, lower: &str, begins: usize, ends: usize) -> usize {
-    let (mut begins, mut ends) = (begins, ends);
-    while KEYS.iter().any(|key| bare(&lower[begins..ends]).ends_with(key)) {
+    let (mut word, mut ends) = (begins, ends);
+    while KEYS.iter().any(|key| bare(&lower[word..ends]).ends_with(key)) {
         let rest =
             line[ends..].trim_start_matches(|c: char| c.is_whitespace() || matches!(c, '=' | ':' | '>'));
-        begins = line.len() - rest.len();
-        let Some(next) = value(line, begins, false) else { break };
+        word = line.len() - rest.len();
+        let Some(next) = value(line, word, false) else { break };
         ends = next;
     }
-    ends
+    let has_header = HEADERS.iter().any(|header| lower[begins..ends].contains(header));
+    if has_header { line.len() } else { ends }
 }
 
 /// End of the value that begins there: its closing quote, else the end of the word, or of its part of a list of pairs when it
@@ -192,7 +231,7 @@ fn further(line: &str, lower: &str, begins: usize, ends: usize) -> usize {
 fn value(line: &str, begins: usize, is_adjacent: bool) -> Option<usize> {
     let said = &line[begins..];
     let opened = said.trim_start_matches('\\');
-    let quote = opened.chars().next().filter(|c| matches!(c, '"' | '\'' | '`'));
+    let quote = opened.chars().next().filter(|c| is_quote(*c));
     let length = match quote {
         // One that is not closed hides all the rest.
         Some(quote) => closing(said, said.len() - opened.len(), quote).unwrap_or(said.len()),
@@ -219,6 +258,10 @@ fn closing(said: &str, backslashes: usize, quote: char) -> Option<usize> {
 /// `--password`, also as an item of a list.
 fn is_flag(word: &str) -> bool {
     word.trim_start_matches(['[', '"', '\'']).starts_with('-')
+}
+
+fn is_quote(c: char) -> bool {
+    matches!(c, '"' | '\'' | '`')
 }
 
 fn end_of_word(line: &str, at: usize) -> usize {

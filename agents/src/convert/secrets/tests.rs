@@ -33,7 +33,20 @@ fn secrets_are_masked_wherever_they_stand() {
         ("run --api-key=x --password --token y z", "run --api-key=*** --password *** z"),
         (r#"["--token", "x y", "-v"]"#, r#"["--token", ***, "-v"]"#),
         ("Authorization:Basic YTpi done", "Authorization:Basic *** done"),
-        ("Authorization: token abc done", "Authorization: *** done"),
+        ("Authorization: token abc done", "Authorization: ***"),
+        ("Authorization: Negotiate YIIabc", "Authorization: ***"),
+        ("proxy-authorization=NTLM TlRMabc user=joe", "proxy-authorization=***"),
+        (r#"Authorization: Digest username="joe", response="abc""#, "Authorization: ***"),
+        (r#""Authorization: Digest username="joe", response="abc"" sent"#, r#""Authorization: ***"#),
+        (r#"{"authorization": "Splunk abc def", "user": "joe"}"#, r#"{"authorization": ***, "user": "joe"}"#),
+        (r#"{\"Cookie\":\"a=b; sid=c\",\"user\":\"joe\"}"#, r#"{\"Cookie\":***,\"user\":\"joe\"}"#),
+        ("Cookie: a=b; sid=abcdef", "Cookie: ***"),
+        ("Set-Cookie: sid=abcdef; Path=/; HttpOnly", "Set-Cookie: ***"),
+        ("session_cookie=a=b; sid=abcdef", "session_cookie=***"),
+        ("curl -H 'Cookie: a=b; sid=c' http://web/", "curl -H 'Cookie: *** http://web/"),
+        (r#"curl -H "Authorization: SSWS abc=" http://web/"#, r#"curl -H "Authorization: *** http://web/"#),
+        ("curl --cookie sid=c http://web/", "curl --cookie *** http://web/"),
+        ("token: Cookie: a=b; sid=c", "token: ***"),
         ("tab password\t=\thunter2", "tab password\t=\t***"),
     ] {
         assert_eq!(masked(line), expected);
@@ -49,6 +62,27 @@ proptest! {
         after in "([a-zé :=,&\"'\\\\-]|secret|://|@){0,12}",
     ) {
         let line = format!("{before} password{sign}hunter2 {after}");
+        prop_assert!(!masked(&line).contains("hunter2"), "{line} → {}", masked(&line));
+    }
+
+    #[test]
+    fn of_a_header_nothing_is_told(
+        before in "([a-zé :=,&-]|token|bearer |://|@){0,12}",
+        name in "(proxy-)?authorization|Authorization|(Set-)?Cookie|COOKIE|x_session_cookie",
+        signs in prop::sample::select(vec![
+            ("", ": ", ""), ("", ":", ""), ("", "=", ""), ("\"", ": ", "\""), ("'", ":", "'"), ("\\\"", ": ", "\\\""),
+            ("\"", "\": \"", "\""), ("'", "': '", "'"), ("\\\"", "\\\":\\\"", "\\\""), ("", ": \"", "\""),
+        ]),
+        value in prop::sample::select(vec![
+            "hunter2", "Negotiate hunter2", "NTLM  hunter2=", "Basic hunter2", "Bearer hunter2", "token hunter2", "SSWS a hunter2",
+            "Digest username=\"joe\", response=\"hunter2\"", "Digest realm=\"\", nonce=\"hunter2\"",
+            "AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host;date, Signature=hunter2",
+            "a=b; sid=hunter2", "a=\"b c\"; sid=hunter2", "sid=hunter2; Path=/; HttpOnly", "a='', sid=hunter2",
+        ]),
+        after in "([a-zé :=,&\"'\\\\-]|secret|://|@){0,12}",
+    ) {
+        let (open, sign, close) = signs;
+        let line = format!("{before} {open}{name}{sign}{value}{close} {after}");
         prop_assert!(!masked(&line).contains("hunter2"), "{line} → {}", masked(&line));
     }
 
