@@ -9,18 +9,23 @@ use super::cut;
 /// Stands for what is masked.
 const MASK: &str = "***";
 /// A name with one of these in it, in any letter case, is followed by a secret: after `=` or `:`, or as `--password x`.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 19] = [
     "password",
     "passwd",
     "pwd",
     "passphrase",
+    // Before what they begin with.
+    "secret_key",
+    "secret-key",
     "secret",
     "token",
     "apikey",
     "api_key",
     "api-key",
     "access_key",
+    "access-key",
     "private_key",
+    "private-key",
     "credential",
     "authorization",
     "cookie",
@@ -30,6 +35,22 @@ const KEYS: [&str; 15] = [
 const HEADERS: [&str; 2] = ["authorization", "cookie"];
 /// Words that announce one in the word after, and nowhere else.
 const SCHEMES: [&str; 2] = ["bearer", "basic"];
+/// A name that ends so, a gap behind it, tells of a secret without having it: `secretName: db`, `TokenExpiredError: at 9`.
+const OPEN_ENDS: [&str; 13] = [
+    "name",
+    "names",
+    "namespace",
+    "ref",
+    "refs",
+    "type",
+    "kind",
+    "mode",
+    "file",
+    "path",
+    "seconds",
+    "error",
+    "exception",
+];
 /// A word this long without a break, of letters and digits mixed, is no word of a language.
 const RANDOM_MIN: usize = 32;
 /// Bytes of a name after the part that makes it one of a secret.
@@ -170,8 +191,8 @@ fn of_key(line: &str, lower: &str, key: Range<usize>, word: &Range<usize>) -> Op
     };
     let begins = line.len() - said.len();
     let is_adjacent = !line[key.end..begins].contains(char::is_whitespace);
-    // With a gap it must be the name of a secret itself: `secretName: db` is none.
-    if !is_adjacent && !is_whole {
+    let last = bare(&lower[key.end..name.end]);
+    if !is_adjacent && OPEN_ENDS.iter().any(|end| last.ends_with(end)) {
         return None;
     }
     if signed.is_some() && HEADERS.iter().any(|header| lower[name.clone()].contains(header)) {
@@ -211,15 +232,20 @@ fn end_of_header(line: &str, name: &Range<usize>, begins: usize) -> Option<usize
     has_text(&line[begins..ends]).then_some(ends)
 }
 
-/// End of a secret that may announce one itself: of `password: token x` all is masked, and of
+/// End of a secret that may announce one itself: of `password: token x` all is masked, and of `token: secretValue: x` and
 /// `token: Cookie: a=b; sid=c`.
 fn further(line: &str, lower: &str, begins: usize, ends: usize) -> usize {
-    let (mut word, mut ends) = (begins, ends);
-    while KEYS.iter().any(|key| bare(&lower[word..ends]).ends_with(key)) {
-        let rest =
-            line[ends..].trim_start_matches(|c: char| c.is_whitespace() || matches!(c, '=' | ':' | '>'));
-        word = line.len() - rest.len();
-        let Some(next) = value(line, word, false) else { break };
+    let is_sign = |c: char| matches!(c, '=' | ':' | '>');
+    let (mut from, mut ends) = (begins, ends);
+    loop {
+        let word = &lower[from..ends];
+        let rest = line[ends..].trim_start_matches(|c: char| c.is_whitespace() || is_sign(c));
+        from = line.len() - rest.len();
+        let has_sign = word.ends_with(is_sign) || line[ends..from].contains(is_sign);
+        if !KEYS.iter().any(|key| bare(word).ends_with(key) || (has_sign && word.contains(key))) {
+            break;
+        }
+        let Some(next) = value(line, from, false) else { break };
         ends = next;
     }
     let has_header = HEADERS.iter().any(|header| lower[begins..ends].contains(header));

@@ -47,6 +47,13 @@ fn secrets_are_masked_wherever_they_stand() {
         (r#"curl -H "Authorization: SSWS abc=" http://web/"#, r#"curl -H "Authorization: *** http://web/"#),
         ("curl --cookie sid=c http://web/", "curl --cookie *** http://web/"),
         ("token: Cookie: a=b; sid=c", "token: ***"),
+        ("SECRET_KEY = 'django-insecure-abc'", "SECRET_KEY = ***"),
+        ("SECRET_KEY: hunter2", "SECRET_KEY: ***"),
+        ("secretAccessKey: wJal/abc", "secretAccessKey: ***"),
+        (r#""tokenValue": "abc", "user": "joe""#, r#""tokenValue": ***, "user": "joe""#),
+        ("secret-key: abc", "secret-key: ***"),
+        ("run --secret-key abc --private-key=x -v", "run --secret-key *** --private-key=*** -v"),
+        ("token: secretAccessKey: abc", "token: ***"),
         ("tab password\t=\thunter2", "tab password\t=\t***"),
     ] {
         assert_eq!(masked(line), expected);
@@ -58,10 +65,11 @@ proptest! {
     #[test]
     fn whatever_surrounds_a_password_it_is_not_told(
         before in "([a-zé :=,&\\\\-]|token|bearer |://|@){0,12}",
+        name in "password|SECRET_KEY|secretAccessKey|tokenValue|client-secret|api-key|passwords",
         sign in "( ?[:=] ?\"?|\": \"|=)",
         after in "([a-zé :=,&\"'\\\\-]|secret|://|@){0,12}",
     ) {
-        let line = format!("{before} password{sign}hunter2 {after}");
+        let line = format!("{before} {name}{sign}hunter2 {after}");
         prop_assert!(!masked(&line).contains("hunter2"), "{line} → {}", masked(&line));
     }
 
@@ -102,6 +110,9 @@ fn plain_lines_stay() {
         "a  double  space",
         "grüße: ü",
         "volume db: secretName: db-credentials is not there",
+        "TokenExpiredError: at 9",
+        "\"secretKeyRef\" : \"db\"",
+        "token_expiration_seconds = 3600",
         "password is empty, --password",
         "password= , token: \"\"",
         "GET http://host:8080/users/a@b: 404",
