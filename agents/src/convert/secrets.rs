@@ -89,13 +89,15 @@ fn plain(line: &str) -> String {
     out
 }
 
-/// What follows an escape character (ECMA-48, 5.3 and 5.4): `[31m`, `]0;title` with its end, or one character.
+/// What follows an escape character: `[31m`, `]0;title` with its end (ECMA-48, 5.3 and 5.4), else one character, or `(B`
+/// (ECMA-35, 13.2).
 fn skip_sequence(rest: &mut Peekable<Chars<'_>>) {
     match rest.next_if(|c| matches!(c, '[' | ']')) {
         Some('[') => skip_parameters(rest),
         Some(_) => while rest.next_if(|c| !c.is_control()).is_some() {},
         None => {
-            rest.next_if(char::is_ascii_graphic);
+            while rest.next_if(|c| (' '..='/').contains(c)).is_some() {}
+            rest.next_if(|c| ('0'..='~').contains(c));
         }
     }
 }

@@ -140,7 +140,9 @@ fn a_terminal_finds_nothing_to_obey() {
         ("\u{1b}]0;title\u{7}\u{1b}[2J\u{1b}c\u{9b}31mred", "red"),
         ("10 %\r20 %\u{8}\u{0}\u{85}done\u{7f}", "10 % 20 % done"),
         ("pass\u{1b}[0mword=x", "password=***"),
+        ("\u{1b}[31mred\u{1b}(B\u{1b}[m pass\u{1b}(Bword=x", "red password=***"),
         ("ends in \u{1b}[", "ends in"),
+        ("ends in \u{1b}#", "ends in"),
         ("\u{1b}ü", "ü"),
     ] {
         assert_eq!(last_lines(format!("{said}\n\u{1b}[0m\n").as_bytes()), [told], "{said:?}");
