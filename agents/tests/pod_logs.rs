@@ -204,6 +204,8 @@ impl Running {
     fn start(dir: &Path, per_minute: u32) -> Self {
         let (metrics, clock, shutdown) = (Metrics::new(), ManualClock::new(AT.0), Shutdown::new());
         let states = CollectorStates::new(&metrics);
+        // As one leaves it that ends unexpectedly.
+        states.set("pod_logs", CollectorState::Degraded("as it was before".to_owned()));
         let (wake, ledger) = (Arc::new(Wake::default()), Ledger::new(&metrics));
         let (sink, intake) = sink::channel("pod_logs", &wake, &ledger, clock.shared(), &metrics);
         let (failed, heard) = mpsc::channel(64);
@@ -270,6 +272,28 @@ async fn what_is_too_much_for_a_minute_or_too_old_is_counted_and_not_told() {
         })
         .collect();
     assert_eq!(said, ["life 1", "life 2", "life 6", "life 7"]);
+}
+
+#[tokio::test]
+async fn who_begins_again_runs_and_one_unreadable_file_is_no_fault_of_all() {
+    let (logs, container) = directories();
+    (0..2).for_each(|n| fs::write(container.join(format!("{n}.log")), entry("x")).unwrap());
+    // No file system has room for such a name.
+    let entity = EntityRef { container: "x".repeat(300).into(), ..(*failed(0, AT).entity).clone() };
+    let unreadable = FailedContainer { entity: Arc::new(entity.sealed()), ..failed(0, AT) };
+    let running = Running::start(logs.path(), 30);
+    running.wait_for_state("that it runs", |state| *state == CollectorState::Running).await;
+    // It may be that nothing can be read.
+    running.failed.send(unreadable.clone()).await.unwrap();
+    let of_it = |state: &CollectorState| matches!(state, CollectorState::Degraded(reason) if reason.contains("shop_api-1"));
+    running.wait_for_state("which file it cannot read", of_it).await;
+    running.failed.send(failed(0, AT)).await.unwrap();
+    running.wait_for_state("that it reads", |state| *state == CollectorState::Running).await;
+    running.failed.send(unreadable).await.unwrap();
+    running.wait_for("failed", 2).await;
+    assert_eq!(running.states.all()["pod_logs"], CollectorState::Running, "the others can be read");
+    running.shutdown.trigger();
+    running.task.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -228,8 +228,6 @@ async fn start_pod_logs(
         states: wiring.states.clone(),
         metrics: wiring.parts.metrics.clone(),
     };
-    // Until it finds that it can read nothing, or that nobody tells it anything.
-    wiring.states.set("pod_logs", CollectorState::Running);
     supervision
         .add_task("agent-pod-logs", RestartPolicy::default(), move |context| {
             pod_logs::run(parts.clone(), context)

@@ -26,6 +26,14 @@ pub enum Unread {
     /// A link, a pipe, or a name that leads elsewhere.
     #[error("{0} is not a plain file below the directory of the logs: links are not followed")]
     NotPlain(SmolStr),
+    /// The directory of the logs of all containers cannot be opened.
+    #[error("cannot open {path}: {error}")]
+    Closed {
+        /// Which directory.
+        path: SmolStr,
+        /// Why.
+        error: Errno,
+    },
     /// The machine says no.
     #[error("cannot read {path}: {error}")]
     Failed {
@@ -76,19 +84,19 @@ pub fn last_bytes(logs: &Path, life: Life<'_>) -> Result<Vec<u8>, Unread> {
     if !life.is_sound() {
         return Err(Unread::NotPlain(directory));
     }
-    let failed = |error| Unread::Failed { path: SmolStr::new(logs.to_string_lossy()), error };
+    let closed = |error| Unread::Closed { path: SmolStr::new(logs.to_string_lossy()), error };
     let root = rustix::fs::open(logs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed)?;
-    let within = open(root.as_fd(), &directory, OFlags::DIRECTORY)?;
+        .map_err(closed)?;
+    let within = open(root.as_fd(), &directory, OFlags::DIRECTORY).map_err(|e| unread(&directory, e))?;
     let name = format_smolstr!("{}.log", life.number);
-    let Tail { mut bytes, is_cut } = match tail(within.as_fd(), &name, BYTES_MAX) {
+    let Tail { mut bytes, is_cut } = match tail(within.as_fd(), &directory, &name, BYTES_MAX) {
         // Between the renaming of the full file and the making of the next one.
         Err(Unread::Absent(_)) => Tail::default(),
         other => other?,
     };
     // What is before the middle of a file is not the end of the one before it.
     if !is_cut && let Some(rotated) = newest_rotated(&within, &name) {
-        match tail(within.as_fd(), &rotated, BYTES_MAX.saturating_sub(bytes.len())) {
+        match tail(within.as_fd(), &directory, &rotated, BYTES_MAX.saturating_sub(bytes.len())) {
             Ok(Tail { bytes: mut before, .. }) => {
                 before.append(&mut bytes);
                 bytes = before;
@@ -110,23 +118,29 @@ struct Tail {
     is_cut: bool,
 }
 
-fn open(within: BorrowedFd<'_>, path: &str, more: OFlags) -> Result<OwnedFd, Unread> {
+fn open(within: BorrowedFd<'_>, path: &str, more: OFlags) -> Result<OwnedFd, Errno> {
     // Without waiting: a pipe that stands there would never be opened.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | more;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(within, path, flags, Mode::empty(), resolve).map_err(|error| match error {
+    rustix::fs::openat2(within, path, flags, Mode::empty(), resolve)
+}
+
+/// What an error at `path`, below the directory of the logs, means.
+fn unread(path: &str, error: Errno) -> Unread {
+    match error {
         Errno::NOENT => Unread::Absent(path.into()),
         Errno::LOOP | Errno::XDEV | Errno::NOTDIR | Errno::NXIO => Unread::NotPlain(path.into()),
         error => Unread::Failed { path: path.into(), error },
-    })
+    }
 }
 
-fn tail(within: BorrowedFd<'_>, name: &str, bytes_max: usize) -> Result<Tail, Unread> {
-    let fd = open(within, name, OFlags::empty())?;
-    let failed = |error: Errno| Unread::Failed { path: name.into(), error };
+fn tail(within: BorrowedFd<'_>, directory: &str, name: &str, bytes_max: usize) -> Result<Tail, Unread> {
+    let path = format_smolstr!("{directory}/{name}");
+    let fd = open(within, name, OFlags::empty()).map_err(|error| unread(&path, error))?;
+    let failed = |error: Errno| Unread::Failed { path: path.clone(), error };
     let stat = rustix::fs::fstat(&fd).map_err(failed)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(Unread::NotPlain(name.into()));
+        return Err(Unread::NotPlain(path));
     }
     let mut file = File::from(fd);
     let of_io = |error: std::io::Error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO));

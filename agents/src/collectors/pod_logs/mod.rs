@@ -85,7 +85,10 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
     ));
     let mut failed = failed.lock().await;
     let mut budget = Budget { per_minute: config.per_minute, minute: 0, read: 0 };
-    let (mut warned, mut degraded) = (false, false);
+    let mut warned = false;
+    // Whether it can read, as far as it knows.
+    let mut reads: Option<bool> = None;
+    states.set("pod_logs", CollectorState::Running);
     loop {
         let next = tokio::select! {
             () = context.shutdown.wait() => return Ok(()),
@@ -108,7 +111,7 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
         match read(&config.dir, &of, &context, &clock).await? {
             Ok(bytes) => {
                 outcomes.count("read");
-                if std::mem::take(&mut degraded) {
+                if reads.replace(true) == Some(false) {
                     states.set("pod_logs", CollectorState::Running);
                 }
                 let now = UnixNanos(clock.now_unix_nanos());
@@ -120,10 +123,16 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
                 outcomes.count(match unread {
                     Unread::Absent(_) => "absent",
                     Unread::NotPlain(_) => "not_plain",
-                    Unread::Failed { .. } => "failed",
+                    Unread::Failed { .. } | Unread::Closed { .. } => "failed",
                 });
-                // The others are a matter of one container.
-                if matches!(unread, Unread::Failed { .. }) && !std::mem::replace(&mut degraded, true) {
+                let is_of_all = match unread {
+                    Unread::Closed { .. } => reads != Some(false),
+                    // Where one was read before, it is a matter of this container.
+                    Unread::Failed { .. } => reads.is_none(),
+                    Unread::Absent(_) | Unread::NotPlain(_) => false,
+                };
+                if is_of_all {
+                    reads = Some(false);
                     states.set("pod_logs", CollectorState::Degraded(unread.to_string()));
                 }
                 if !warned && !matches!(unread, Unread::Absent(_)) {
