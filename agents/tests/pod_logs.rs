@@ -211,6 +211,7 @@ impl Running {
         let (failed, heard) = mpsc::channel(64);
         let parts = pod_logs::Parts {
             config: PodLogsConfig { dir: dir.to_owned(), per_minute, ..PodLogsConfig::default() },
+            history: Duration::from_secs(300),
             failed: Arc::new(Mutex::new(heard)),
             clock: clock.shared(),
             sink,

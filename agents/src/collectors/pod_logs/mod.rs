@@ -40,9 +40,6 @@ const TRIES: u32 = 4;
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often the collector says that it lives.
 const TICK: Duration = Duration::from_secs(1);
-/// An end that is older than this when it is heard of is history, and is not told as news: an agent that starts hears of all
-/// ends that stand in the status of a pod. Longer than it takes to watch again what was not to be seen for a while.
-const AGE_MAX: Duration = Duration::from_secs(300);
 /// OpenTelemetry's number for a warning: nobody knows how bad a line is that merely came last.
 const WARNING: u8 = 13;
 
@@ -51,6 +48,8 @@ const WARNING: u8 = 13;
 pub struct Parts {
     /// Configuration.
     pub config: PodLogsConfig,
+    /// An end that is older than this when it is heard of, because the cluster was not to be seen, is no news.
+    pub history: Duration,
     /// Where failed containers come from; whoever runs holds it.
     pub failed: Arc<Mutex<mpsc::Receiver<FailedContainer>>>,
     /// Clock of observations.
@@ -78,7 +77,7 @@ impl Outcomes {
 /// # Errors
 /// When reading panics.
 pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
-    let Parts { config, failed, clock, sink, states, metrics } = parts;
+    let Parts { config, history, failed, clock, sink, states, metrics } = parts;
     let outcomes = Outcomes(metrics.shared(
         "pod_logs_containers",
         "Failed containers, by what became of their last lines: read, absent, not_plain, failed, old, over_limit",
@@ -100,7 +99,7 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
             return wait(&context).await;
         };
         context.progress.tick();
-        if UnixNanos(clock.now_unix_nanos()).since(of.at) > AGE_MAX.as_nanos() as u64 {
+        if Duration::from_nanos(UnixNanos(clock.now_unix_nanos()).since(of.at)) > history {
             outcomes.count("old");
             continue;
         }
