@@ -28,6 +28,8 @@ const REASON_CHARS_MAX: usize = 200;
 struct Standing {
     watched: Watched,
     state: WatchState,
+    /// A list has begun and has not ended.
+    is_listing: bool,
     /// Since when.
     since: UnixNanos,
     /// When the server last said something of it.
@@ -51,6 +53,7 @@ impl Standings {
         let standing = |watched: &Watched| Standing {
             watched: watched.clone(),
             state: WatchState::Listing,
+            is_listing: false,
             since: now,
             heard_at: now,
             reason: String::new(),
@@ -72,19 +75,17 @@ impl Standings {
         let (state, reason) = match change {
             Change::ListBegins(kind) => {
                 standing.watched.kind = kind.clone();
+                standing.is_listing = true;
+                // Said before the server is asked: whether it answers is not known yet.
                 return;
             }
-            Change::Listed(_) => {
+            Change::Listed(_) | Change::Applied(_) | Change::Deleted(_) | Change::Alive => {
                 standing.heard_at = now;
-                let is_first = !matches!(before, WatchState::Live);
-                (if is_first { WatchState::Listing } else { before }, String::new())
+                // Whatever comes before the end of a list, the rest of it is not known; who reads it again knows the last one.
+                let is_known = !standing.is_listing || before == WatchState::Live;
+                (if is_known { WatchState::Live } else { WatchState::Listing }, String::new())
             }
-            // While a list is under way.
-            Change::Deleted(_) if before == WatchState::Listing => {
-                standing.heard_at = now;
-                (before, String::new())
-            }
-            Change::ListEnds | Change::Applied(_) | Change::Deleted(_) | Change::Alive => {
+            Change::ListEnds => {
                 standing.heard_at = now;
                 (WatchState::Live, String::new())
             }
@@ -95,6 +96,8 @@ impl Standings {
                 (WatchState::Absent, String::new())
             }
         };
+        standing.is_listing &=
+            matches!(change, Change::Listed(_) | Change::Applied(_) | Change::Deleted(_) | Change::Alive);
         if before != state || standing.reason != reason {
             self.is_changed = true;
         }
@@ -245,6 +248,8 @@ fn log(watched: &Watched, before: WatchState, state: WatchState, reason: &str) {
 mod tests {
     use super::*;
     use crate::collectors::kubernetes::config::KubernetesConfig;
+    use crate::collectors::kubernetes::reflector::Said;
+    use crate::collectors::kubernetes::summary::NotAnObject;
     use crate::collectors::kubernetes::watched;
 
     fn second(s: u64) -> UnixNanos {
@@ -305,6 +310,29 @@ mod tests {
         let state = |name: &str| words.iter().find(|word| word.name == name).unwrap().state;
         let states = (state("pods"), state("nodes"), state("services"));
         assert_eq!(states, (WatchState::Failing, WatchState::Stale, WatchState::Live));
+    }
+
+    #[test]
+    fn a_watch_works_once_its_list_has_come_to_its_end_whatever_is_said_before() {
+        let (kinds, refused) = watched::of(&KubernetesConfig::default());
+        let mut standings = Standings::new(&kinds, refused, second(0));
+        let mut after = |change: Change| {
+            standings.note(0, &change, second(1));
+            standings.words(second(1))[0].state
+        };
+        let begins = || Change::ListBegins(kinds[0].kind.clone());
+        let deleted = || Change::Deleted(Said::Malformed(NotAnObject("kind")));
+        let fails = || Change::Failed("away".to_owned());
+        let told = [begins(), Change::Alive, deleted(), Change::Alive].map(&mut after);
+        assert_eq!(told, [WatchState::Listing; 4]);
+        // Tried again: that it is asked for is no sign that the server answers.
+        let told = [fails(), begins(), deleted(), Change::Alive, Change::ListEnds].map(&mut after);
+        let (failing, listing) = (WatchState::Failing, WatchState::Listing);
+        assert_eq!(told, [failing, failing, listing, listing, WatchState::Live]);
+        // A watch that is resumed needs no list, and one that reads its list again knows the one before.
+        let told = [fails(), Change::Alive, begins(), deleted(), Change::ListEnds].map(&mut after);
+        assert_eq!(told, [failing, WatchState::Live, WatchState::Live, WatchState::Live, WatchState::Live]);
+        assert_eq!([begins(), fails(), Change::Alive].map(&mut after)[2], WatchState::Live, "resumed");
     }
 
     #[test]
