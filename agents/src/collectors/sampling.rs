@@ -27,6 +27,9 @@ pub struct Look {
 
 /// What looks at the machine.
 pub trait Looks: Send + 'static {
+    /// Key of the configuration that limits how many things are sampled.
+    const LIMIT: &'static str;
+
     /// One look, with the time of its samples. It may block.
     fn look(&mut self, at: UnixNanos) -> Look;
 }
@@ -52,10 +55,10 @@ pub struct Parts {
 ///
 /// # Errors
 /// When a look panics.
-pub async fn run(parts: Parts, mut looks: impl Looks, context: WorkerContext) -> WorkerResult {
+pub async fn run<L: Looks>(parts: Parts, mut looks: L, context: WorkerContext) -> WorkerResult {
     let Parts { name, interval, clock, sink, states, metrics } = parts;
     let left_out: Counter =
-        metrics.shared(&format!("{name}_left_out"), "Things not sampled because a limit leaves them out");
+        metrics.shared(&format!("{name}_left_out"), &format!("Things not sampled because of {}", L::LIMIT));
     let mut due = clock.monotonic();
     loop {
         let now = UnixNanos(clock.now_unix_nanos());

@@ -28,6 +28,7 @@ use tapio_runtime::clock::SharedClock;
 use tapio_runtime::supervise::{WorkerContext, WorkerResult};
 use tapio_schemas::ids::UnixNanos;
 
+use super::sampling::waiting;
 use crate::attribution::Attribution;
 use crate::sink::EventSink;
 
@@ -64,7 +65,7 @@ pub async fn run(
         let wait = sampler.next_due().saturating_sub(clock.monotonic());
         tokio::select! {
             () = context.shutdown.wait() => return Ok(()),
-            () = clock.sleep(wait) => {}
+            () = waiting(&context, clock.sleep(wait)) => {}
         }
     }
 }

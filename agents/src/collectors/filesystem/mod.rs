@@ -20,6 +20,8 @@ pub use config::FilesystemConfig;
 pub use sampler::Sampler;
 
 impl Looks for Sampler {
+    const LIMIT: &'static str = "filesystem.mounts_max";
+
     fn look(&mut self, at: UnixNanos) -> Look {
         let events = self.sample(at);
         let reason = self.blind().map(str::to_owned);

@@ -29,6 +29,8 @@ pub use config::NetworkConfig;
 pub use sampler::Sampler;
 
 impl Looks for Sampler {
+    const LIMIT: &'static str = "network.interfaces_max";
+
     fn look(&mut self, at: UnixNanos) -> Look {
         let events = self.sample(at);
         let state = match self.blind() {

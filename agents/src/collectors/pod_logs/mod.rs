@@ -25,6 +25,7 @@ use tapio_schemas::kind::{EventKind, EventSeverity, Source};
 use tapio_schemas::payload::{LogData, Payload};
 use tokio::sync::{Mutex, mpsc};
 
+use super::sampling::waiting;
 use super::status::{CollectorState, CollectorStates};
 use crate::collectors::kubernetes::ends::FailedContainer;
 use crate::convert::Seed;
@@ -38,8 +39,6 @@ pub use config::PodLogsConfig;
 const TRIES: u32 = 4;
 /// Time between two looks: the kubelet tells of an end within a second of it.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often the collector says that it lives.
-const TICK: Duration = Duration::from_secs(1);
 /// OpenTelemetry's number for a warning: nobody knows how bad a line is that merely came last.
 const WARNING: u8 = 13;
 
@@ -91,12 +90,12 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
     loop {
         let next = tokio::select! {
             () = context.shutdown.wait() => return Ok(()),
-            next = failed.recv() => next,
-            () = clock.sleep(TICK) => { context.progress.tick(); continue }
+            next = waiting(&context, failed.recv()) => next,
         };
         let Some(of) = next else {
             states.set("pod_logs", deaf(&states));
-            return wait(&context).await;
+            waiting(&context, context.shutdown.wait()).await;
+            return Ok(());
         };
         context.progress.tick();
         if Duration::from_nanos(UnixNanos(clock.now_unix_nanos()).since(of.at)) > history {
@@ -150,16 +149,6 @@ fn deaf(states: &CollectorStates) -> CollectorState {
         Some(CollectorState::Disabled(reason)) => CollectorState::Disabled(says(reason)),
         Some(CollectorState::Degraded(reason)) => CollectorState::Degraded(says(reason)),
         _ => CollectorState::Degraded(says("the kubernetes collector does not run")),
-    }
-}
-
-/// Nobody tells of failures any more.
-async fn wait(context: &WorkerContext) -> WorkerResult {
-    loop {
-        tokio::select! {
-            () = context.shutdown.wait() => return Ok(()),
-            () = context.clock.sleep(TICK) => context.progress.tick(),
-        }
     }
 }
 
