@@ -93,7 +93,9 @@ impl Machine {
         let file = self.dir.join("kubelet.json");
         std::fs::write(&file, config.to_string()).unwrap();
         let dir = |name: &str| self.dir.join(name).display().to_string();
-        vec![
+        // Since 1.24 there is no other, since 1.27 it may not be said.
+        let older = (plane.minor_version() < 24).then(|| "--container-runtime=remote".to_owned());
+        let args = [
             format!("--config={}", file.display()),
             format!(
                 "--kubeconfig={}",
@@ -102,9 +104,9 @@ impl Machine {
             format!("--hostname-override={NODE}"),
             format!("--root-dir={}", dir("kubelet")),
             format!("--cert-dir={}", dir("kubelet-certs")),
-            "--container-runtime=remote".to_owned(),
             format!("--container-runtime-endpoint=unix://{}", self.socket()),
-        ]
+        ];
+        args.into_iter().chain(older).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::binaries::program;
 use crate::common::{PATIENCE, data_dir, wait_for};
 use crate::kubelet::Kubelets;
 use crate::plane::Plane;
-use crate::running::{answer, counts, hears, instance};
+use crate::running::{answer, counts, hears, instance, metric};
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize").canonicalize().unwrap()
@@ -115,7 +115,10 @@ fn the_rights_of_the_agents_are_enough_and_no_more() {
     let own = format!("agent.kubernetes.kubeconfig={node}");
     let on_node =
         instance(node_dir.path(), &plane, &[&own, "agent.kubernetes.scope=node", "agent.node=n1"], None);
-    counts(&on_node, "tapio_agent_collector_up{collector=\"kubernetes\"}", 1.0);
+    // That its only watch has read its list says more than that the collector runs.
+    counts(&on_node, "tapio_kubernetes_changes_total{change=\"list_ends\",outcome=\"converted\"}", 1.0);
+    let up = metric(&on_node, "tapio_agent_collector_up{collector=\"kubernetes\"}");
+    assert!(up >= 1.0, "{}", on_node.log());
     assert!(!on_node.log().contains("forbidden"), "{}", on_node.log());
 
     let all =

@@ -9,7 +9,7 @@ use crate::image::{IMAGE, empty_registry};
 use crate::machine::{Machine, NAMESPACE, NODE};
 use crate::plane::Plane;
 use crate::process::free_port;
-use crate::running::{answer, hears, instance};
+use crate::running::{answer, answers, hears, instance};
 use crate::told::{causes, check, deployment, with};
 
 /// Within this time all have to be found; a kubelet waits longer before each further start.
@@ -112,10 +112,10 @@ fn what_a_real_kubelet_does_is_told() {
         );
         std::thread::park_timeout(Duration::from_secs(1));
     }
-    let ((by_lists, answer), (by_watches, _)) = (listed.unwrap(), watched.unwrap());
+    let ((by_lists, listed), (by_watches, _)) = (listed.unwrap(), watched.unwrap());
     println!("all told by lists after {by_lists:?}, by an instance after {by_watches:?}");
-    assert!(
-        answer.to_string().contains("cannot open the ledger"),
-        "the last words of the container: {answer}"
-    );
+    let words = "cannot open the ledger";
+    assert!(listed.to_string().contains(words), "the last words of the container: {listed}");
+    // From the file that the kubelet keeps; the agent may read it after the finding was told.
+    answers(&instance, "the last words", |answer| answer.to_string().contains(words));
 }

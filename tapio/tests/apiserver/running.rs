@@ -13,10 +13,12 @@ use crate::plane::Plane;
 use crate::scenes::bad_image;
 use crate::told::{causes, check, deployment, service, with};
 
-/// From an Event in the API to a finding.
+/// From an Event in the API to a finding, see [`allowed`].
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
-/// From the end of who watches to a standby that does.
+/// From the end of who watches to a standby that does, see [`allowed`].
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
+/// As many times as long they may take on a machine with more to do than it has processors, where programs wait for one.
+const LOADED_FACTOR: u32 = 5;
 
 /// Until an instance answers as it should; that a drain is held up is told after a minute.
 const TOLD_WITHIN: Duration = Duration::from_secs(90);
@@ -90,6 +92,17 @@ pub fn counts(instance: &Instance, series: &str, at_least: f64) {
     }
 }
 
+/// What `limit`, which is promised for a machine that has room, is on this one now: [`LOADED_FACTOR`] times as much while more
+/// wants to run than there are processors (load average of the last minute).
+fn allowed(limit: Duration) -> Duration {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
+    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let is_loaded = load > processors as f64;
+    println!("load {load} of {processors} processors");
+    if is_loaded { LOADED_FACTOR * limit } else { limit }
+}
+
 /// When the pods of this image were first seen to fail in the API.
 fn failed_at(plane: &Plane) -> Instant {
     wait_for("the failure in the API", || {
@@ -110,7 +123,7 @@ fn an_instance_says_what_the_lists_say_within_seconds() {
     let told = answers(&instance, "the finding", |answer| causes(answer) == expected);
     let took = failed.elapsed();
     println!("from the Event to the finding: {took:?}");
-    assert!(took < FOUND_WITHIN, "{took:?}");
+    assert!(took < allowed(FOUND_WITHIN), "{took:?}");
     let (_, listed) = check(&plane.admin(), &["-n", "shop"]);
     assert_eq!(causes(&listed), expected, "{listed}");
     assert_eq!(causes(&told), causes(&listed));
@@ -126,7 +139,7 @@ fn a_server_that_restarts_and_forgets_costs_nothing_but_time() {
     plane.compact();
     plane.start_server();
     plane.compact();
-    // What has happened in the meantime is seen, once.
+    // What has happened in the meantime is seen.
     bad_image(&plane.api, "shop");
     let expected = [("image.not_found".to_owned(), "Deployment/web".to_owned())];
     answers(&instance, "the finding", |answer| causes(answer) == expected);
@@ -134,9 +147,11 @@ fn a_server_that_restarts_and_forgets_costs_nothing_but_time() {
     plane.start_server();
     let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "app", "image": "runs:3"}]}}}});
     plane.api.change("/apis/apps/v1/namespaces/shop/deployments/web", &image);
-    answers(&instance, "the end of it", |answer| {
+    let over = answers(&instance, "the end of it", |answer| {
         causes(answer).is_empty() && answer["verdict"] == "recovered"
     });
+    // However often the lists told of it, it is one finding.
+    assert_eq!(causes(&json!({"findings": over["recovered"]})), expected, "{over}");
 }
 
 #[test]
@@ -158,7 +173,7 @@ fn a_standby_takes_over_from_who_is_killed() {
     wait_for("the second holder", || holder().filter(|holder| holder == "second"));
     let took = killed.elapsed();
     println!("taken over after {took:?}");
-    assert!(took < TAKEN_OVER_WITHIN, "{took:?}");
+    assert!(took < allowed(TAKEN_OVER_WITHIN), "{took:?}");
     hears(&second);
 }
 
@@ -172,7 +187,9 @@ fn what_only_a_change_shows_is_told_by_who_watches() {
     }
     let on_n1 =
         |object| with(object, "/spec/template/spec/nodeSelector", json!({"kubernetes.io/hostname": "n1"}));
-    let budget = json!({"apiVersion": "policy/v1beta1", "kind": "PodDisruptionBudget",
+    // Evictions are of v1 since 1.22, and v1beta1 ends with 1.24.
+    let policy = if plane.minor_version() < 22 { "policy/v1beta1" } else { "policy/v1" };
+    let budget = json!({"apiVersion": policy, "kind": "PodDisruptionBudget",
         "metadata": {"name": "kept", "namespace": "data"},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}}});
     plane.api.make_all(&[
@@ -202,7 +219,7 @@ fn what_only_a_change_shows_is_told_by_who_watches() {
     plane.api.change("/api/v1/nodes/n1", &json!({"spec": {"unschedulable": true}}));
     let evict = |pod: &Value| {
         let (name, namespace) = (pod["metadata"]["name"].as_str().unwrap(), "data");
-        let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction",
+        let eviction = json!({"apiVersion": policy, "kind": "Eviction",
             "metadata": {"name": name, "namespace": namespace}});
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction");
         plane
