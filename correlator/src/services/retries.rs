@@ -4,6 +4,9 @@
 //! request, and about as many calls fail as there are more of them, it tries again what has failed. A load that rises
 //! raises requests and calls alike and changes nothing; code that calls more often fails no more often for it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tapio_schemas::{Entity, EventId, UnixNanos};
@@ -24,7 +27,7 @@ const MINUTES_MAX: usize = 30;
 const REQUESTS_MIN: f64 = 30.0;
 /// Windows without which it is not known how many requests there are.
 const WINDOWS_MIN: f64 = 6.0;
-/// Windows that count as now.
+/// Windows of a service that count as now.
 const RECENT: usize = 6;
 /// Calls are repeated when there are so many times the usual …
 const MORE: f64 = 1.5;
@@ -210,23 +213,26 @@ impl Retries {
         for (edge, _) in window.calls.iter().filter(|((from, to), _)| from != to) {
             self.edges.entry(edge.clone()).or_insert_with(Edge::new).last = window.start;
         }
-        let requests = |of: &Entity| window.calls.get(&(of.clone(), of.clone())).copied();
-        for (service, known) in &mut self.services {
-            known.see(requests(service).unwrap_or_default());
+        let asked = asked_in(window);
+        for (service, asked) in &asked {
+            if let Some(known) = self.services.get_mut(*service) {
+                known.see(*asked);
+            }
         }
-        for ((from, to), edge) in &mut self.edges {
-            let Some(asked) = requests(from).filter(|asked| asked.count > 0) else { continue };
-            let calls = window.calls.get(&(from.clone(), to.clone())).copied().unwrap_or_default();
+        for (edge, known) in &mut self.edges {
+            let (from, to) = edge;
+            let Some(asked) = asked.get(from).filter(|asked| asked.count > 0) else { continue };
+            let calls = window.calls.get(edge).copied().unwrap_or_default();
             let (caller, callee) = (self.services.get(from), self.services.get(to));
             let usual = caller.and_then(Requests::usual);
             // Of requests that hang fewer end: they are there all the same.
             let hanging = usual.unwrap_or_default().max(asked.count as f64);
-            let Some(compared) = edge.compare(calls, hanging) else { continue };
-            if !edge.observe(window.start, &compared, window.slowest_of(from)) {
+            let Some(compared) = known.compare(calls, hanging) else { continue };
+            if !known.observe(window.start, &compared, window.slowest_of(from)) {
                 continue;
             }
             let surplus = calls.count as f64 - compared.expected;
-            edge.seen = Seen {
+            known.seen = Seen {
                 usual: compared.expected / compared.requests,
                 now: calls.count as f64 / compared.requests,
                 failed: calls.failed as f64 / calls.count.max(1) as f64,
@@ -242,117 +248,43 @@ impl Retries {
 
     /// Learns a window of a while ago, unless it was part of what is wrong.
     pub fn learn(&mut self, window: &Window, now: UnixNanos) {
+        let asked_in = asked_in(window);
         let mut storms: BTreeSet<&Entity> = BTreeSet::new();
-        for ((from, to), edge) in &mut self.edges {
-            let asked = window.calls.get(&(from.clone(), from.clone())).filter(|asked| asked.count > 0);
-            let Some(asked) = asked else { continue };
-            if edge.cusum.forbids_learning(window.start, now) {
+        for (edge, known) in &mut self.edges {
+            let (from, to) = edge;
+            let Some(asked) = asked_in.get(from).filter(|asked| asked.count > 0) else { continue };
+            if known.cusum.forbids_learning(window.start, now) {
                 storms.insert(to);
                 continue;
             }
-            let calls = window.calls.get(&(from.clone(), to.clone())).copied().unwrap_or_default();
-            let compared = edge.compare(calls, asked.count as f64);
+            let calls = window.calls.get(edge).copied().unwrap_or_default();
+            let compared = known.compare(calls, asked.count as f64);
             let is_over = compared.is_some_and(|compared| compared.is_repeated());
-            edge.windows = (edge.windows.0 + 1, edge.windows.1 + u64::from(is_over));
-            edge.usual.learn(window.start, calls.count as f64, asked.count as f64);
+            known.windows = (known.windows.0 + 1, known.windows.1 + u64::from(is_over));
+            known.usual.learn(window.start, calls.count as f64, asked.count as f64);
         }
-        let requests = window.calls.iter().filter(|((from, to), _)| from == to && !storms.contains(to));
-        for ((service, _), said) in requests {
+        for (service, asked) in asked_in.into_iter().filter(|(service, _)| !storms.contains(service)) {
+            // Who was never seen to answer tells nothing of its requests.
+            if asked.count == 0 && !self.services.contains_key(service) {
+                continue;
+            }
             let known = self.services.entry(service.clone()).or_default();
             known.last = known.last.max(window.start);
-            known.all.learn(window.start, said.count as f64, 1.0);
-            known.good.learn(window.start, said.well() as f64, 1.0);
+            known.all.learn(window.start, asked.count as f64, 1.0);
+            known.good.learn(window.start, asked.well() as f64, 1.0);
         }
         self.evicted += make_room(&mut self.edges, EDGES_MAX, |edge| edge.last);
         self.evicted += make_room(&mut self.services, SERVICES_MAX, |service| service.last);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn service(name: &str) -> Entity {
-        Entity::namespaced("Service", "shop", name)
+/// What each service answered that calls or is called in a window: also when it answered nothing. A window in which it does
+/// neither, or whose calls are not known because events were lost, says nothing of it.
+fn asked_in(window: &Window) -> BTreeMap<&Entity, Calls> {
+    let mut asked: BTreeMap<&Entity, Calls> = BTreeMap::new();
+    for ((from, to), calls) in &window.calls {
+        asked.entry(from).or_default();
+        asked.entry(to).or_default().add(if from == to { *calls } else { Calls::default() });
     }
-
-    fn window(s: u64) -> Window {
-        Window::new(UnixNanos((1_700_000_040 + s) * SECOND_NS))
-    }
-
-    fn add(window: &mut Window, from: &str, to: &str, count: u64, failed: u64) {
-        assert!(window.add_calls(&service(from), &service(to), Calls { count, failed }));
-    }
-
-    /// Two minutes in which each of ten requests calls once, then half a minute of `then`.
-    fn seen(then: impl Fn(&mut Window)) -> Retries {
-        let mut retries = Retries::default();
-        for s in (0..150).step_by(5) {
-            let mut window = window(s);
-            if s < 120 {
-                for (from, to) in [("api", "api"), ("api", "db"), ("db", "db")] {
-                    add(&mut window, from, to, 10, 0);
-                }
-            } else {
-                then(&mut window);
-            }
-            retries.resolve(&mut window);
-            retries.observe(&window);
-            retries.learn(&window, window.start);
-        }
-        retries
-    }
-
-    fn evidence(retries: &Retries) -> f64 {
-        let edge = &retries.edges[&(service("api"), service("db"))];
-        edge.cusum.evidence(edge.cusum.last())
-    }
-
-    #[test]
-    fn calls_are_repeated_when_there_are_more_per_request_and_they_fail() {
-        let storm = seen(|window| {
-            add(window, "api", "api", 10, 10);
-            add(window, "api", "db", 40, 40);
-            add(window, "db", "db", 15, 0);
-        });
-        assert!(evidence(&storm) > 8.0, "{}", evidence(&storm));
-        let said = storm.edges[&(service("api"), service("db"))].seen;
-        assert_eq!((said.usual, said.now, said.failed), (1.0, 4.0, 1.0));
-        assert_eq!((said.load, said.asked, said.answered), (Some(1.0), Some(4.0), Some(1.5)));
-        let more_load = seen(|window| {
-            add(window, "api", "api", 40, 30);
-            add(window, "api", "db", 40, 30);
-        });
-        assert_eq!(evidence(&more_load), 0.0, "four times the load, and three of four fail");
-        let other_code = seen(|window| {
-            add(window, "api", "api", 10, 0);
-            add(window, "api", "db", 40, 1);
-        });
-        assert_eq!(evidence(&other_code), 0.0, "it calls more often, and not because it failed");
-    }
-
-    #[test]
-    fn whoever_is_called_by_a_name_is_who_answers_under_it() {
-        // A call that times out ends before the callee says whose it was: only its name is known.
-        let named = |window: &mut Window| {
-            assert!(window.add_same(&service("db.internal"), &service("db")));
-            add(window, "api", "api", 10, 10);
-            add(window, "api", "db.internal", 40, 40);
-        };
-        assert!(evidence(&seen(named)) > 8.0);
-    }
-
-    #[test]
-    fn what_is_known_has_a_bound() {
-        let mut retries = Retries::default();
-        for s in 0..3 {
-            let mut window = window(5 * s);
-            for number in 0..EDGES_MAX {
-                add(&mut window, "api", &format!("s{s}-{number}"), 1, 0);
-            }
-            retries.observe(&window);
-            retries.learn(&window, window.start);
-        }
-        assert!(retries.edges.len() <= EDGES_MAX && retries.evicted >= 2 * EDGES_MAX as u64);
-    }
+    asked
 }

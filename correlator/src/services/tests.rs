@@ -50,6 +50,19 @@ fn gap(s: u64, from: &str, to: &str, ms: f64, count: u32) -> CallGapTally {
     }
 }
 
+/// So many events were lost in the second from `s` on.
+fn gap_at(s: u64, lost: u64) -> Gap {
+    Gap {
+        producer: ProducerId(1),
+        source: "kernel".into(),
+        node: "n1".into(),
+        lost,
+        from: at(s),
+        to: at(s + 1),
+        reason: "ring_full".into(),
+    }
+}
+
 const USUAL: [(StepKind, &str); 2] = [(StepKind::Log, "begin"), (StepKind::Log, "found *")];
 
 #[test]
@@ -237,15 +250,7 @@ fn requests_of_a_time_in_which_many_events_were_lost_are_not_judged() {
             section.operations.push(requests(s, "api", 4.0, &USUAL[..1], 400));
         });
         for (s, section) in all.iter_mut().filter(|(s, _)| *s >= 120) {
-            section.gaps.push(Gap {
-                producer: ProducerId(1),
-                source: "kernel".into(),
-                node: "n1".into(),
-                lost,
-                from: at(*s),
-                to: at(*s + 1),
-                reason: "ring_full".into(),
-            });
+            section.gaps.push(gap_at(*s, lost));
         }
         let mut out = Vec::new();
         for (s, mut section) in all {
@@ -258,6 +263,50 @@ fn requests_of_a_time_in_which_many_events_were_lost_are_not_judged() {
     };
     assert!(heard(1), "one event lost among hundreds of requests hides nothing");
     assert!(!heard(100));
+}
+
+#[test]
+fn what_a_storm_of_retries_is_told_with_does_not_depend_on_what_got_lost_amid_it() {
+    let told = |lost: bool| {
+        let (mut services, mut out) = (Services::new("c"), Vec::new());
+        for s in (0..300).step_by(5) {
+            let [asked, calls, answered] =
+                if s < 120 { [(10, 0), (10, 0), (10, 0)] } else { [(10, 10), (40, 40), (15, 0)] };
+            for (from, to, (calls, errors)) in
+                [("api", "api", asked), ("api", "db", calls), ("db", "db", answered)]
+            {
+                services.count(&Tally {
+                    window_start: at(s),
+                    window_ns: STEP_NS,
+                    from: service(from),
+                    to: service(to),
+                    calls,
+                    errors,
+                    duration_ns_sum: 0,
+                    latency: Vec::new(),
+                });
+            }
+            if lost && s >= 150 && s % 30 == 0 {
+                services.apply(&mut SignalSection { gaps: vec![gap_at(s, 1)], ..SignalSection::default() });
+            }
+            while let Some(step) = services.next_step().filter(|step| *step <= at(s)) {
+                services.run(step, &mut out);
+            }
+        }
+        let doubtful = services.losses().into_iter().find(|(what, _)| *what == "service_doubtful");
+        assert_eq!(doubtful.is_some_and(|(_, count)| count > 0), lost);
+        let times = |key: &str| {
+            let late = out.iter().filter(|s| s.kind == SignalKind::CallsRepeated && s.last_seen > at(160));
+            late.filter_map(|s| s.attribute(key)?.as_f64()).collect::<Vec<f64>>()
+        };
+        (times("load_times"), times("asked_times"), times("answered_times"))
+    };
+    for (load, asked, answered) in [told(false), told(true)] {
+        assert!(load.len() > 2, "{load:?}");
+        assert!(load.iter().all(|times| *times == 1.0), "{load:?}");
+        assert!(asked.iter().all(|times| *times == 4.0), "{asked:?}");
+        assert!(answered.iter().all(|times| *times == 1.5), "{answered:?}");
+    }
 }
 
 #[test]

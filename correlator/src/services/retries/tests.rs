@@ -1,0 +1,114 @@
+//! Which calls are made again because they failed, from the counts of windows.
+
+use super::*;
+
+fn service(name: &str) -> Entity {
+    Entity::namespaced("Service", "shop", name)
+}
+
+fn window(s: u64) -> Window {
+    Window::new(UnixNanos((1_700_000_040 + s) * SECOND_NS))
+}
+
+fn add(window: &mut Window, from: &str, to: &str, count: u64, failed: u64) {
+    assert!(window.add_calls(&service(from), &service(to), Calls { count, failed }));
+}
+
+/// What is known after windows up to second `until`, each filled by its second.
+fn heard(until: u64, fill: impl Fn(u64, &mut Window)) -> Retries {
+    let mut retries = Retries::default();
+    for s in (0..until).step_by(5) {
+        let mut window = window(s);
+        fill(s, &mut window);
+        retries.resolve(&mut window);
+        retries.observe(&window);
+        retries.learn(&window, window.start);
+    }
+    retries
+}
+
+/// Two minutes in which each of ten requests calls once, then half a minute of `then`.
+fn seen(then: impl Fn(&mut Window)) -> Retries {
+    heard(150, |s, window| {
+        if s >= 120 {
+            return then(window);
+        }
+        for (from, to) in [("api", "api"), ("api", "db"), ("db", "db")] {
+            add(window, from, to, 10, 0);
+        }
+    })
+}
+
+fn evidence(retries: &Retries) -> f64 {
+    let edge = &retries.edges[&(service("api"), service("db"))];
+    edge.cusum.evidence(edge.cusum.last())
+}
+
+#[test]
+fn calls_are_repeated_when_there_are_more_per_request_and_they_fail() {
+    let storm = seen(|window| {
+        add(window, "api", "api", 10, 10);
+        add(window, "api", "db", 40, 40);
+        add(window, "db", "db", 15, 0);
+    });
+    assert!(evidence(&storm) > 8.0, "{}", evidence(&storm));
+    let said = storm.edges[&(service("api"), service("db"))].seen;
+    assert_eq!((said.usual, said.now, said.failed), (1.0, 4.0, 1.0));
+    assert_eq!((said.load, said.asked, said.answered), (Some(1.0), Some(4.0), Some(1.5)));
+    let more_load = seen(|window| {
+        add(window, "api", "api", 40, 30);
+        add(window, "api", "db", 40, 30);
+    });
+    assert_eq!(evidence(&more_load), 0.0, "four times the load, and three of four fail");
+    let other_code = seen(|window| {
+        add(window, "api", "api", 10, 0);
+        add(window, "api", "db", 40, 1);
+    });
+    assert_eq!(evidence(&other_code), 0.0, "it calls more often, and not because it failed");
+}
+
+#[test]
+fn whoever_is_called_by_a_name_is_who_answers_under_it() {
+    // A call that times out ends before the callee says whose it was: only its name is known.
+    let named = |window: &mut Window| {
+        assert!(window.add_same(&service("db.internal"), &service("db")));
+        add(window, "api", "api", 10, 10);
+        add(window, "api", "db.internal", 40, 40);
+    };
+    assert!(evidence(&seen(named)) > 8.0);
+}
+
+#[test]
+fn a_window_in_which_nobody_asks_a_service_says_nothing_of_it() {
+    // Requests come every fifteen seconds, and so does what is usual.
+    let rare = heard(390, |s, window| {
+        if s % 15 == 0 {
+            let (calls, failed) = if s < 300 { (10, 0) } else { (40, 40) };
+            add(window, "api", "api", 10, failed / 4);
+            add(window, "api", "db", calls, failed);
+            add(window, "db", "db", 10, 0);
+        }
+    });
+    let said = rare.edges[&(service("api"), service("db"))].seen;
+    assert_eq!((said.load, said.asked, said.answered), (Some(1.0), Some(4.0), Some(1.0)));
+    // One that is asked and does not answer is there all the same.
+    let dead = seen(|window| {
+        add(window, "api", "api", 10, 10);
+        add(window, "api", "db", 40, 40);
+    });
+    assert_eq!(dead.edges[&(service("api"), service("db"))].seen.answered, Some(0.0));
+}
+
+#[test]
+fn what_is_known_has_a_bound() {
+    let mut retries = Retries::default();
+    for s in 0..3 {
+        let mut window = window(5 * s);
+        for number in 0..EDGES_MAX {
+            add(&mut window, "api", &format!("s{s}-{number}"), 1, 0);
+        }
+        retries.observe(&window);
+        retries.learn(&window, window.start);
+    }
+    assert!(retries.edges.len() <= EDGES_MAX && retries.evicted >= 2 * EDGES_MAX as u64);
+}
