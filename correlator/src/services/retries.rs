@@ -31,8 +31,9 @@ const WINDOWS_MIN: f64 = 6.0;
 const RECENT: usize = 6;
 /// Calls are repeated when there are so many times the usual …
 const MORE: f64 = 1.5;
-/// … and so many deviations of a Poisson count, and …
+/// … and so many deviations of a Poisson count, of so many calls at least: of fewer the next one is always many, and …
 const BY_CHANCE: f64 = 3.0;
+const EXPECTED_MIN: f64 = 1.0;
 /// … at least this share of those beyond the usual have failed ones before them.
 const FAILED: f64 = 0.5;
 
@@ -54,12 +55,13 @@ impl Ratio {
         }
     }
 
-    /// The median of the minutes: some of them may have been bad. `None` while too little is known.
+    /// The median of the minutes: some of them may have been bad. `None` while too little is known, and when there is none in
+    /// most of them.
     fn usual(&self, of_min: f64) -> Option<f64> {
         let of: f64 = self.0.iter().map(|(_, _, of)| of).sum();
         let mut all: Vec<f64> = self.0.iter().filter(|m| m.2 > 0.0).map(|m| m.1 / m.2).collect();
         all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied().filter(|_| of >= of_min)
+        all.get(all.len() / 2).copied().filter(|usual| of >= of_min && *usual > 0.0)
     }
 }
 
@@ -114,13 +116,12 @@ impl Requests {
 
     /// Requests per window that are usual; `None` while too little is known.
     fn usual(&self) -> Option<f64> {
-        self.all.usual(WINDOWS_MIN).filter(|usual| *usual > 0.0)
+        self.all.usual(WINDOWS_MIN)
     }
 
     /// Present requests as a multiple of the usual, or those that are answered well.
     fn times(&self, usual: Option<f64>, of: impl Fn(&(f64, f64)) -> f64) -> Option<f64> {
-        let usual = usual.filter(|usual| *usual > 0.0)?;
-        Some(self.recent.iter().map(of).sum::<f64>() / self.recent.len().max(1) as f64 / usual)
+        Some(self.recent.iter().map(of).sum::<f64>() / self.recent.len().max(1) as f64 / usual?)
     }
 }
 
@@ -147,7 +148,8 @@ impl Compared {
     /// There are more than there may be, and the surplus follows failures.
     fn is_repeated(&self) -> bool {
         let (count, failed) = (self.calls.count as f64, self.calls.failed as f64);
-        let limit = MORE * self.expected + BY_CHANCE * self.expected.sqrt();
+        let expected = self.expected.max(EXPECTED_MIN);
+        let limit = MORE * expected + BY_CHANCE * expected.sqrt();
         count > limit && failed >= FAILED * (count - self.expected)
     }
 }

@@ -100,6 +100,25 @@ fn a_window_in_which_nobody_asks_a_service_says_nothing_of_it() {
 }
 
 #[test]
+fn a_callee_that_is_rarely_called_may_fail() {
+    // Of six hundred requests in five minutes some call, in so many of the minutes; then one call in each window fails.
+    let rare = |every_s: u64, calls: u64| {
+        let heard = heard(630, |s, window| {
+            add(window, "api", "api", 10, 0);
+            if s >= 600 {
+                add(window, "api", "db", calls, calls);
+            } else if s % every_s == 0 {
+                add(window, "api", "db", 1, 0);
+            }
+        });
+        evidence(&heard)
+    };
+    assert_eq!(rare(180, 1), 0.0, "silent in most of its minutes: what is usual is not known");
+    assert_eq!(rare(60, 1), 0.0, "one call where a tenth of one is usual");
+    assert!(rare(60, 8) > 8.0, "{}", rare(60, 8));
+}
+
+#[test]
 fn what_is_known_has_a_bound() {
     let mut retries = Retries::default();
     for s in 0..3 {
