@@ -21,6 +21,9 @@ const EDGES_MAX: usize = 8192;
 const SERVICES_MAX: usize = 4096;
 /// Names under which others are called, likewise.
 const NAMES_MAX: usize = 8192;
+/// Another answers under a name when the one who did was not heard of for so long: shards say again who it is after half
+/// of it (`signals.topology_refresh`), when the name is called.
+const ANSWERS_NS: u64 = 600 * SECOND_NS;
 /// Minutes remembered.
 const MINUTES_MAX: usize = 30;
 /// Requests of the caller without which it is not known how often it calls.
@@ -196,15 +199,22 @@ impl Edge {
 impl Retries {
     /// Gives the calls of a window to who answers under the names that were called.
     pub fn resolve(&mut self, window: &mut Window) {
+        let at = window.start;
         for (name, is) in std::mem::take(&mut window.same) {
-            // Of several behind one name the first stays.
-            let known = self.names.entry(name).or_insert((is, window.start));
-            known.1 = known.1.max(window.start);
+            let known = self.names.entry(name).or_insert_with(|| (is.clone(), at));
+            // Of several behind one name the first stays, as long as it is one of them.
+            if known.0 == is {
+                known.1 = known.1.max(at);
+            } else if at.since(known.1) > ANSWERS_NS {
+                *known = (is, at);
+            }
         }
         self.evicted += make_room(&mut self.names, NAMES_MAX, |(_, said)| *said);
         let mut resolved: BTreeMap<(Entity, Entity), Calls> = BTreeMap::new();
         for ((from, to), calls) in std::mem::take(&mut window.calls) {
-            let to = self.names.get(&to).map_or(to, |(is, _)| is.clone());
+            // What a service was asked is its own, whatever else it is called, and what it asks itself is apart from that.
+            let is = self.names.get(&to).map(|(is, _)| is).filter(|is| from != to && from != **is);
+            let to = is.cloned().unwrap_or(to);
             resolved.entry((from, to)).or_default().add(calls);
         }
         window.calls = resolved;

@@ -119,6 +119,38 @@ fn a_callee_that_is_rarely_called_may_fail() {
 }
 
 #[test]
+fn who_answers_under_a_name_may_change_and_a_service_stays_itself() {
+    let mut retries = Retries::default();
+    let mut called = |s: u64, said: &[(&str, &str)]| {
+        let mut window = window(s);
+        for (name, is) in said {
+            assert!(window.add_same(&service(name), &service(is)));
+        }
+        add(&mut window, "api", "db.internal", 3, 0);
+        add(&mut window, "db", "db", 3, 0);
+        retries.resolve(&mut window);
+        let names = window.calls.keys().map(|(from, to)| format!("{} {}", from.name, to.name));
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(called(0, &[("db.internal", "db")]), ["api db", "db db"]);
+    assert_eq!(called(300, &[("db.internal", "db-0")]), ["api db", "db db"], "two answer: the first stays");
+    assert_eq!(called(600, &[("db.internal", "db"), ("db.internal", "db-0")]), ["api db", "db db"]);
+    assert_eq!(called(900, &[("db.internal", "db-0")]), ["api db", "db db"]);
+    assert_eq!(called(1300, &[("db.internal", "db-0")]), ["api db-0", "db db"], "nobody says db any more");
+    assert_eq!(called(1305, &[("db", "db-0")]), ["api db-0", "db db"]);
+    let mut window = window(1310);
+    assert!(window.add_same(&service("me"), &service("db")));
+    add(&mut window, "db", "db", 3, 0);
+    add(&mut window, "db", "me", 2, 0);
+    retries.resolve(&mut window);
+    assert_eq!(
+        window.calls[&(service("db"), service("db"))].count,
+        3,
+        "what it asks itself is asked by name"
+    );
+}
+
+#[test]
 fn what_is_known_has_a_bound() {
     let mut retries = Retries::default();
     for s in 0..3 {
