@@ -92,7 +92,7 @@ pub struct Edge {
     pub cusum: Cusum,
     /// What was seen.
     pub seen: Seen,
-    /// Requests that show it.
+    /// Calls that show it: those whose callee was seen, too.
     pub events: Vec<EventId>,
     usual: Ratio,
     /// Windows of the reference, and those of them that looked like repeated calls.
@@ -174,7 +174,12 @@ impl Edge {
         Some(Compared { calls, requests, expected: usual * requests })
     }
 
-    fn observe(&mut self, at: UnixNanos, compared: &Compared, event: Option<EventId>) -> bool {
+    fn observe(
+        &mut self,
+        at: UnixNanos,
+        compared: &Compared,
+        event: impl FnOnce() -> Option<EventId>,
+    ) -> bool {
         let rate = (self.windows.1 as f64 + 0.5) / (self.windows.0 as f64 + 1.0);
         let (mut batch, is_repeated) = (Batch::default(), compared.is_repeated());
         if is_repeated {
@@ -188,7 +193,7 @@ impl Edge {
             if self.cusum.since() == at {
                 self.events.clear();
             }
-            if let Some(event) = event {
+            if let Some(event) = event() {
                 crate::shards::add_evidence(&mut self.events, event);
             }
         }
@@ -240,7 +245,7 @@ impl Retries {
             // Of requests that hang fewer end: they are there all the same.
             let hanging = usual.unwrap_or_default().max(asked.count as f64);
             let Some(compared) = known.compare(calls, hanging) else { continue };
-            if !known.observe(window.start, &compared, window.slowest_of(from)) {
+            if !known.observe(window.start, &compared, || window.slowest_gap(edge)) {
                 continue;
             }
             let surplus = calls.count as f64 - compared.expected;

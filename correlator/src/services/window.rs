@@ -165,11 +165,11 @@ impl Window {
         true
     }
 
-    /// The slowest request of some operation of a service.
-    pub fn slowest_of(&self, service: &Entity) -> Option<EventId> {
-        let from = (service.clone(), SmolStr::default());
-        let (_, requests) = self.requests.range(from..).next().filter(|((of, _), _)| of == service)?;
-        Some(requests.own.evidence)
+    /// Of the calls of an edge of which both ends were seen, the one that waited longest beside its callee.
+    pub fn slowest_gap(&self, edge: &(Entity, Entity)) -> Option<EventId> {
+        let from = (edge.clone(), SmolStr::default());
+        let gaps = self.gaps.range(from..).take_while(|((of, _), _)| of == edge);
+        gaps.max_by_key(|(_, gap)| gap.longest).map(|(_, gap)| gap.evidence)
     }
 
     /// Adds a tally; false when there is no room.

@@ -1,5 +1,7 @@
 //! Which calls are made again because they failed, from the counts of windows.
 
+use tapio_schemas::service::{CallGapTally, OperationTally};
+
 use super::*;
 
 fn service(name: &str) -> Entity {
@@ -148,6 +150,42 @@ fn who_answers_under_a_name_may_change_and_a_service_stays_itself() {
         3,
         "what it asks itself is asked by name"
     );
+}
+
+#[test]
+fn what_shows_repeated_calls_is_a_call_of_that_edge() {
+    let gap = |window: &mut Window, to: &str, operation: &str, bucket: u16, evidence: u128| {
+        assert!(window.add_gaps(CallGapTally {
+            from: service("api"),
+            to: service(to),
+            operation: operation.into(),
+            gap: vec![(bucket, 1)],
+            evidence: EventId(evidence),
+            ..CallGapTally::default()
+        }));
+    };
+    let storm = |window: &mut Window| {
+        add(window, "api", "api", 10, 10);
+        add(window, "api", "db", 40, 40);
+        let asked = OperationTally {
+            service: service("api"),
+            operation: "GET /about".into(),
+            own_time: vec![(200, 1)],
+            evidence: EventId(1),
+            ..OperationTally::default()
+        };
+        assert!(window.add_requests(asked));
+        gap(window, "cart", "GET /cart", 300, 2);
+    };
+    let events = |seen: Retries| seen.edges[&(service("api"), service("db"))].events.clone();
+    assert_eq!(events(seen(storm)), [], "of its calls nobody saw both ends");
+    let slowest = seen(|window| {
+        storm(window);
+        gap(window, "db", "INSERT", 100, 3);
+        gap(window, "db", "SELECT", 200, 4);
+        gap(window, "db", "UPDATE", 150, 5);
+    });
+    assert_eq!(events(slowest), [EventId(4)]);
 }
 
 #[test]
