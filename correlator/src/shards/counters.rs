@@ -53,7 +53,7 @@ pub struct Dropped {
     pub batch_time: u64,
     /// Shed, because this process has nearly all the memory it may.
     pub memory_pressure: u64,
-    /// In a batch at which the work on its shard panicked again and again.
+    /// In a batch at which the work on its shard panicked again and again, or waiting in a shard that panicked so.
     pub panicked: u64,
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tapio_schemas::{EventId, UnixNanos};
 
 use super::record::Record;
-use super::watermark::grid_ceil;
+use super::watermark::{TICK_NS, grid_ceil};
 
 /// Empty buckets that are kept to be used again: as many as a lateness of a second needs.
 const SPARE_MAX: usize = 4;
@@ -23,6 +23,17 @@ pub struct Reorder {
     count_max: usize,
     /// Events of the same time and id as another: the same one, sent twice.
     pub duplicates: u64,
+}
+
+/// Events that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub count: u64,
+    /// Before the first of them.
+    pub from: UnixNanos,
+    /// End of the step of the last one.
+    pub to: UnixNanos,
 }
 
 /// Fewer places than this are not looked over for holes.
@@ -115,6 +126,12 @@ impl Reorder {
     /// End of the first step in which any event waits.
     pub fn oldest(&self) -> Option<UnixNanos> {
         self.buckets.first_key_value().map(|(step, _)| *step)
+    }
+
+    /// What waits; `None` for nothing.
+    pub fn waiting(&self) -> Option<Waiting> {
+        let (to, _) = self.buckets.last_key_value().filter(|_| self.waiting > 0)?;
+        Some(Waiting { count: self.waiting as u64, from: self.oldest()?.minus(TICK_NS), to: *to })
     }
 
     /// Time and id of what was taken out last, until its step is over.

@@ -6,6 +6,7 @@ use tapio_schemas::{EventId, Signal, UnixNanos};
 use super::budget::{Budget, Cursor};
 use super::counters::Counters;
 use super::entities::KnownEntities;
+use super::reorder::Waiting;
 use super::sequences::AccountLine;
 use super::shard::{Advanced, GivenUp, Shard};
 use crate::config::CorrelatorConfig;
@@ -123,6 +124,16 @@ impl ShardSet {
     /// The event that a shard is judging: after a panic, the one it was over.
     pub fn judged(&self, id: u16) -> Option<(UnixNanos, EventId)> {
         self.shards.iter().find(|s| s.id() == id)?.judged()
+    }
+
+    /// The step that a shard is in, or the last that it was in.
+    pub fn step(&self, id: u16) -> UnixNanos {
+        self.shards.iter().find(|s| s.id() == id).map_or(UnixNanos(0), Shard::step)
+    }
+
+    /// Events of a shard that wait for their step; `None` for none.
+    pub fn waiting(&self, id: u16) -> Option<Waiting> {
+        self.shards.iter().find(|s| s.id() == id)?.waiting()
     }
 
     /// Makes anew what the shards share: after a panic it may be half done.

@@ -22,7 +22,7 @@ use super::losses;
 use super::meters::Meters;
 use super::news;
 use super::record::{EventRecord, Record, Triage, line_of, owner_identity, triage};
-use super::reorder::Reorder;
+use super::reorder::{Reorder, Waiting};
 use super::repeats::Repeats;
 use super::requests::Requests;
 use super::sequences::{AccountLine, Order, Sequences};
@@ -251,6 +251,8 @@ impl Shard {
             return;
         }
         let lost = (batch.len() - cursor.next) as u64;
+        #[cfg(test)]
+        batch.iter().for_each(|view| super::trap::given_up(EventId(view.event.id.0.to_native())));
         let times = || batch.iter().skip(cursor.next).map(|view| view.timestamp());
         let (Some(from), Some(to)) = (times().min(), times().max()) else { return };
         let Some(producer) = self.sequences.of(batch.header()) else { return };
@@ -333,6 +335,16 @@ impl Shard {
         self.reorder.last().filter(|_| self.judging)
     }
 
+    /// The step that is being run, or the last that was.
+    pub fn step(&self) -> UnixNanos {
+        self.amid.unwrap_or(self.step)
+    }
+
+    /// Events that wait for their step.
+    pub fn waiting(&self) -> Option<Waiting> {
+        self.reorder.waiting()
+    }
+
     /// Open things, by kind.
     pub fn open(&self) -> [(&'static str, usize); 5] {
         [
@@ -371,7 +383,6 @@ impl Shard {
                 return false;
             }
         }
-        self.amid = None;
         #[cfg(test)]
         self.trap.told();
         self.counters.dropped.duplicate += std::mem::take(&mut self.reorder.duplicates);
@@ -387,6 +398,7 @@ impl Shard {
         self.meters.tell(step, &mut out.meters);
         self.topology.tell(step, &mut out.facts);
         self.episodes.say(step, &mut out.signals, &mut self.counters);
+        self.amid = None;
         self.step = step;
         true
     }

@@ -6,6 +6,8 @@ use tapio_schemas::EventId;
 
 /// While its batch is taken in.
 pub const TAKEN: EventId = EventId(0xdead_0001);
+/// While its batch is taken in, and while it is counted as given up.
+pub const COUNTED: EventId = EventId(0xdead_0004);
 /// While it is judged.
 pub const JUDGED: EventId = EventId(0xdead_0002);
 /// At the end of the step in which it was judged, when no event is at work.
@@ -21,7 +23,12 @@ pub struct Trap(bool);
 
 /// An event is taken in.
 pub fn taken(id: EventId) {
-    spring(id == TAKEN);
+    spring(id == TAKEN || id == COUNTED);
+}
+
+/// An event is counted as given up.
+pub fn given_up(id: EventId) {
+    spring(id == COUNTED);
 }
 
 /// Panics on this thread since this was asked last.

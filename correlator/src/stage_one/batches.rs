@@ -88,15 +88,15 @@ impl<O: Outlet> Worker<O> {
         mut batch: Batch,
         budget: &mut Budget<'_>,
     ) -> Result<Option<Batch>, WorkerStop> {
-        if self.is_buried(shard, &batch) {
-            self.bury(shard, batch);
+        if let Some(panics) = self.is_buried(shard, &batch) {
+            self.bury(shard, batch, panics);
             return Ok(None);
         }
         batch.cursor.pressure = self.parts.shared.pressure();
         batch.cursor.live = Some(UnixNanos(self.parts.clock.now_unix_nanos()));
         let Batch { payload, cursor, .. } = &mut batch;
         match self.guard(|shards| shards.take_within(payload, Some(shard), cursor, budget)) {
-            None => self.panicked(shard, Blame::Batch(batch.sequence)),
+            None => self.panicked_over(shard, Blame::Batch(batch.sequence), batch),
             Some(Err(error)) => {
                 tracing::warn!(shard, %error, "a batch of events is refused");
                 self.refuse(shard, batch, error.reason(), error.to_string());
@@ -135,8 +135,8 @@ impl<O: Outlet> Worker<O> {
         let mut sections = std::mem::take(&mut self.sections);
         let advanced = self.guard(|shards| shards.advance_one(shard, watermark, &mut sections, budget));
         let Some(advanced) = advanced else {
-            let judged = self.shards.judged(shard);
-            self.panicked(shard, judged.map_or(Blame::Step, Blame::Event));
+            let blame = self.shards.judged(shard).map(Blame::Event);
+            self.panicked(shard, blame.unwrap_or_else(|| Blame::Step(self.shards.step(shard))));
             return Ok(true);
         };
         for section in sections.drain(..) {
@@ -181,7 +181,7 @@ impl<O: Outlet> Worker<O> {
     pub(super) fn give_up(&mut self, shard: u16, batch: Batch, why: (GivenUp, UnixNanos), says: &str) {
         let Batch { payload, cursor, .. } = &batch;
         let (reason, says) = match self.guard(|shards| shards.give_up(payload, Some(shard), cursor, why)) {
-            None => return self.panicked(shard, Blame::Batch(batch.sequence)),
+            None => return self.panicked_over(shard, Blame::Count(batch.sequence), batch),
             Some(Ok(taken)) => {
                 if let Some(owned) = self.of(shard) {
                     owned.read(batch.sequence, taken.newest.min(batch.came));

@@ -23,14 +23,14 @@ use crate::metrics::CorrelatorMetrics;
 use crate::outbox::Outlet;
 use crate::shards::AccountLine;
 
-const SECOND: u64 = 1_000_000_000;
-const START: u64 = 1_700_000_000 * SECOND;
+pub(super) const SECOND: u64 = 1_000_000_000;
+pub(super) const START: u64 = 1_700_000_000 * SECOND;
 /// Events of the batch that takes long.
 const MANY: u64 = 5000;
 
 /// Each look at the clock takes this many milliseconds: a slow machine. The time of day stands still.
 #[derive(Default)]
-struct SlowClock {
+pub(super) struct SlowClock {
     look_ms: AtomicU64,
     elapsed_ms: AtomicU64,
 }
@@ -53,8 +53,8 @@ impl Clock for SlowClock {
 
 /// Stores everything at once.
 #[derive(Clone, Default)]
-struct Stored {
-    messages: Arc<Mutex<Vec<Outgoing>>>,
+pub(super) struct Stored {
+    pub(super) messages: Arc<Mutex<Vec<Outgoing>>>,
     open: usize,
 }
 
@@ -81,20 +81,22 @@ impl Outlet for Stored {
 
 type Said = BTreeMap<u16, Vec<SignalSection>>;
 
-struct Rig {
-    worker: Worker<Stored>,
-    stored: Stored,
+pub(super) struct Rig {
+    pub(super) worker: Worker<Stored>,
+    pub(super) stored: Stored,
     clock: Arc<SlowClock>,
-    answers: mpsc::Receiver<Answer>,
+    pub(super) answers: mpsc::Receiver<Answer>,
+    pub(super) registry: Metrics,
     read: u64,
 }
 
 impl Rig {
     /// One worker that owns these shards; a look at its clock takes so long.
-    fn new(config: CorrelatorConfig, look: Duration, shards: &[u16]) -> Self {
+    pub(super) fn new(config: CorrelatorConfig, look: Duration, shards: &[u16]) -> Self {
         let clock = Arc::new(SlowClock::default());
         clock.look_ms.store(look.as_millis() as u64, Ordering::Relaxed);
         let (sender, answers) = mpsc::channel(256);
+        let registry = Metrics::new();
         let parts = WorkerParts {
             index: 0,
             producer: ProducerId(1),
@@ -102,14 +104,14 @@ impl Rig {
             shared: Arc::new(Shared::new(1)),
             answers: sender,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
-            metrics: CorrelatorMetrics::new(&Metrics::new()),
+            metrics: CorrelatorMetrics::new(&registry),
         };
         let stored = Stored::default();
         let mut worker = Worker::new(parts, stored.clone());
         for shard in shards {
             worker.work(Work::Own { shard: *shard, epoch: 1, from: None }).expect("owned");
         }
-        Self { worker, stored, clock, answers, read: 0 }
+        Self { worker, stored, clock, answers, registry, read: 0 }
     }
 
     fn batch(&mut self, shard: u16, payload: &Bytes) {
@@ -124,7 +126,7 @@ impl Rig {
         (0..10_000).find(|_| self.worker.deferred.is_empty() || self.worker.turn().is_err()).expect("an end")
     }
 
-    fn quiet(&mut self, shards: &[u16], now: u64) {
+    pub(super) fn quiet(&mut self, shards: &[u16], now: u64) {
         let shards = shards.iter().map(|shard| 1 << shard).sum();
         self.worker.work(Work::CaughtUp { shards, now: UnixNanos(now) }).expect("the clock is followed");
         self.worker.turn().expect("a turn");
@@ -145,7 +147,7 @@ impl Rig {
     }
 
     /// Event time up to which anything was said to be known of a shard.
-    fn told(&self, shard: u16) -> UnixNanos {
+    pub(super) fn told(&self, shard: u16) -> UnixNanos {
         let messages = self.stored.messages.lock().expect("messages");
         let marks = messages.iter().flat_map(|message| {
             let mut aligned = crate::aligned::Aligned::default();
@@ -177,7 +179,7 @@ fn assert_same(calm: &Said, slowly: &Said) {
     }
 }
 
-fn event(path: &str, at: u64, id: u128) -> UnifiedEvent {
+pub(super) fn event(path: &str, at: u64, id: u128) -> UnifiedEvent {
     let entity =
         EntityRef { cluster: "local".into(), node: "n1".into(), cgroup: path.into(), ..Default::default() };
     let data = KernelData { signal: 11, is_init: true, comm: "main".into(), ..KernelData::default() };

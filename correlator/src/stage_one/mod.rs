@@ -21,6 +21,8 @@ pub(crate) mod owned;
 mod panic_tests;
 mod panics;
 mod parts;
+#[cfg(test)]
+mod poison_tests;
 pub(crate) mod readings;
 pub(crate) mod worker;
 

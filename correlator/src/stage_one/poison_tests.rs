@@ -1,0 +1,173 @@
+//! Many batches at which the work on their shard panics, or a panic that does not come again: the shard goes on, whatever is read
+//! again, and what it costs is counted.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tapio_schemas::wire::{EventBatch, SignalBatchView};
+use tapio_schemas::{EventId, Gap, ProducerId, UnixNanos};
+
+use super::deferral_tests::{Rig, SECOND, START, event};
+use super::worker::{Answer, Work};
+use crate::config::CorrelatorConfig;
+use crate::shards::trap;
+
+const PATH: &str = "/poisoned";
+/// What a look at the clock takes: marks and counts are told after a few.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A stream of one shard, and a worker that reads it.
+struct Reading {
+    rig: Rig,
+    shard: u16,
+    writer: EventBatch,
+    stored: Vec<Bytes>,
+    /// Batches read of it.
+    read: usize,
+    epoch: u64,
+    /// Where the worker asked to begin anew, each time.
+    begun: Vec<u64>,
+}
+
+impl Reading {
+    fn new() -> Self {
+        let shard = event(PATH, START, 1).key().shard();
+        let rig = Rig::new(CorrelatorConfig::default(), LOOK, &[shard]);
+        let writer = EventBatch::new(ProducerId(9), 1, shard);
+        Self { rig, shard, writer, stored: Vec::new(), read: 0, epoch: 1, begun: Vec::new() }
+    }
+
+    /// A batch of events: milliseconds since the start, and id.
+    fn store(&mut self, events: &[(u64, EventId)]) {
+        for (at, id) in events {
+            self.writer.push(event(PATH, START + at * SECOND / 1000, id.0));
+        }
+        self.stored.push(Bytes::from(self.writer.finish(UnixNanos(0)).expect("a batch")));
+    }
+
+    /// Reads what is stored, then as the clock says. What the worker gives back it gets again at once, from where it says.
+    /// Panics until everything was read.
+    fn read_all(&mut self, clock: u64) -> u32 {
+        trap::sprung();
+        for _ in 0..200 * self.stored.len() + 200 {
+            if let Ok(Answer { low_water, released: true, .. }) = self.rig.answers.try_recv() {
+                self.epoch += 1;
+                self.begun.push(low_water.map_or(1, |mark| mark.sequence));
+                self.read = low_water.map_or(0, |mark| mark.sequence as usize - 1);
+                let own = Work::Own { shard: self.shard, epoch: self.epoch, from: low_water };
+                self.rig.worker.work(own).expect("owned");
+            } else if self.read < self.stored.len() {
+                self.read += 1;
+                let payload = self.stored[self.read - 1].clone();
+                let work = Work::Batch { shard: self.shard, sequence: self.read as u64, payload };
+                self.rig.worker.work(work).expect("a batch");
+                self.rig.worker.turn().expect("a turn");
+            } else if self.rig.told(self.shard) < UnixNanos(START + (clock - 1) * SECOND) {
+                self.rig.quiet(&[self.shard], START + clock * SECOND);
+            } else {
+                return trap::sprung();
+            }
+        }
+        panic!("it does not end: {} panics, begun last at {:?}", trap::sprung(), self.begun.last())
+    }
+
+    /// Different batches in the dead letters, and the reasons that they came with.
+    fn letters(&self) -> (usize, Vec<String>) {
+        let messages = self.rig.stored.messages.lock().expect("messages");
+        let letters: Vec<_> = messages.iter().filter(|m| m.subject.contains("deadletter")).collect();
+        let mut ids: Vec<_> = letters.iter().map(|letter| letter.msg_id.clone()).collect();
+        ids.sort();
+        ids.dedup();
+        let mut reasons: Vec<String> = letters
+            .iter()
+            .filter_map(|letter| letter.headers.get(tapio_schemas::names::HEADER_REASON).map(str::to_owned))
+            .collect();
+        reasons.dedup();
+        (ids.len(), reasons)
+    }
+
+    fn gaps(&self) -> Vec<Gap> {
+        let messages = self.rig.stored.messages.lock().expect("messages");
+        let gaps = messages.iter().flat_map(|message| {
+            let mut aligned = crate::aligned::Aligned::default();
+            let view = SignalBatchView::check(aligned.of(&message.payload)).ok();
+            view.map(|view| view.to_section().gaps).unwrap_or_default()
+        });
+        gaps.collect()
+    }
+
+    /// Events counted as dropped because of panics.
+    fn dropped(&self) -> u64 {
+        let text = self.rig.registry.encode();
+        let line = "tapio_correlator_events_dropped_total{reason=\"panicked\"} ";
+        text.lines().find_map(|l| l.strip_prefix(line)?.parse().ok()).unwrap_or_default()
+    }
+}
+
+fn id(number: u64) -> EventId {
+    EventId(1000 + u128::from(number))
+}
+
+#[test]
+fn an_event_that_cannot_be_judged_and_lies_in_two_batches_takes_both_with_it() {
+    let mut reading = Reading::new();
+    reading.store(&[(0, id(0)), (10, trap::JUDGED)]);
+    reading.store(&[(10, trap::JUDGED), (20, id(1))]);
+    reading.store(&[(30, id(2))]);
+    assert_eq!(reading.read_all(50), 2, "begun at {:?}", reading.begun);
+    let (letters, reasons) = reading.letters();
+    assert_eq!((letters, reasons), (2, vec!["panicked: the work on it panicked 2 times".to_owned()]));
+    assert_eq!(reading.dropped(), 4);
+}
+
+#[test]
+fn a_batch_that_cannot_even_be_counted_is_refused_uncounted() {
+    let mut reading = Reading::new();
+    reading.store(&[(0, id(0)), (10, trap::COUNTED)]);
+    reading.store(&[(30, id(2))]);
+    assert_eq!(reading.read_all(50), 3, "begun at {:?}", reading.begun);
+    let (letters, reasons) = reading.letters();
+    assert_eq!(letters, 1);
+    assert!(reasons[0].starts_with("panicked: "), "{reasons:?}");
+    assert_eq!(reading.dropped(), 0);
+}
+
+#[test]
+fn more_batches_that_panic_than_are_remembered_do_not_hold_up_the_shard() {
+    const MANY: u64 = 100;
+    let mut reading = Reading::new();
+    for number in 0..MANY {
+        reading.store(&[(10 * number, trap::TAKEN), (10 * number + 5, id(number))]);
+    }
+    reading.store(&[(20_000, id(MANY))]);
+    let panics = reading.read_all(50);
+    assert!(u64::from(panics) <= 2 * MANY, "{panics} panics");
+    assert_eq!(reading.letters().0 as u64, MANY);
+    let behind = reading.begun.iter().filter(|first| **first > 1).min();
+    assert!(behind.is_some_and(|first| *first > 60), "it begins behind what was read at last: {behind:?}");
+}
+
+#[test]
+fn a_step_that_panics_once_costs_nothing_and_long_after_another_is_tried_again_too() {
+    let mut reading = Reading::new();
+    reading.store(&[(10, trap::TOLD)]);
+    let work = Work::Batch { shard: reading.shard, sequence: 1, payload: reading.stored[0].clone() };
+    reading.rig.worker.work(work).expect("a batch");
+    reading.rig.quiet(&[reading.shard], START + 5 * SECOND);
+    assert_eq!(trap::sprung(), 1);
+    // It does not come again.
+    reading.stored.clear();
+    reading.writer = EventBatch::new(ProducerId(9), 2, reading.shard);
+    reading.store(&[(10, id(0))]);
+    reading.store(&[(8_000, id(1))]);
+    assert_eq!(reading.read_all(20), 0);
+    reading.store(&[(30_000, trap::TOLD)]);
+    reading.store(&[(30_100, id(2)), (34_000, id(3)), (34_100, id(4))]);
+    reading.store(&[(40_000, id(5))]);
+    reading.read_all(50);
+    // Read again twice, with the batch that it is over; then behind what was read, and what waited there is counted and told.
+    assert!(reading.begun[..2].iter().all(|first| *first <= 3), "{:?}", reading.begun);
+    assert_eq!(reading.begun[2..], [5], "{:?}", reading.begun);
+    let gaps: Vec<_> = reading.gaps().into_iter().map(|gap| (gap.lost, gap.reason)).collect();
+    assert_eq!((gaps, reading.dropped()), (vec![(3, "panicked".into())], 3));
+}
