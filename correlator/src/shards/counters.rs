@@ -47,7 +47,7 @@ pub struct Dropped {
     pub in_future: u64,
     /// Above the producer's rate.
     pub rate_limited: u64,
-    /// Same time and id as one that waits, or as a span that was counted lately.
+    /// Same time and id as one that waits, or as a span or a line that was judged lately.
     pub duplicate: u64,
     /// In a batch that took too long while too much was put aside already.
     pub batch_time: u64,
@@ -100,6 +100,8 @@ pub struct Evicted {
     pub meters: u64,
     /// Sights of entities and connections; those that last are seen again.
     pub sights: u64,
+    /// Spans and lines that would not be known, if they were delivered again.
+    pub repeats: u64,
     /// Rates of drops whose season is not learnt because those of too many are.
     pub unseasoned: u64,
 }
@@ -160,7 +162,7 @@ impl Unsaid {
 
 impl Evicted {
     /// Counts with the map they are shown under.
-    pub fn by_map(&self) -> [(&'static str, u64); 21] {
+    pub fn by_map(&self) -> [(&'static str, u64); 22] {
         [
             ("reorder", self.reorder),
             ("series", self.series),
@@ -182,6 +184,7 @@ impl Evicted {
             ("texts", self.texts),
             ("meters", self.meters),
             ("sights", self.sights),
+            ("repeats", self.repeats),
             ("drop_unseasoned", self.unseasoned),
         ]
     }

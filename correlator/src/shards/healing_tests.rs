@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tapio_schemas::entity::kinds;
-use tapio_schemas::payload::{KernelData, KubernetesData, SystemdData};
-use tapio_schemas::{EntityRef, EventId, EventKind, Payload, Signal, SignalKind, UnifiedEvent, UnixNanos};
+use tapio_schemas::payload::{KernelData, KubernetesData, LogData, SystemdData};
+use tapio_schemas::{
+    EntityRef, EventId, EventKind, EventSeverity, Payload, Signal, SignalKind, UnifiedEvent, UnixNanos,
+};
 
 use super::confirm::FAINT;
 use super::shard_tests::{Sim, event, seconds};
@@ -152,6 +154,27 @@ fn a_killing_by_a_probe_is_certain_and_one_failed_probe_is_not() {
     assert!(fact("killed").is_some() && fact("restarts").is_some() && fact("liveness").is_some());
     let stopped = [warned(&main, "Killing", "Stopping container main", 10, 1)];
     assert!(said(SignalKind::ProbeFailed, &stopped, 60).is_empty(), "a pod that is stopped");
+}
+
+#[test]
+fn a_line_that_is_delivered_again_is_one_line() {
+    let line = |id: u128| {
+        let data = LogData { body: "write /data/wal: no space left on device".into(), ..LogData::default() };
+        let main = container("api-1", "main");
+        let line = event(EventKind::Log, &main, at(10), EventId(id), Payload::Log(Box::new(data)));
+        UnifiedEvent { severity: EventSeverity::Error, ..line }
+    };
+    // Event time has passed the first one when the next ones come.
+    let told = |ids: [u128; 3]| {
+        let mut sim = Sim::new();
+        for (id, passed) in ids.into_iter().zip([15, 20, 60]) {
+            sim.feed(&[line(id), of_pod(EventKind::K8sPodReady, "other", passed, 900 + u128::from(passed))]);
+        }
+        let faults: Vec<_> = sim.signals.iter().filter(|s| s.kind == SignalKind::LogFault).cloned().collect();
+        (faults.last().map(|s| s.count), faults.iter().any(is_certain), sim.counters().dropped.duplicate)
+    };
+    assert_eq!(told([1, 2, 3]), (Some(3), true, 0));
+    assert_eq!(told([1, 1, 1]), (Some(1), false, 2));
 }
 
 #[test]

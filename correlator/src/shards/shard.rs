@@ -424,7 +424,7 @@ impl Shard {
                     }
                 }
             }
-            Record::Span(span) if self.repeats.is_again(span.at, span.id) => {
+            Record::Span(span) if self.repeats.is_again(span.at, span.id, &mut self.counters) => {
                 self.counters.dropped.duplicate += 1;
             }
             Record::Span(span) => {
@@ -443,6 +443,12 @@ impl Shard {
 
     fn event(&mut self, step: UnixNanos, record: &EventRecord, out: &mut SignalSection) {
         let event = &record.event;
+        if event.kind == EventKind::Log
+            && self.repeats.is_again(event.timestamp, event.id, &mut self.counters)
+        {
+            self.counters.dropped.duplicate += 1;
+            return;
+        }
         #[cfg(test)]
         self.trap.judged(event.id);
         match &event.payload {
