@@ -308,6 +308,9 @@ fn what_a_kubelet_tells_at_its_start_may_be_old_and_later_it_is_news() {
         told(&mut api);
         let found = api.verdicts(160);
         assert_eq!((found.len(), found.first().map(cause)), (1, Some("memory.node_exhausted")), "{found:#?}");
+        // Since when, and by how many events.
+        assert_eq!(found[0].first_bad_at, UnixNanos(START + 140 * SECOND), "{found:#?}");
+        assert!(found[0].chain.iter().all(|link| link.evidence.len() == 1), "{found:#?}");
     };
     found(&|api| api.kills(140, 40));
     // It runs for a while already; what it told before does not hide this one.

@@ -82,7 +82,7 @@ impl Confirm {
         Self { lasts_ns: KUBELET_STARTS_NS, ..Self::NEVER }
     }
 
-    /// It runs again, or was told before: that it lasts is no longer told by silence.
+    /// It runs again: that it lasts is no longer told by silence.
     pub fn resumed(self) -> Self {
         Self { lasts_ns: u64::MAX, ..self }
     }

@@ -55,6 +55,8 @@ pub struct Dropped {
     pub memory_pressure: u64,
     /// In a batch at which the work on its shard panicked again and again, or waiting in a shard that panicked so.
     pub panicked: u64,
+    /// Kills of before its start that a kubelet told as if they were new.
+    pub retold: u64,
 }
 
 /// What was forgotten because its map was full.
@@ -123,6 +125,7 @@ impl Dropped {
             batch_time: self.batch_time - before.batch_time,
             memory_pressure: self.memory_pressure - before.memory_pressure,
             panicked: self.panicked - before.panicked,
+            retold: self.retold - before.retold,
         }
     }
 
@@ -136,10 +139,11 @@ impl Dropped {
         self.batch_time += more.batch_time;
         self.memory_pressure += more.memory_pressure;
         self.panicked += more.panicked;
+        self.retold += more.retold;
     }
 
     /// Counts with the reason they are shown under.
-    pub fn by_reason(&self) -> [(&'static str, u64); 8] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 9] {
         [
             ("integrity", self.integrity),
             ("too_old", self.too_old),
@@ -149,6 +153,7 @@ impl Dropped {
             ("batch_time", self.batch_time),
             ("memory_pressure", self.memory_pressure),
             ("panicked", self.panicked),
+            ("retold", self.retold),
         ]
     }
 }

@@ -3,6 +3,7 @@
 use tapio_schemas::payload::{Payload, SystemdData};
 use tapio_schemas::{EntityRef, EventKind, SignalKind, UnifiedEvent, UnixNanos};
 
+use super::counters::Counters;
 use super::episode::{EpisodeKey, Episodes, episode_key};
 use super::news::RESTARTED;
 use super::record::hash_parts;
@@ -38,13 +39,13 @@ const INHERITED: [SignalKind; 6] = [
 const SUCCESSOR_NS: u64 = 30_000_000_000;
 
 /// Ends or shortens the deviations that this event shows to be over, or as good as over.
-pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes) {
+pub fn settle(step: UnixNanos, event: &UnifiedEvent, episodes: &mut Episodes, counters: &mut Counters) {
     for key in over(event) {
         episodes.end(step, key);
     }
     let (pod, at) = (&event.entity, event.timestamp);
     if is_start_of_kubelet(event) {
-        episodes.kubelet_started(step, &event.entity, at);
+        episodes.kubelet_started(step, &event.entity, at, counters);
     }
     match event.kind {
         // Whatever the other end of it was.

@@ -189,8 +189,13 @@ impl Episodes {
         if ENDS.contains(&seen.kind) && self.starts.runs_since(&seen.entity, seen.at) {
             seen.confirm = seen.confirm.map(Confirm::resumed);
         }
-        if seen.kind == SignalKind::OomKill && self.starts.retells(&seen.entity, seen.at) {
-            seen.confirm = seen.confirm.map(Confirm::resumed);
+        // A kill of long ago is no part of one that may follow. What the kernel says itself needs nobody's word.
+        if seen.kind == SignalKind::OomKill
+            && seen.confirm.is_some()
+            && self.starts.retells(&seen.entity, seen.at)
+        {
+            counters.dropped.retold += seen.count;
+            return;
         }
         let meaning = context::meaning(seen.kind);
         let group = groups.join(&self.cluster, seen.key, meaning.group_type, seen.at, counters);
@@ -271,15 +276,27 @@ impl Episodes {
         }
     }
 
-    /// The kubelet of a machine has started at `at`: the kills that it tells from then on may be old. Of the same second
-    /// either may be read first.
-    pub fn kubelet_started(&mut self, step: UnixNanos, machine: &EntityRef, at: UnixNanos) {
+    /// The kubelet of a machine has started at `at`: the kills that it tells from then on may be old, and what it alone has told
+    /// of them is taken back. Of the same second either may be read first.
+    pub fn kubelet_started(
+        &mut self,
+        step: UnixNanos,
+        machine: &EntityRef,
+        at: UnixNanos,
+        counters: &mut Counters,
+    ) {
         self.starts.note(machine, at);
         let key = episode_key(SignalKind::OomKill, machine, None, 0);
-        if let Some(episode) = self.open.get_mut(&key).filter(|e| retells(at, e.signal.onset)) {
-            episode.confirm = episode.confirm.map(Confirm::resumed);
-            self.schedule(key, step);
+        let open = self.open.get(&key);
+        let Some(episode) = open.filter(|e| e.confirm.is_some() && retells(at, e.signal.onset)) else {
+            return;
+        };
+        counters.dropped.retold += episode.signal.count;
+        if episode.said.0 > 0 {
+            return self.end(step, key);
         }
+        self.agenda.remove(&(episode.due, key));
+        self.open.remove(&key);
     }
 
     /// True when the episode is open.

@@ -178,6 +178,43 @@ fn a_line_that_is_delivered_again_is_one_line() {
 }
 
 #[test]
+fn a_kill_that_is_told_again_is_no_part_of_the_next_one() {
+    let machine = EntityRef {
+        cluster: "c".into(),
+        node: "n1".into(),
+        object_kind: kinds::NODE.into(),
+        object: "n1".into(),
+        ..EntityRef::default()
+    };
+    let machine = Arc::new(machine.sealed());
+    let kubelet = |reason: &str, message: &str, when, id| {
+        let data = KubernetesData {
+            object_kind: kinds::NODE.into(),
+            object_name: "n1".into(),
+            reason: reason.into(),
+            message: message.into(),
+            reporter: "kubelet".into(),
+            ..KubernetesData::default()
+        };
+        event(EventKind::K8sEvent, &machine, at(when), EventId(id), Payload::Kubernetes(Box::new(data)))
+    };
+    let killed = |when, id| {
+        let message = format!("System OOM encountered, victim process: batch, pid: {id}");
+        kubelet("SystemOOM", &message, when, id)
+    };
+    // Of the same second, either is read first.
+    for (start, kills) in [(1, [2, 3]), (3, [1, 2])] {
+        let mut events = vec![kubelet("Starting", "Starting kubelet.", 10, start)];
+        events.extend(kills.map(|id| killed(10, id)));
+        events.push(killed(30, 9));
+        let kills = said(SignalKind::OomKill, &events, 50);
+        let told: Vec<_> = kills.iter().filter(|s| is_certain(s)).map(|s| (s.onset, s.count)).collect();
+        assert!(!told.is_empty() && told.iter().all(|told| *told == (at(30), 1)), "{kills:#?}");
+        assert!(kills.iter().filter(|s| is_certain(s)).all(|s| s.evidence == [EventId(9)]), "{kills:#?}");
+    }
+}
+
+#[test]
 fn with_a_pod_goes_what_was_wrong_in_it_unless_its_successor_has_it_too() {
     let wrong = |pod: &str, id: u128| {
         vec![

@@ -470,7 +470,7 @@ impl Shard {
         if event.kind == EventKind::OomKill {
             self.series.kill_told(owner_of(&event.entity), event.timestamp, &mut self.counters);
         }
-        endings::settle(step, event, &mut self.episodes);
+        endings::settle(step, event, &mut self.episodes, &mut self.counters);
         let Some(mut seen) = news::judge(record, &mut self.exits, &mut self.counters) else { return };
         let (key, needed) = (seen.episode(), needed(seen.kind));
         seen.count = self.bursts.admit(key, event.timestamp, needed, self.episodes.is_open(key));
