@@ -16,8 +16,8 @@
 //!
 //! The supervisor (an actor) owns both stages. A stage that fails is built anew as a whole and makes its state again from
 //! its stream; so does a restart of the process, and so does another replica that takes over. A panic in the work on one shard
-//! fails that shard alone (stage_one/panics.rs). Stage one stops first, so that
-//! what it said is still decided.
+//! fails that shard alone (stage_one/panics.rs). Stage one stops first, so that what it said is still decided, unless stage two
+//! is behind with what was said before it began: that, and what follows it, is for the next run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -161,7 +161,8 @@ impl CorrelatorHandle {
         self.supervision.status().await
     }
 
-    /// Stops reading events, decides what was read, and waits until every finding is acknowledged.
+    /// Stops reading events, decides what was read (unless it is behind with what an owner before said), and waits until every
+    /// finding is acknowledged.
     ///
     /// # Errors
     /// [`DrainError`] when a stage does not stop in time.

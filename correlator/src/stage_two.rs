@@ -24,7 +24,7 @@ use crate::config::{CorrelatorConfig, nanos};
 use crate::decider::Decider;
 use crate::incident_worker::{IncidentParts, IncidentWorker, PUBLISH_WINDOW, Section};
 use crate::ledger::Ledger;
-use crate::low_water::{LowWater, start_at};
+use crate::low_water::{LowWater, start_in};
 use crate::metrics::CorrelatorMetrics;
 use crate::outbox::BusOutlet;
 use crate::own_patterns::Patterns;
@@ -60,8 +60,9 @@ pub struct StageTwoParts {
 }
 
 impl StageTwoParts {
-    /// Runs for the time of the lease: until the context is shut down (then everything in the stream is still decided) or
-    /// something fails.
+    /// Runs for the time of the lease: until the context is shut down or something fails. At a shutdown what was said during
+    /// this term of office is still decided; who has not yet read all that was said before it leaves the rest, also what stage one
+    /// said last, to the next owner, who reads it again anyway.
     ///
     /// # Errors
     /// When the bus refuses something for good, or the incident worker stops.
@@ -73,7 +74,9 @@ impl StageTwoParts {
         // Handed over before everything was read: without all of it, what was said would be said again.
         let Some(mut ledger) = self.published(resume.told_since, &context).await? else { return Ok(()) };
         resume.begin(&mut ledger);
-        let start = start_at(&self.bus, STREAM_SIGNALS, resume.mark, resume.from).await?;
+        // What is there now was said before this term of office.
+        let told_before = self.bus.stream_state(STREAM_SIGNALS).await?.last_sequence;
+        let start = start_in(told_before, resume.mark, resume.from);
         let goes_on = resume.goes_on(&start);
         let config = OrderedConfig {
             filters: vec![signals_subject(&self.config.cluster)],
@@ -117,6 +120,7 @@ impl StageTwoParts {
             told_fresh,
             priors,
             fresh_due: Duration::ZERO,
+            told_before,
         };
         let read = reader.read(consumer, &context).await;
         let joined = reader.close(thread).await;
@@ -195,18 +199,19 @@ struct Reader {
     told_fresh: watch::Receiver<Fresh>,
     priors: watch::Sender<Arc<PriorHistory>>,
     fresh_due: Duration,
+    /// Last message that was in the stream before this term of office.
+    told_before: u64,
 }
 
 impl Reader {
     async fn read(&mut self, mut consumer: OrderedConsumer, context: &WorkerContext) -> WorkerResult {
-        // What is there now was said before this term of office.
-        let told_before = self.parts.bus.stream_state(STREAM_SIGNALS).await?.last_sequence;
         let (mut read, mut end) = (0, None);
         loop {
             context.progress.tick();
             if end.is_none() && context.shutdown.is_triggered() {
                 // What the owner before left, and is not read yet, is for the next one, which reads it again anyway.
-                end = Some(if read < told_before { read } else { end_of_signals(&self.parts.bus).await });
+                let all_before = read >= self.told_before;
+                end = Some(if all_before { end_of_signals(&self.parts.bus).await } else { read });
             }
             if end.is_some_and(|end| read >= end) {
                 return Ok(());
