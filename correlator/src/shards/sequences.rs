@@ -111,7 +111,8 @@ impl Sequences {
         if self.producers.len() >= self.count_max && !self.producers.contains_key(&header.producer) {
             self.forget_longest_silent(counters);
         }
-        let end = header.first_sequence + u64::from(header.count);
+        // Whoever numbers them: a number may be anything.
+        let end = header.first_sequence.saturating_add(u64::from(header.count));
         let producer = self.producers.entry(header.producer).or_insert_with(|| Producer {
             epoch: header.epoch,
             // What came before the first batch we read is not ours to judge.
@@ -154,13 +155,14 @@ impl Sequences {
             producer.holes.retain(|hole| {
                 let open = !crowded && hole.seen.plus(GRACE_NS) > now;
                 if !open {
-                    counters.gap_events += hole.end - hole.first;
-                    producer.account.missing += hole.end - hole.first;
+                    let lost = hole.end - hole.first;
+                    counters.gap_events = counters.gap_events.saturating_add(lost);
+                    producer.account.missing = producer.account.missing.saturating_add(lost);
                     told.push(Gap {
                         producer: *id,
                         source: "transport".into(),
                         node: node.clone(),
-                        lost: hole.end - hole.first,
+                        lost,
                         from: hole.from,
                         to: hole.seen,
                         reason: "sequence_gap".into(),
@@ -180,8 +182,10 @@ impl Sequences {
             producer: *id,
             node: producer.node.clone(),
             epoch: producer.epoch,
-            next: producer.next - producer.open,
-            missing: producer.account.missing + producer.holes.iter().map(|h| h.end - h.first).sum::<u64>(),
+            next: producer.next.saturating_sub(producer.open),
+            missing: producer.holes.iter().fold(producer.account.missing, |missing, hole| {
+                missing.saturating_add(hole.end - hole.first)
+            }),
             last: producer.last,
             account: producer.account.clone(),
         })
@@ -250,5 +254,44 @@ impl Producer {
             self.holes.push(Hole { first: end, ..hole });
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_schemas::UnifiedEvent;
+    use tapio_schemas::wire::{EventBatch, EventBatchView};
+
+    use super::*;
+    use crate::aligned::Aligned;
+
+    #[test]
+    fn numbers_that_nobody_can_have_counted_up_to_do_no_harm() {
+        let mut sequences = Sequences::new(4);
+        let (mut counters, mut gaps) = (Counters::default(), Vec::new());
+        let mut batch = EventBatch::new(ProducerId(1), 1, 0);
+        batch.push(UnifiedEvent::default());
+        let bytes = batch.finish(UnixNanos(0)).expect("a batch");
+        let mut aligned = Aligned::default();
+        let given = *EventBatchView::check(aligned.of(&bytes)).expect("a batch").header();
+        let header = |producer: u64, first_sequence: u64, count: u32| {
+            let mut header = given;
+            (header.producer, header.first_sequence, header.count) =
+                (ProducerId(producer), first_sequence, count);
+            header
+        };
+        let mut hear = |producer: u64, first: u64, count: u32, at: u64| {
+            let at = UnixNanos(at);
+            sequences.observe(&header(producer, first, count), at, "n1", &mut counters).0
+        };
+        for producer in [1, 2] {
+            assert_eq!(hear(producer, 0, 1, 1), Order::New);
+            assert_eq!(hear(producer, u64::MAX - 2, 7, 2), Order::New);
+            assert_eq!(hear(producer, u64::MAX - 2, 7, 3), Order::Duplicate);
+        }
+        assert!(sequences.accounts().all(|line| line.missing == u64::MAX - 3));
+        sequences.tell(UnixNanos(10 * GRACE_NS), &mut gaps, &mut counters);
+        assert_eq!(gaps.iter().map(|gap| gap.lost).collect::<Vec<_>>(), [u64::MAX - 3; 2]);
+        assert_eq!(counters.gap_events, u64::MAX);
     }
 }
