@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tapio_schemas::{Entity, UnixNanos};
 
 use super::around::Around;
+use super::incident::NamedCause;
 use super::signals::{is_change, open_ns};
 use super::view::{View, share};
 use crate::model::{Facts, Model, Pattern, Relation, SignedDuration, SymptomSpec, sits_on};
@@ -33,6 +34,28 @@ pub struct Candidate<'m> {
     pub changes: Vec<usize>,
     /// Odds before the signals are weighed: prior, changes, refuters, absences.
     pub odds: f64,
+}
+
+impl Candidate<'_> {
+    /// It as it is when the evidence singles it out.
+    pub fn named(&self) -> NamedCause {
+        NamedCause {
+            cause: self.pattern.id.clone(),
+            seat: self.seat.clone(),
+            refuters: self.refuted.iter().map(|(refuter, _)| *refuter).collect(),
+            missing: self.missing.iter().copied().collect(),
+        }
+    }
+
+    /// True when nothing refutes it, and no symptom is missing, that did not when it was named. A symptom that was there and
+    /// has faded is not missing; that its calls are as fast as ever again, which tempers it, is what fading means.
+    pub fn only_fades(&self, named: &NamedCause) -> bool {
+        let was_seen = |symptom: &usize| self.explains.values().any(|(_, seen)| seen == symptom);
+        let is_same = self.pattern.id == named.cause && self.seat == named.seat;
+        is_same
+            && self.refuted.iter().all(|(refuter, _)| named.refuters.contains(refuter))
+            && self.missing.iter().all(|symptom| named.missing.contains(symptom) || was_seen(symptom))
+    }
 }
 
 /// All candidates for the signals of a tick.

@@ -82,15 +82,18 @@ impl<'a> Material<'a> {
     /// What is named. As what is wrong goes away, less is left to tell that anything is wrong, but nothing more about what it
     /// was: a cause that was named and still is the most probable one stays named, as it was, until something else explains
     /// what there is, something speaks against it that did not when it was named, or it is over.
-    fn cause_told(&self, component: &Component, last: Option<&Finding>) -> Named<'_, 'a> {
+    fn cause_told(&self, component: &Component, incident: &mut Incident) -> Named<'_, 'a> {
         let root = self.root(component).map(|at| &self.candidates[at]);
+        if let Some(root) = root {
+            incident.named = Some(root.named());
+        }
         let kept = || {
+            let last = incident.last();
             let last = last.filter(|last| last.status == Status::Active || self.is_over(component))?;
             let (cause, (best, _)) = (last.root_cause.as_ref()?, component.verdict.ranked.first()?);
             let best = &self.candidates[*best];
             let is_same = best.pattern.id == cause.cause && best.seat == cause.entity;
-            let only_fades =
-                last.hypotheses.first().is_some_and(|told| self.only_fades(best, told, component));
+            let only_fades = incident.named.as_ref().is_some_and(|named| best.only_fades(named));
             (is_same && !component.verdict.has_rival && only_fades).then_some((best, last))
         };
         match root.is_none().then(kept).flatten() {
@@ -101,15 +104,6 @@ impl<'a> Material<'a> {
             },
             None => Named { root, confidence: self.stated(component, root), kept: None },
         }
-    }
-
-    /// True when nothing refutes the candidate, and no symptom is missing, that did not when it was told. A symptom that was
-    /// there and has faded is not missing.
-    fn only_fades(&self, candidate: &Candidate<'_>, told: &Hypothesis, component: &Component) -> bool {
-        let was_seen = |symptom: &usize| candidate.explains.values().any(|(_, seen)| seen == symptom);
-        let missing = candidate.missing.iter().filter(|symptom| !was_seen(symptom)).count();
-        missing <= told.missing.len()
-            && self.refuted(candidate, None, component).len() <= told.refuted_by.len()
     }
 
     /// Seat of the best hypothesis, else what the first signal is on.
@@ -144,7 +138,7 @@ impl<'a> Material<'a> {
         let view = self.view;
         let members = in_order(component);
         let seat = self.seat(component);
-        let Named { root, confidence, kept } = self.cause_told(component, incident.last());
+        let Named { root, confidence, kept } = self.cause_told(component, incident);
         incident.foretold.look(view, &members, &seat, nanos(self.config.refresh));
         let prediction = root.and_then(|_| incident.foretold.prediction());
         let deviations = || members.iter().map(|at| view.signals[*at]).filter(|s| !is_change(s.kind));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tapio_schemas::finding::{Finding, Status};
-use tapio_schemas::{FindingId, Score, Severity, SignalId, SmolStr, UnixNanos};
+use tapio_schemas::{Entity, FindingId, Score, Severity, SignalId, SmolStr, UnixNanos};
 
 use super::ending;
 use super::foreseen::Foreseen;
@@ -29,6 +29,8 @@ pub struct Incident {
     pub foretold: Foretold,
     /// What it has foretold elsewhere.
     pub foreseen: Foreseen,
+    /// The cause that the evidence singled out last.
+    pub named: Option<NamedCause>,
     /// Tick at which it was over; `None` while it goes on.
     pub over_since: Option<UnixNanos>,
     /// What it held when it was told that it is over.
@@ -36,6 +38,19 @@ pub struct Incident {
     /// Last revision made, before this process or in it.
     revision: u32,
     published: Option<Published>,
+}
+
+/// A cause, and what spoke against it when the evidence last singled it out.
+#[derive(Debug)]
+pub struct NamedCause {
+    /// Cause id.
+    pub cause: SmolStr,
+    /// Where it sits.
+    pub seat: Entity,
+    /// Refuters seen, by their number in the pattern.
+    pub refuters: BTreeSet<usize>,
+    /// Symptoms missing, likewise.
+    pub missing: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -64,6 +79,7 @@ impl Incident {
             onset: at,
             foretold: Foretold::default(),
             foreseen: Foreseen::default(),
+            named: None,
             over_since: None,
             told_over: None,
             revision,
@@ -149,9 +165,9 @@ type Told<'a> = (UnixNanos, (UnixNanos, UnixNanos), Option<&'a SmolStr>);
 struct Gist<'a> {
     status: Status,
     severity: Severity,
-    root: Option<(&'a tapio_schemas::Entity, &'a SmolStr)>,
-    hypotheses: Vec<(&'a SmolStr, &'a tapio_schemas::Entity, bool)>,
-    chain: Vec<(UnixNanos, &'a SmolStr, &'a tapio_schemas::Entity)>,
+    root: Option<(&'a Entity, &'a SmolStr)>,
+    hypotheses: Vec<(&'a SmolStr, &'a Entity, bool)>,
+    chain: Vec<(UnixNanos, &'a SmolStr, &'a Entity)>,
     foretold: Vec<Told<'a>>,
     customer_facing: bool,
     gaps: usize,

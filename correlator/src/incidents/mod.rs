@@ -13,6 +13,8 @@ mod cascade;
 mod components;
 mod config;
 pub(crate) mod ending;
+#[cfg(test)]
+mod fading_tests;
 mod finding;
 mod foreseen;
 mod graph;
