@@ -140,6 +140,10 @@ fn candidate<'m>(
     around: &Around<'_, '_>,
     matches: &[(usize, usize)],
 ) -> Option<Candidate<'m>> {
+    let meant = Meant::by(pattern, around, matches);
+    let matches: Vec<(usize, usize)> =
+        matches.iter().copied().filter(|(s, at)| meant.holds(pattern.symptoms[*s].on, around, *at)).collect();
+    let matches = matches.as_slice();
     let now = around.view.latest(matches.iter().map(|(_, at)| at));
     let current: Vec<(usize, usize)> =
         matches.iter().copied().filter(|(_, at)| !around.view.has_faded(*at, now)).collect();
@@ -170,10 +174,28 @@ fn candidate<'m>(
     let missing: Vec<usize> = (0..seen.len())
         .filter(|at| !seen[*at] && is_missed(&pattern.symptoms[*at], around.seat, &facts))
         .collect();
-    let refuted = refuters(pattern, around, anchor, &facts);
+    let refuted = refuters(pattern, around, anchor, &facts, &meant);
     let changes = changes(pattern, around, anchor);
     let odds = odds(pattern, around, &missing, &refuted, &changes) * vitality(pattern, living);
     Some(Candidate { pattern, seat: around.seat.clone(), explains, missing, refuted, changes, odds })
+}
+
+/// The callees that a cause is about: the other ends of its required signals. Without any it may be about each of them.
+struct Meant<'v>(BTreeSet<&'v Entity>);
+
+impl<'v> Meant<'v> {
+    fn by(pattern: &Pattern, around: &Around<'v, '_>, matches: &[(usize, usize)]) -> Self {
+        let required = matches.iter().filter(|(symptom, _)| {
+            let spec = &pattern.symptoms[*symptom];
+            spec.required && spec.on == Relation::Itself
+        });
+        Self(required.filter_map(|(_, at)| around.view.peers[*at].as_ref()).collect())
+    }
+
+    /// False for a signal of a callee that has nothing to do with the cause.
+    fn holds(&self, relation: Relation, around: &Around<'_, '_>, at: usize) -> bool {
+        relation != Relation::Callee || self.0.is_empty() || self.0.contains(&around.view.homes[at])
+    }
 }
 
 /// (symptom, signal) pairs that fit by kind, place and predicate.
@@ -247,12 +269,14 @@ fn refuters(
     around: &Around<'_, '_>,
     anchor: UnixNanos,
     facts: &Facts,
+    meant: &Meant<'_>,
 ) -> Vec<(usize, usize)> {
     let mut refuted = Vec::new();
     for (number, refuter) in pattern.refuted_by.iter().enumerate() {
         let first = around.seen(refuter.signal, refuter.on).into_iter().find(|at| {
             let signal = around.view.signals[*at];
             within(signal.onset, anchor, refuter.lag)
+                && meant.holds(refuter.on, around, *at)
                 && refuter.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, facts))
         });
         refuted.extend(first.map(|at| (number, at)));

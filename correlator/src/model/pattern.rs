@@ -71,7 +71,7 @@ pub enum Relation {
     Caller,
     /// On something that reaches the seat over several calls.
     Upstream,
-    /// On something the seat calls or connects to.
+    /// On something the seat calls or connects to; where signals on the seat that the cause requires have an other end, on that.
     Callee,
     /// On the machine the seat runs on.
     Node,
