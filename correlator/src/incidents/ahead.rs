@@ -17,7 +17,7 @@ use super::view::View;
 use super::{IncidentEngine, last_revision};
 use crate::slo::Burn;
 
-/// Budgets foretold by a finding: callers have their room beside them.
+/// Budgets foretold by a finding at a time: callers have their room beside them.
 const BUDGETS_MAX: usize = FORESEEN_MAX - CALLERS_MAX;
 
 /// What the future is told from.
@@ -64,8 +64,9 @@ impl<'a> Ahead<'a> {
             return touches;
         }
         // How often requests fail is counted, whatever the cause is.
-        for (home, burn) in burns.into_iter().take(BUDGETS_MAX) {
-            if !foreseen.knows(SCENARIO_BUDGET, home) && foreseen.count(is_budget) >= BUDGETS_MAX {
+        for (home, burn) in burns {
+            let has_room = foreseen.pending().filter(|promise| is_budget(promise)).count() < BUDGETS_MAX;
+            if !has_room && !foreseen.holds(SCENARIO_BUDGET, home) {
                 continue;
             }
             burning::foretell(home, burn, self.priors, view.now, now.refresh_ns, foreseen);
@@ -136,4 +137,70 @@ impl IncidentEngine {
 /// What the story says of it.
 pub fn sentences(foreseen: &Foreseen) -> Vec<String> {
     cascade::sentence(foreseen).into_iter().chain(burning::sentences(foreseen)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_schemas::signal::Forecast;
+    use tapio_schemas::{Score, Signal, SignalKind};
+
+    use super::*;
+    use crate::incidents::tests::{SECOND, at_second as at, service};
+    use crate::slo::Terms;
+
+    /// A budget that will be used up an hour from now, or was just then.
+    fn burn(used_up_at: Option<UnixNanos>) -> Burn {
+        let (earliest, latest) = (at(3_000), at(4_200));
+        let forecast = Forecast {
+            scenario: SCENARIO_BUDGET.into(),
+            probability: Score::clamped(0.8),
+            at: at(3_600),
+            earliest,
+            latest,
+        };
+        Burn {
+            terms: Terms { objective: 0.99, window_ns: 86_400 * SECOND },
+            onset: at(1),
+            seen_from: at(0),
+            total: Default::default(),
+            used: 0.5,
+            speed: 10.0,
+            forecast: Some(forecast).filter(|_| used_up_at.is_none()),
+            used_up_at,
+        }
+    }
+
+    #[test]
+    fn budgets_that_are_used_up_leave_their_room_to_others() {
+        let names: Vec<String> = (0..BUDGETS_MAX + 2).map(|n| format!("s{n}")).collect();
+        let errors: Vec<Signal> = names
+            .iter()
+            .map(|name| Signal::new(SignalKind::HttpServerErrors, service(name), None, at(1)))
+            .collect();
+        let (graph, kernel, tallies) = (Graph::new(16), BTreeSet::new(), Tallies::new(16));
+        let (priors, mut foreseen) = (PriorHistory::default(), Foreseen::default());
+        let members: Vec<usize> = (0..errors.len()).collect();
+        let home = |name: &String| service(name).owner();
+        let mut look = |second: u64, used_up: usize| {
+            let burns: Vec<Burn> = (0..names.len()).map(|n| burn((n < used_up).then(|| at(3_500)))).collect();
+            let burns: Burns<'_> = names.iter().map(home).zip(&burns).collect();
+            let ahead = Ahead { burns, priors: &priors, shares: OnceCell::new() };
+            let view = View::new(errors.iter().collect(), &graph, &kernel, at(second));
+            let seat = home(&names[0]);
+            let now = Now {
+                view: &view,
+                members: &members,
+                seat: &seat,
+                first_bad: at(1),
+                confidence: None,
+                goes_on: true,
+                refresh_ns: 60 * SECOND,
+            };
+            assert!(ahead.look(&now, &tallies, &graph, &mut foreseen));
+            foreseen.predictions().iter().map(|p| p.outcome.clone().unwrap_or_default()).collect::<Vec<_>>()
+        };
+        assert_eq!(look(10, 0), ["pending"; BUDGETS_MAX]);
+        let later = look(3_510, BUDGETS_MAX);
+        assert_eq!(later, [["hit"; BUDGETS_MAX].as_slice(), &["pending"; 2]].concat());
+    }
 }

@@ -61,9 +61,9 @@ impl Foreseen {
         self.0.iter().any(|promise| promise.is_of(scenario, entity))
     }
 
-    /// Those of a kind, scored ones too.
-    pub fn count(&self, is_it: impl Fn(&Promise) -> bool) -> usize {
-        self.0.iter().filter(|promise| is_it(promise)).count()
+    /// True when this is foretold and not scored yet.
+    pub fn holds(&self, scenario: &str, entity: &Entity) -> bool {
+        self.pending().any(|promise| promise.is_of(scenario, entity))
     }
 
     /// True when nothing more finds room.
