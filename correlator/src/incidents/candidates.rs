@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tapio_schemas::{Entity, UnixNanos};
+use tapio_schemas::{Entity, Signal, UnixNanos};
 
 use super::around::Around;
 use super::incident::NamedCause;
@@ -170,7 +170,7 @@ fn candidate<'m>(
     if lacks_required || explains_nothing || is_lifeless {
         return None;
     }
-    let facts = around.facts(anchor);
+    let facts = around.facts(anchor.at);
     let missing: Vec<usize> = (0..seen.len())
         .filter(|at| !seen[*at] && is_missed(&pattern.symptoms[*at], around.seat, &facts))
         .collect();
@@ -213,36 +213,49 @@ fn matches_of(pattern: &Pattern, around: &Around<'_, '_>) -> Vec<(usize, usize)>
     matches
 }
 
+/// When something began, and how much later that may have been by what its stamp leaves open, ns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Onset {
+    at: UnixNanos,
+    open_ns: u64,
+}
+
+impl Onset {
+    fn of(signal: &Signal) -> Self {
+        Self { at: signal.onset, open_ns: open_ns(signal) }
+    }
+
+    /// Whether it is so long after `from`, or may be.
+    fn is_within(self, from: Self, lag: Option<(SignedDuration, SignedDuration)>) -> bool {
+        let difference = i128::from(self.at.0) - i128::from(from.at.0);
+        let least = difference - i128::from(from.open_ns);
+        let most = difference + i128::from(self.open_ns);
+        lag.is_none_or(|(low, high)| most >= i128::from(low.0) && least <= i128::from(high.0))
+    }
+}
+
 /// First sign: of what is required, else of what shows on the seat, else of anything.
-fn anchor_of(pattern: &Pattern, around: &Around<'_, '_>, matches: &[(usize, usize)]) -> Option<UnixNanos> {
+fn anchor_of(pattern: &Pattern, around: &Around<'_, '_>, matches: &[(usize, usize)]) -> Option<Onset> {
     let earliest = |fits: &dyn Fn(&SymptomSpec) -> bool| {
         let onsets = matches.iter().filter(|(s, _)| fits(&pattern.symptoms[*s]));
-        onsets.map(|(_, at)| around.view.signals[*at].onset).min()
+        onsets.map(|(_, at)| Onset::of(around.view.signals[*at])).min()
     };
     earliest(&|s| s.required)
         .or_else(|| earliest(&|s| s.on == Relation::Itself && !is_change(s.signal)))
         .or_else(|| earliest(&|_| true))
 }
 
-/// Whether `onset` is so long after `from`, or may be by what their stamps leave open.
-fn within(onset: UnixNanos, from: UnixNanos, lag: Option<(SignedDuration, SignedDuration)>) -> bool {
-    let difference = i128::from(onset.0) - i128::from(from.0);
-    let least = difference - i128::from(open_ns(from));
-    let most = difference + i128::from(open_ns(onset));
-    lag.is_none_or(|(low, high)| most >= i128::from(low.0) && least <= i128::from(high.0))
-}
-
 fn in_time(
     spec: &SymptomSpec,
     at: usize,
-    anchor: UnixNanos,
+    anchor: Onset,
     around: &Around<'_, '_>,
     matches: &[(usize, usize)],
     pattern: &Pattern,
 ) -> bool {
-    let onset = around.view.signals[at].onset;
+    let onset = |at: usize| Onset::of(around.view.signals[at]);
     if spec.after.is_empty() {
-        return within(onset, anchor, spec.lag);
+        return onset(at).is_within(anchor, spec.lag);
     }
     matches
         .iter()
@@ -252,9 +265,9 @@ fn in_time(
             matches!(leading.on, Relation::Itself | Relation::Mounter)
                 && spec.after.contains(&leading.signal)
                 && leading.after.is_empty()
-                && within(around.view.signals[*first].onset, anchor, leading.lag)
+                && onset(*first).is_within(anchor, leading.lag)
         })
-        .any(|(_, first)| within(onset, around.view.signals[*first].onset, spec.lag))
+        .any(|(_, first)| onset(at).is_within(onset(*first), spec.lag))
 }
 
 fn is_missed(symptom: &SymptomSpec, seat: &Entity, facts: &Facts) -> bool {
@@ -267,7 +280,7 @@ fn is_missed(symptom: &SymptomSpec, seat: &Entity, facts: &Facts) -> bool {
 fn refuters(
     pattern: &Pattern,
     around: &Around<'_, '_>,
-    anchor: UnixNanos,
+    anchor: Onset,
     facts: &Facts,
     meant: &Meant<'_>,
 ) -> Vec<(usize, usize)> {
@@ -275,7 +288,7 @@ fn refuters(
     for (number, refuter) in pattern.refuted_by.iter().enumerate() {
         let first = around.seen(refuter.signal, refuter.on).into_iter().find(|at| {
             let signal = around.view.signals[*at];
-            within(signal.onset, anchor, refuter.lag)
+            Onset::of(signal).is_within(anchor, refuter.lag)
                 && meant.holds(refuter.on, around, *at)
                 && refuter.when.as_ref().is_none_or(|w| w.holds(Some(signal), around.seat, facts))
         });
@@ -284,14 +297,15 @@ fn refuters(
     refuted
 }
 
-fn changes(pattern: &Pattern, around: &Around<'_, '_>, anchor: UnixNanos) -> Vec<usize> {
+fn changes(pattern: &Pattern, around: &Around<'_, '_>, anchor: Onset) -> Vec<usize> {
     let mut changes = BTreeSet::new();
     for change in &pattern.changes {
         let window = i64::try_from(change.within.get().as_nanos()).unwrap_or(i64::MAX);
         let lag = Some((SignedDuration(-window), SignedDuration(0)));
         let seen = around.seen(change.signal, change.on);
         let onset = |at: &usize| around.view.signals[*at].onset;
-        let Some(last) = seen.iter().rfind(|at| within(onset(at), anchor, lag)).map(&onset) else { continue };
+        let is_before = |at: &&usize| Onset::of(around.view.signals[**at]).is_within(anchor, lag);
+        let Some(last) = seen.iter().rfind(is_before).map(&onset) else { continue };
         let told = seen.into_iter().filter(|at| onset(at) <= last && last.since(onset(at)) <= TOLD_TWICE_NS);
         changes.extend(told);
     }
@@ -330,18 +344,29 @@ fn vitality(pattern: &Pattern, strongest: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tapio_schemas::{EntityRef, SignalKind};
+
     use super::*;
 
     #[test]
-    fn a_stamp_of_a_whole_second_leaves_open_when_in_it() {
+    fn a_stamp_of_kubernetes_of_a_whole_second_leaves_open_when_in_it() {
         const MILLISECOND: u64 = 1_000_000;
-        let at = |ms: u64| UnixNanos(1_700_000_000_000 * MILLISECOND + ms * MILLISECOND);
+        let of = |kind: SignalKind, ms: u64| {
+            let at = UnixNanos(1_700_000_000_000 * MILLISECOND + ms * MILLISECOND);
+            Onset::of(&Signal::new(kind, Arc::new(EntityRef::default()), None, at))
+        };
+        let at = |ms: u64| of(SignalKind::ContainerCrashed, ms);
         let before = Some((SignedDuration(-60_000_000_000), SignedDuration(0)));
         // A change before a failure whose stamp has no part of a second, and before one whose has.
-        assert!(within(at(999), at(0), before) && !within(at(1_000), at(0), before));
-        assert!(within(at(300), at(700), before) && !within(at(701), at(700), before));
+        assert!(at(999).is_within(at(0), before) && !at(1_000).is_within(at(0), before));
+        assert!(at(300).is_within(at(700), before) && !at(701).is_within(at(700), before));
         let after = Some((SignedDuration(0), SignedDuration(60_000_000_000)));
-        assert!(within(at(0), at(300), after) && !within(at(0), at(1_000), after));
-        assert!(!within(at(100), at(300), after));
+        assert!(at(0).is_within(at(300), after) && !at(0).is_within(at(1_000), after));
+        assert!(!at(100).is_within(at(300), after));
+        // A window of five seconds begins with a whole one.
+        let window = of(SignalKind::OwnTime, 0);
+        assert!(!at(999).is_within(window, before) && !window.is_within(at(300), after));
     }
 }

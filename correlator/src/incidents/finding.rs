@@ -32,8 +32,9 @@ const TEMPERS_MIN: f64 = 0.25;
 const GAPS_MAX: usize = 8;
 /// Most confidence that is told of what goes away: nobody needs to act on it any more.
 const FADING_MAX: f64 = 0.7;
-/// A hole this long before the first sign still matters.
-pub const GAP_REACH_NS: u64 = 60_000_000_000;
+/// So long before the first sign it may have begun unseen: holes of that time are told with an incident, last words of that time
+/// as well, and a restart reads again from there.
+pub const RUN_UP_NS: u64 = 60_000_000_000;
 
 /// What a finding is made from.
 pub struct Material<'a> {
@@ -365,8 +366,7 @@ impl<'a> Material<'a> {
     }
 
     fn holes(&self, first_bad: UnixNanos) -> Vec<&Gap> {
-        let near =
-            self.gaps.iter().filter(|g| g.to >= first_bad.minus(GAP_REACH_NS) && g.from <= self.view.now);
+        let near = self.gaps.iter().filter(|g| g.to >= first_bad.minus(RUN_UP_NS) && g.from <= self.view.now);
         near.take(GAPS_MAX).collect()
     }
 }

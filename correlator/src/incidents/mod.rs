@@ -50,7 +50,7 @@ use candidates::candidates;
 use components::components;
 pub use config::IncidentConfig;
 use config::nanos;
-use finding::{GAP_REACH_NS, Material, in_words};
+use finding::{Material, RUN_UP_NS, in_words};
 use graph::Graph;
 use impact::Tallies;
 use incident::Incident;
@@ -207,7 +207,7 @@ impl IncidentEngine {
     /// Oldest event time that is still needed: a restart must read again from there. What outlives it is in
     /// [`Self::memory`].
     pub fn low_water(&self) -> UnixNanos {
-        let held = self.incidents.iter().map(|i| i.onset.minus(GAP_REACH_NS));
+        let held = self.incidents.iter().map(|i| i.onset.minus(RUN_UP_NS));
         // With nothing held, all that was said is decided.
         held.chain(self.burning.needs_from())
             .chain(self.pending.oldest())

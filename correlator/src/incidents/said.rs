@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tapio_schemas::finding::LastWords;
 use tapio_schemas::{Entity, Signal, SignalKind, SmolStr, UnixNanos};
 
-use super::finding::GAP_REACH_NS;
+use super::finding::RUN_UP_NS;
 use super::graph::Graph;
 use super::signals::is_change;
 use super::view::View;
@@ -34,7 +34,7 @@ pub fn of(
 ) -> Vec<LastWords> {
     let deviations = members.iter().filter(|at| !is_change(view.signals[**at].kind));
     let about: BTreeSet<&Entity> = deviations.map(|at| &view.homes[*at]).chain([seat]).collect();
-    let since = first_bad.minus(GAP_REACH_NS);
+    let since = first_bad.minus(RUN_UP_NS);
     let mut found: Vec<_> =
         all.iter().filter(|(home, said)| about.contains(home) && said.onset >= since).collect();
     found.sort_by_key(|(home, said)| (home != seat, std::cmp::Reverse(said.onset), said.id));

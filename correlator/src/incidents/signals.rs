@@ -254,10 +254,15 @@ pub fn is_of_object(kind: SignalKind) -> bool {
     matches!(kind, SignalKind::NoEndpoints | SignalKind::ObjectChanged)
 }
 
-/// How much later than its stamp something may have been, ns: Kubernetes stamps whole seconds.
-pub fn open_ns(stamp: UnixNanos) -> u64 {
+/// How much later than its onset is stamped something may have begun, ns: Kubernetes stamps whole seconds. What others stamp,
+/// kernels, sensors and who counts in windows, is taken by its word.
+pub fn open_ns(signal: &Signal) -> u64 {
     const SECOND_NS: u64 = 1_000_000_000;
-    if stamp.0.is_multiple_of(SECOND_NS) { SECOND_NS - 1 } else { 0 }
+    // Kubelets tell kills of the machine as well.
+    let is_of_kubernetes = is_change(signal.kind)
+        || signal.kind == SignalKind::OomKill
+        || signal.kind.as_str().starts_with("k8s.");
+    if is_of_kubernetes && signal.onset.0.is_multiple_of(SECOND_NS) { SECOND_NS - 1 } else { 0 }
 }
 
 /// True for what says how a service is, as opposed to what has happened to it.

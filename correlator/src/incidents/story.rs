@@ -71,7 +71,7 @@ impl Teller<'_> {
         }
         let explained = self.cause.explains.keys().filter(|at| self.members.contains(at));
         let failures = explained.map(|at| self.view.signals[*at]).filter(|s| !is_change(s.kind));
-        let failed = failures.map(|s| s.onset.plus(open_ns(s.onset))).min()?;
+        let failed = failures.map(|s| s.onset.plus(open_ns(s))).min()?;
         Some(several.into_iter().rev().find(|at| self.view.signals[*at].onset <= failed).unwrap_or(first))
     }
 
