@@ -224,7 +224,7 @@ async fn sent(
 /// Waits until all is there that is to come; not longer than [`PATIENCE`].
 async fn settle(victims: &mut Victims, is_done: impl Fn() -> bool) -> Result<(), LoadError> {
     let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline && !is_done() {
+    while Instant::now() < deadline && (victims.is_draining() || !is_done()) {
         victims.revive()?;
         tokio::time::sleep(POLL).await;
     }

@@ -25,7 +25,7 @@ pub enum Harm {
     Kill,
     /// SIGSTOP, and SIGCONT some time later.
     Pause,
-    /// SIGTERM, and a start once it has ended.
+    /// SIGTERM, and a start once it has ended: of services with code 0, else that is noted.
     Restart,
 }
 

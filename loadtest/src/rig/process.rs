@@ -14,7 +14,7 @@ use crate::error::LoadError;
 /// How long a service may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
 /// How long a service may take to end after SIGTERM.
-const STOP_MAX: Duration = Duration::from_secs(20);
+pub const STOP_MAX: Duration = Duration::from_secs(20);
 /// Unit of times in /proc: USER_HZ, which Linux has fixed for programs.
 const TICKS_PER_SECOND: f64 = 100.0;
 const POLL: Duration = Duration::from_millis(10);
@@ -204,14 +204,21 @@ impl Process {
     /// When it does not end in time; then it is killed.
     pub async fn stop(&mut self) -> Result<Option<i32>, LoadError> {
         self.signal(Signal::TERM);
+        if let Some(code) = self.drained().await {
+            return Ok(code);
+        }
+        self.kill();
+        Err(self.failed(format!("did not stop within {} s", STOP_MAX.as_secs())))
+    }
+
+    /// Waits until it has ended, as it was told to; its exit code as [`Process::ended`] gives it, `None` when it does not end in
+    /// time.
+    pub async fn drained(&mut self) -> Option<Option<i32>> {
         let deadline = Instant::now() + STOP_MAX;
         loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Ok(status.code());
-            }
-            if Instant::now() >= deadline {
-                self.kill();
-                return Err(self.failed(format!("did not stop within {} s", STOP_MAX.as_secs())));
+            let ended = self.ended();
+            if ended.is_some() || Instant::now() >= deadline {
+                return ended;
             }
             tokio::time::sleep(POLL).await;
         }
@@ -234,6 +241,17 @@ impl Drop for Process {
     }
 }
 
+/// What is wrong with how a service ended when it was told to stop; `ended` as [`Process::ended`] gives it.
+pub fn stopped_badly(name: &str, ended: Option<Option<i32>>) -> Option<String> {
+    let how = match ended {
+        Some(Some(0)) => return None,
+        Some(Some(code)) => format!("ended with code {code}"),
+        Some(None) => "was ended by a signal".to_owned(),
+        None => format!("did not end within {} s", STOP_MAX.as_secs()),
+    };
+    Some(format!("{name} {how} when it was told to stop"))
+}
+
 /// `  metrics    127.0.0.1:9464   …` → the address.
 fn address(said: &str, name: &str) -> Option<SocketAddr> {
     let words = said.lines().rev().map(str::split_whitespace);
@@ -249,6 +267,15 @@ mod tests {
         let said = "tapio-correlator runs; data in /x\n  NATS       nats://127.0.0.1:4 x\n  metrics    127.0.0.1:9464   /m\n";
         assert_eq!(address(said, "metrics"), "127.0.0.1:9464".parse().ok());
         assert_eq!(address(said, "NATS"), None);
+    }
+
+    #[test]
+    fn only_an_end_with_code_0_is_a_good_stop() {
+        let said = |ended| stopped_badly("storage", ended);
+        assert_eq!(said(Some(Some(0))), None);
+        assert_eq!(said(Some(Some(3))).unwrap(), "storage ended with code 3 when it was told to stop");
+        assert_eq!(said(Some(None)).unwrap(), "storage was ended by a signal when it was told to stop");
+        assert_eq!(said(None).unwrap(), "storage did not end within 20 s when it was told to stop");
     }
 
     #[test]
