@@ -50,7 +50,8 @@ pub enum Mode {
     Soak(SoakArgs),
     /// A steady rate while every process is killed, paused and restarted: every fault is found once, nothing is lost.
     Chaos(ChaosArgs),
-    /// How long nobody judges when a correlator is killed, and when it is told to stop.
+    /// How long nobody judges when a correlator is killed, and when it is told to stop. The goals are printed beside the times and
+    /// not judged: exit code 1 is for what was not taken over, or stopped badly.
     Takeover(TakeoverArgs),
     /// The producer that `chaos` kills.
     #[command(hide = true)]
