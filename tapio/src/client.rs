@@ -43,8 +43,6 @@ pub struct Listing {
     pub clusters: Vec<api::ClusterFreshness>,
     /// What the store lacked at any page, each once.
     pub gaps: Vec<String>,
-    /// Of an entity without findings, when nothing else was asked for: whether it is known, as far as anybody can tell.
-    pub heard: Option<bool>,
 }
 
 /// How ids of findings begin.
@@ -114,23 +112,12 @@ impl Client {
         let mut listing = Listing::default();
         let mut page_token = String::new();
         for page in 0.. {
-            let mut request = tonic::Request::new(api::ListFindingsRequest {
-                entity: question.entity.to_owned(),
-                status: question.status.to_owned(),
-                since_unix_nano: question.since.0,
-                with_prediction: question.with_prediction,
-                page_size: PAGE_FINDINGS,
-                page_token,
-                ..Default::default()
-            });
-            request.set_timeout(REQUEST_TIMEOUT);
-            let answer = self.correlation.list_findings(request).await.map_err(said)?.into_inner();
+            let answer = self.page(question, PAGE_FINDINGS, page_token).await?;
             for finding in &answer.findings {
                 listing.findings.push(parse(finding)?);
             }
             if page == 0 {
                 listing.clusters = answer.freshness;
-                listing.heard = answer.heard;
             }
             listing.gaps.extend(answer.gaps);
             if answer.next_page_token.is_empty() {
@@ -144,6 +131,31 @@ impl Client {
         listing.gaps.sort();
         listing.gaps.dedup();
         Ok(listing)
+    }
+
+    /// True when there never was a finding on it, and all who would know it answer that they know nothing of that name.
+    pub async fn is_unheard(&mut self, entity: &str) -> anyhow::Result<bool> {
+        let all = Question { entity, status: "", since: UnixNanos(0), with_prediction: false };
+        Ok(self.page(all, 1, String::new()).await?.heard == Some(false))
+    }
+
+    async fn page(
+        &mut self,
+        question: Question<'_>,
+        page_size: u32,
+        page_token: String,
+    ) -> anyhow::Result<api::ListFindingsResponse> {
+        let mut request = tonic::Request::new(api::ListFindingsRequest {
+            entity: question.entity.to_owned(),
+            status: question.status.to_owned(),
+            since_unix_nano: question.since.0,
+            with_prediction: question.with_prediction,
+            page_size,
+            page_token,
+            ..Default::default()
+        });
+        request.set_timeout(REQUEST_TIMEOUT);
+        Ok(self.correlation.list_findings(request).await.map_err(said)?.into_inner())
     }
 
     /// The story of one thing and what was said of it; `None` when nothing is known about it.

@@ -4,10 +4,10 @@ use serde::Serialize;
 use tapio_schemas::finding::Status;
 use tapio_schemas::learning::Feedback;
 use tapio_schemas::proto::v1 as api;
-use tapio_schemas::{Entity, Finding, UnixNanos};
+use tapio_schemas::{Entity, Finding};
 
 use crate::cli::{Output, WhyArgs};
-use crate::client::{Client, ID_PREFIX, Question, is_id, parse, parse_feedback, said};
+use crate::client::{Client, ID_PREFIX, is_id, parse, parse_feedback, said};
 use crate::commands::check::as_told;
 use crate::exit::{CANNOT_TELL, FINDINGS};
 use crate::render;
@@ -96,14 +96,12 @@ async fn most_similar(client: &mut Client, finding: &Finding) -> anyhow::Result<
     }))
 }
 
-/// True when all who would know it answer that they know nothing of that name. Nobody is asked for an id.
+/// True when nobody knows that name. Nobody is asked for an id.
 async fn is_unheard(client: &mut Client, entity: &str) -> anyhow::Result<bool> {
     if is_id(entity) || !verdict::is_of_what_runs(&Entity::parse_query(entity)) {
         return Ok(false);
     }
-    let all = Question { entity, status: "", since: UnixNanos(0), with_prediction: false };
-    let listing = client.list(all).await?;
-    Ok(listing.heard == Some(false))
+    client.is_unheard(entity).await
 }
 
 /// What looks like an id and is none may also be a name.

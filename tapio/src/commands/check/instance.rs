@@ -19,8 +19,7 @@ pub async fn ask(args: &CheckArgs, about: &About) -> anyhow::Result<Answer> {
         && known.open.is_empty()
         && known.recovered.is_empty()
     {
-        let all = Question { entity: &query, status: "", since: UnixNanos(0), with_prediction: false };
-        known.unheard = (client.list(all).await?.heard == Some(false)).then(|| about.words());
+        known.unheard = client.is_unheard(&query).await?.then(|| about.words());
     }
     Ok(judge(known))
 }
