@@ -455,7 +455,7 @@ impl Shard {
             Payload::Kubernetes(data) => self.topology.object(step, event, data, &mut out.facts),
             Payload::Custom(data) => {
                 if let Some(gap) = losses::told(event, data) {
-                    self.counters.gap_events += gap.lost;
+                    self.counters.gap_events = self.counters.gap_events.saturating_add(gap.lost);
                     out.gaps.push(gap);
                 }
             }
