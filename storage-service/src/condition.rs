@@ -15,7 +15,7 @@ const BEHIND_FINDINGS_MAX: u64 = 256;
 pub struct Condition {
     failed: watch::Sender<Option<Arc<str>>>,
     behind: Arc<AtomicU64>,
-    /// When the stream got the oldest finding that waits; zero while none does.
+    /// When the stream got the oldest finding that waits; zero while none does, or nobody knows.
     oldest: Arc<AtomicU64>,
 }
 
@@ -54,12 +54,17 @@ impl Condition {
         }
     }
 
+    /// Since when the oldest waits is not known any more.
+    pub fn forget_oldest(&self) {
+        self.oldest.store(0, Ordering::Relaxed);
+    }
+
     /// Findings that wait to be stored.
     pub fn behind(&self) -> u64 {
         self.behind.load(Ordering::Relaxed)
     }
 
-    /// For how long the oldest of them has been in the stream.
+    /// For how long the oldest of them has been in the stream; nothing while that is not known.
     pub fn waits(&self, now: UnixNanos) -> Duration {
         let oldest = self.oldest.load(Ordering::Relaxed);
         Duration::from_nanos(if oldest == 0 { 0 } else { now.since(UnixNanos(oldest)) })
@@ -100,6 +105,9 @@ mod tests {
         assert_eq!(condition.waits(second.plus(7)), Duration::from_nanos(7));
         condition.set_behind(1, None);
         assert_eq!(condition.waits(second.plus(7)), Duration::from_nanos(7));
+        condition.forget_oldest();
+        assert_eq!((condition.waits(second.plus(7)), condition.behind()), (Duration::ZERO, 1));
+        condition.set_behind(2, Some(second));
         condition.set_behind(0, None);
         assert_eq!((condition.waits(second.plus(7)), condition.gaps().len()), (Duration::ZERO, 0));
     }

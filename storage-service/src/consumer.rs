@@ -1,7 +1,8 @@
 //! Takes findings from the stream, hands them to the writer in batches, and acknowledges what is on
 //! disk. What is not acknowledged comes again; what came twice is stored once.
 
-use std::pin::pin;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,30 +73,12 @@ impl Consumer {
             ..DurableConfig::new(names::STREAM_INSIGHTS, &self.intake.name)
         };
         let mut stream = self.bus.durable_consumer(config).await?;
-        let mut failures = 0;
-        while !context.shutdown.is_triggered() {
-            context.progress.tick();
-            let batch = self.collect(&mut stream, &context).await?;
-            self.tell_behind(batch.first()).await;
-            let (mut handling, mut gave_up) = (pin!(self.handle(&batch, failures)), pin!(gave_up(&context)));
-            let stored = loop {
-                tokio::select! {
-                    stored = &mut handling => break stored,
-                    // The writer may be away; what is not acknowledged comes again after the restart.
-                    () = &mut gave_up => return Ok(()),
-                    // It waits for the writer, whose own progress is looked at.
-                    () = context.clock.sleep(IDLE_MAX) => {
-                        context.progress.tick();
-                        self.tell_behind(None).await;
-                    }
-                }
-            };
-            failures = if stored { 0 } else { failures + 1 };
-            if stored {
-                // What is next came after the last one.
-                self.tell_behind(batch.last()).await;
-            }
-        }
+        let at_hand = AtomicBool::new(false);
+        let failures = tokio::select! {
+            failures = self.store_until_stop(&mut stream, &context, &at_hand) => failures?,
+            never = self.look(&context, &at_hand) => match never {},
+        };
+        let Some(failures) = failures else { return Ok(()) };
         for _ in 0..DRAIN_BATCHES_MAX {
             let batch = stream.next_batch(self.intake.flush_findings, DRAIN_WAIT).await?;
             if batch.is_empty() || !self.handle(&batch, failures).await {
@@ -107,18 +90,77 @@ impl Consumer {
         Ok(())
     }
 
-    /// How much waits, and since when the oldest does.
-    async fn tell_behind(&self, oldest: Option<&Message>) {
+    /// Stores batch after batch until a stop is asked for; how many times in a row it has failed by then, `None` when the
+    /// writer did not answer in time.
+    async fn store_until_stop(
+        &self,
+        stream: &mut DurableConsumer,
+        context: &WorkerContext,
+        at_hand: &AtomicBool,
+    ) -> Result<Option<u32>, BusError> {
+        let mut failures = 0;
+        while !context.shutdown.is_triggered() {
+            context.progress.tick();
+            let batch = self.collect(stream, context).await?;
+            let Some((first, last)) = batch.first().zip(batch.last()) else {
+                failures = 0;
+                continue;
+            };
+            let count = batch.len() as u64;
+            at_hand.store(true, Ordering::Relaxed);
+            self.tell_behind(self.condition.behind().max(count + last.pending), Some(first));
+            let stored = tokio::select! {
+                stored = self.handle(&batch, failures) => stored,
+                // The writer may be away; what is not acknowledged comes again after the restart.
+                () = gave_up(context) => return Ok(None),
+            };
+            at_hand.store(false, Ordering::Relaxed);
+            if stored {
+                // What is next came after the last one.
+                self.tell_behind(self.condition.behind().saturating_sub(count).max(last.pending), Some(last));
+            }
+            failures = if stored { 0 } else { failures + 1 };
+        }
+        Ok(Some(failures))
+    }
+
+    /// So many wait; `oldest` is the oldest of them, or the one before it. `None`: as known.
+    fn tell_behind(&self, behind: u64, oldest: Option<&Message>) {
+        self.condition.set_behind(behind, oldest.map(|first| UnixNanos(first.published_at_unix_nanos)));
+        self.metrics.waiting(behind);
+    }
+
+    /// Asks the server now and then how much waits: messages tell only what was behind them when they were delivered. While a
+    /// batch waits for the writer, whose own progress is looked at, it shows that this one lives as well.
+    async fn look(&self, context: &WorkerContext, at_hand: &AtomicBool) -> Infallible {
+        loop {
+            context.clock.sleep(IDLE_MAX).await;
+            if at_hand.load(Ordering::Relaxed) {
+                context.progress.tick();
+            }
+            let is_known = self.ask_behind().await;
+            // Of a batch at hand it is known since when it waits.
+            if !is_known && !at_hand.load(Ordering::Relaxed) {
+                self.condition.forget_oldest();
+            }
+        }
+    }
+
+    /// False when nobody can say how much waits.
+    async fn ask_behind(&self) -> bool {
         if self.bus.state() != ConnectionState::Connected {
-            return;
+            return false;
         }
         match self.bus.unacknowledged(names::STREAM_INSIGHTS, &self.intake.name).await {
             Ok(behind) => {
-                self.condition
-                    .set_behind(behind, oldest.map(|first| UnixNanos(first.published_at_unix_nanos)));
-                self.metrics.waiting(behind);
+                self.tell_behind(behind, None);
+                true
             }
-            Err(error) => tracing::debug!(%error, "how many findings wait is not known"),
+            Err(error) => {
+                self.metrics.unasked();
+                tracing::debug!(%error, "how many findings wait is not known");
+                false
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use tapio_runtime::harness::NatsServer;
 use tapio_runtime::health::Health;
 use tapio_runtime::telemetry::Metrics;
 use tapio_schemas::finding::Status;
-use tapio_schemas::names::{HEADER_ORIGIN, HEADER_REASON, STREAM_DEADLETTER};
+use tapio_schemas::names::{HEADER_ORIGIN, HEADER_REASON, STREAM_DEADLETTER, STREAM_INSIGHTS};
 use tapio_schemas::proto::v1::{GetFindingRequest, ListFindingsRequest, SubscribeRequest, WhyRequest};
 use tapio_schemas::{Entity, Finding, Score, Severity};
 use tapio_storage::{StorageError, StorageParts, StorageService};
@@ -61,6 +61,30 @@ async fn what_is_published_is_stored_once_and_the_rest_is_accounted_for() {
     assert!(report.abandoned.is_empty(), "{report:?}");
     let position = position(&service.bus).await;
     assert_eq!((&position["num_pending"], &position["num_ack_pending"]), (&0.into(), &0.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_many_wait_is_not_asked_for_each_batch() {
+    const BATCHES: u64 = 60;
+    let nats = NatsServer::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = Running::start(&nats, dir.path()).await;
+    let mut live = service.follow(false).await;
+    let subject = |what: &str| format!("$JS.API.CONSUMER.INFO.{STREAM_INSIGHTS}.{what}");
+    let mut questions = service.bus.subscribe(&subject("*")).await.unwrap();
+    for number in 0..BATCHES {
+        service.publish(&finding(number)).await;
+        // Stored, so that the next one is in another batch.
+        assert_eq!(next(&mut live).await.unwrap().title, format!("finding {number}"));
+    }
+    // Over the same connection, so that it comes after what was asked.
+    service.bus.tell(&subject("end"), "".into()).unwrap();
+    let mut asked = 0;
+    while questions.next().await.expect("the bus is open").subject != subject("end") {
+        asked += 1;
+    }
+    // It asks once in two seconds.
+    assert!(asked < BATCHES, "{asked} questions for {BATCHES} batches");
 }
 
 #[tokio::test(flavor = "multi_thread")]

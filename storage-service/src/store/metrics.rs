@@ -17,6 +17,7 @@ pub struct StoreMetrics {
     received: Counter,
     retried: Counter,
     waiting: Gauge,
+    unasked: Counter,
     not_stored: ByReason,
     removed: ByReason,
     pub(super) unreadable: Counter,
@@ -47,6 +48,11 @@ impl StoreMetrics {
             "storage_findings_waiting",
             "Finding revisions that the stream has and the store does not",
             own.waiting.clone(),
+        );
+        metrics.register(
+            "storage_waiting_unknown",
+            "Questions to the server how many findings wait that it did not answer",
+            own.unasked.clone(),
         );
         metrics.register(
             "storage_findings_not_stored",
@@ -109,6 +115,11 @@ impl StoreMetrics {
     /// Sets how many revisions wait to be stored.
     pub(crate) fn waiting(&self, count: u64) {
         self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a question how many wait that was not answered.
+    pub(crate) fn unasked(&self) {
+        self.unasked.inc();
     }
 
     /// Revisions delivered so far.
