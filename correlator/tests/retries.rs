@@ -198,7 +198,7 @@ fn what_goes_on_by_retries_alone_is_the_callers_doing() {
     let now: Vec<&Finding> = last(&told).into_iter().filter(|f| f.status == Status::Active).collect();
     assert_eq!(now.iter().map(|f| cause(f)).collect::<Vec<_>>(), [(STORM, "api")], "{:#?}", last(&told));
     let story = &now[0].story;
-    assert!(story.contains("per request") && story.contains("no more often than usual"), "{story}");
+    assert!(story.contains("per request") && story.contains("gets 100 % of its usual requests"), "{story}");
     // While the database does nothing it is to blame.
     let within = |finding: &&Finding| finding.updated_at.0 < START + (TROUBLE + 14) * SECOND;
     let early: Vec<_> = told.iter().filter(within).map(cause).collect();
