@@ -1,7 +1,8 @@
 //! Fits the calibration of confidence, and says what it is worth on services it was not fitted on.
 //!
-//! Fitted are the answers to the cases, right or wrong; what else was found within their windows; and what was found where
-//! no fault is labelled, with the highest confidence that it stated. The last two are wrong answers.
+//! There are two kinds of answers: those to the cases, right or wrong; and what else was found, within their windows and where
+//! no fault is labelled, with the highest confidence that it stated, which is wrong. A map that serves the first kind alone states
+//! the second with more, too, so both are told beside each other.
 //!
 //! Recordings as they are say only how much to trust evidence as good as theirs. So the cases are fitted in several ways at once:
 //! as they are, and in each way in which they could as well have been (`perturb.rs`). All ways of a case together weigh as one.
@@ -14,17 +15,19 @@ use anyhow::Context;
 use tapio_correlator::calibration::Calibration as Map;
 
 use super::run::CaseRun;
-use super::score::Outcome;
+use super::score::{CONFIDENT_ABOVE, Outcome};
 use super::totals::{Calibration, calibration};
 
-/// A fit and its worth.
+/// Fits and their worth.
 #[derive(Debug, Clone)]
 pub struct Fit {
-    /// Fitted on all answers of all ways.
+    /// Fitted on everything that was found, in all ways.
     pub map: Map,
-    /// What it is worth, per way.
-    pub ways: Vec<Worth>,
-    /// Findings that answer no case, among what it was fitted on.
+    /// Fitted on the answers to cases alone.
+    pub of_answers: Map,
+    /// What they are worth, per way.
+    pub ways: Vec<Ways>,
+    /// Findings that answer no case, among what [`Self::map`] was fitted on.
     pub others: usize,
     /// Services that were left out one by one.
     pub services: usize,
@@ -40,17 +43,26 @@ pub struct Way {
     pub runs: Vec<CaseRun>,
 }
 
-/// What the fit is worth for the recordings in one way.
+/// What confidence is worth for the recordings in one way.
 #[derive(Debug, Clone)]
-pub struct Worth {
+pub struct Ways {
     /// In words.
     pub name: &'static str,
-    /// Raw confidence of the answers to cases against what was right.
-    pub before: Calibration,
-    /// Their confidence, stated by fits that were made, in every way, without the service that the answer is about.
-    pub after: Calibration,
-    /// … of everything that was found.
-    pub after_all: Calibration,
+    /// As the inference gives it.
+    pub raw: Worth,
+    /// Stated by fits to answers alone that were made, in every way, without the service that the finding is about.
+    pub of_answers: Worth,
+    /// … by fits to everything that was found.
+    pub of_all: Worth,
+}
+
+/// What stated confidence is worth.
+#[derive(Debug, Clone)]
+pub struct Worth {
+    /// Of the answers to cases.
+    pub answers: Calibration,
+    /// Confident findings that answer no case.
+    pub others_told: usize,
 }
 
 /// Cases of one system, each judged with its service left out of the fit. A map that never turns the order around changes no
@@ -79,37 +91,40 @@ struct Answer {
 
 /// Fits to the answers of all ways; the first is the recordings as they are.
 pub fn fit(ways: &[Way]) -> Fit {
-    let answers: Vec<Answer> = ways
-        .iter()
-        .enumerate()
-        .flat_map(|(way, of)| {
-            of.runs.iter().flat_map(move |run| answer(way, run).into_iter().chain(others(way, run)))
-        })
-        .collect();
+    let of_way = |(way, of): (usize, &Way)| -> Vec<Answer> {
+        of.runs.iter().flat_map(|run| answer(way, run).into_iter().chain(others(way, run))).collect()
+    };
+    let answers: Vec<Answer> = ways.iter().enumerate().flat_map(of_way).collect();
     let services: BTreeSet<&str> = answers.iter().map(|a| a.service.as_str()).collect();
     let weight = 1.0 / ways.len().max(1) as f64;
-    let without = |service: Option<&str>| {
-        let kept = answers.iter().filter(|a| Some(a.service.as_str()) != service);
+    let without = |service: Option<&str>, with_others: bool| {
+        let kept =
+            answers.iter().filter(|a| Some(a.service.as_str()) != service && (with_others || !a.is_other));
         Map::fit(&kept.map(|a| (a.raw, a.right, weight)).collect::<Vec<_>>())
     };
-    let maps: BTreeMap<&str, Map> =
-        services.iter().map(|service| (*service, without(Some(service)))).collect();
-    let worth = |(way, of): (usize, &Way)| {
-        let pairs = |is_asked: &dyn Fn(&Answer) -> bool, state: &dyn Fn(&Answer) -> f64| {
-            let of_way = answers.iter().filter(|a| a.way == way && is_asked(a));
-            calibration(&of_way.map(|a| (state(a), a.right)).collect::<Vec<_>>())
-        };
-        let held_out = |a: &Answer| maps[a.service.as_str()].stated(a.raw);
-        Worth {
-            name: of.name,
-            before: pairs(&|a| !a.is_other, &|a| a.raw),
-            after: pairs(&|a| !a.is_other, &held_out),
-            after_all: pairs(&|_| true, &held_out),
-        }
+    let held_out = |with_others: bool| -> BTreeMap<&str, Map> {
+        services.iter().map(|service| (*service, without(Some(service), with_others))).collect()
     };
+    let (of_answers, of_all) = (held_out(false), held_out(true));
+    let worth = |way: usize, stated: &dyn Fn(&Answer) -> f64| {
+        let mut told = Worth { answers: Calibration::default(), others_told: 0 };
+        let of_way = || answers.iter().filter(|a| a.way == way);
+        let asked = of_way().filter(|a| !a.is_other).map(|a| (stated(a), a.right));
+        told.answers = calibration(&asked.collect::<Vec<_>>());
+        told.others_told = of_way().filter(|a| a.is_other && stated(a) > CONFIDENT_ABOVE).count();
+        told
+    };
+    let by = |maps: &BTreeMap<&str, Map>, a: &Answer| maps[a.service.as_str()].stated(a.raw);
+    let all = ways.iter().enumerate().map(|(way, of)| Ways {
+        name: of.name,
+        raw: worth(way, &|a| a.raw),
+        of_answers: worth(way, &|a| by(&of_answers, a)),
+        of_all: worth(way, &|a| by(&of_all, a)),
+    });
     Fit {
-        map: without(None),
-        ways: ways.iter().enumerate().map(worth).collect(),
+        map: without(None, true),
+        of_answers: without(None, false),
+        ways: all.collect(),
         others: answers.iter().filter(|a| a.is_other).count(),
         services: services.len(),
         by_service: ways.first().map(|way| by_service(&way.runs)).unwrap_or_default(),
@@ -174,26 +189,30 @@ fn others(way: usize, run: &CaseRun) -> impl Iterator<Item = Answer> {
 impl Fit {
     /// For people.
     pub fn human(&self) -> String {
-        let Self { map, ways, others, services, by_service } = self;
+        let Self { map, of_answers, ways, others, services, by_service } = self;
+        let numbers = |map: &Map| format!("a {:.3}, b {:.3}, c {:.3}", map.a, map.b, map.c);
         let mut out = format!(
-            "fitted on {} answers in {} ways, {others} of them to no case: a {:.3}, b {:.3}, c {:.3}\n",
-            map.answers,
+            "fit 1, answers to cases, in {} ways: {} answers, {}\nfit 2, everything that is found: {} answers, {others} of them to no case, {}\n\n",
             ways.len(),
-            map.a,
-            map.b,
-            map.c
+            of_answers.answers,
+            numbers(of_answers),
+            map.answers,
+            numbers(map)
         );
         let _ = writeln!(
             out,
-            "expected calibration error and Brier score of answers to cases: raw; each of {services} services left out in turn; … of all that is found"
+            "of answers to cases expected calibration error and Brier score; confident findings that answer none\n(fits made leaving out each of {services} services in turn)\n\n{:<32} {:<16} {:<16} {:<16}",
+            "", "raw", "fit 1", "fit 2"
         );
-        let pair = |c: &Calibration| match (c.ece, c.brier) {
-            (Some(ece), Some(brier)) => format!("{ece:.3} {brier:.3}"),
+        let told = |of: &Worth| match (of.answers.ece, of.answers.brier) {
+            (Some(ece), Some(brier)) => format!("{ece:.3} {brier:.3} {:>3}", of.others_told),
             _ => "no answers".to_owned(),
         };
-        for Worth { name, before, after, after_all } in ways {
-            let _ = writeln!(out, "{name:<34} {}   {}   {}", pair(before), pair(after), pair(after_all));
+        for Ways { name, raw, of_answers, of_all } in ways {
+            let line = format!("{name:<32} {:<16} {:<16} {:<16}", told(raw), told(of_answers), told(of_all));
+            let _ = writeln!(out, "{}", line.trim_end());
         }
+        out.push('\n');
         for of in by_service {
             let _ = writeln!(
                 out,
@@ -265,7 +284,11 @@ mod tests {
         let (without, with) = (fit(&right), fit(&disturbed));
         assert_eq!((with.others, with.map.answers), (40, 80));
         assert!(with.map.stated(0.6) < 0.6 && 0.8 < without.map.stated(0.6), "{with:?} {without:?}");
-        assert!(with.ways[0].after.ece > without.ways[0].after.ece, "{with:?} {without:?}");
+        let told = |fit: &Fit| {
+            (fit.ways[0].raw.others_told, fit.ways[0].of_answers.others_told, fit.ways[0].of_all.others_told)
+        };
+        // The map of answers alone states what is wrong with more, and tells it.
+        assert_eq!((told(&without), told(&with)), ((0, 0, 0), (0, 40, 0)), "{with:?}");
     }
 
     #[test]
@@ -286,10 +309,12 @@ mod tests {
         let all = &fit.by_service[0];
         assert_eq!((all.cases, all.services), (90, 9));
         assert!((all.right - 0.7).abs() < 1e-9 && (all.right_of_service - 0.7).abs() < 1e-9, "{all:?}");
-        let worth = &fit.ways[0];
-        assert!((worth.before.ece.unwrap() - 0.25).abs() < 1e-9);
-        assert!(worth.after.ece.unwrap() < 0.1, "{worth:?}");
-        assert!(worth.after.brier.unwrap() < worth.before.brier.unwrap(), "{worth:?}");
+        let Ways { raw, of_answers, of_all, .. } = &fit.ways[0];
+        assert!((raw.answers.ece.unwrap() - 0.25).abs() < 1e-9);
+        assert!(of_all.answers.ece.unwrap() < 0.1, "{fit:?}");
+        assert!(of_all.answers.brier.unwrap() < raw.answers.brier.unwrap(), "{fit:?}");
+        // Nothing else was found.
+        assert_eq!((of_answers.answers.ece, fit.map), (of_all.answers.ece, fit.of_answers));
     }
 
     #[test]
