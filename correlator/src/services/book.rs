@@ -36,7 +36,7 @@ pub struct Deviation {
     pub count: u64,
     /// What is usual, in `unit`.
     pub baseline: f64,
-    /// What is, in `unit`.
+    /// What is, in `unit`; told as it was farthest from that when the evidence does not grow any more.
     pub observed: f64,
     /// Unit of both.
     pub unit: &'static str,
@@ -46,10 +46,18 @@ pub struct Deviation {
     pub events: Vec<EventId>,
 }
 
+/// A signal that is open.
+#[derive(Debug)]
+struct Open {
+    signal: Signal,
+    /// Its evidence in the step before, nats.
+    evidence: f64,
+}
+
 /// Signals that are open.
 #[derive(Debug, Default)]
 pub struct Book {
-    open: BTreeMap<Key, Signal>,
+    open: BTreeMap<Key, Open>,
     /// Signals refused because too many were open.
     pub refused: u64,
 }
@@ -88,7 +96,7 @@ impl Book {
 
     /// Onset of the oldest open signal.
     pub fn oldest(&self) -> Option<UnixNanos> {
-        self.open.values().map(|s| s.onset).min()
+        self.open.values().map(|open| open.signal.onset).min()
     }
 
     /// Compares what is open with the deviations of this step, and tells what has changed.
@@ -102,12 +110,21 @@ impl Book {
         let known: Vec<Key> = self.open.keys().cloned().collect();
         for key in known {
             let deviation = deviations.remove(&key).filter(|d| d.evidence >= ENDS);
-            let Some(signal) = self.open.get_mut(&key) else { continue };
+            let Some(Open { signal, evidence }) = self.open.get_mut(&key) else { continue };
             match deviation {
                 Some(deviation) => {
                     let before = (signal.strength, signal.last_seen);
                     let mut next = signal.clone();
+                    // The calm that is seen while the evidence goes is no part of the deviation.
+                    let far = |observed: f64, baseline: f64| (observed - baseline).abs();
+                    let fades = deviation.evidence <= std::mem::replace(evidence, deviation.evidence)
+                        && far(deviation.observed, deviation.baseline)
+                            < far(signal.observed, signal.baseline);
+                    let levels = (signal.baseline, signal.observed);
                     fill(&mut next, deviation);
+                    if fades {
+                        (next.baseline, next.observed) = levels;
+                    }
                     let moved = (next.strength.get() - before.0.get()).abs() >= MATERIAL;
                     if moved || now.since(before.1) >= AGAIN_NS {
                         *signal = stamped(next, now);
@@ -127,6 +144,7 @@ impl Book {
                 continue;
             }
             let entity = reference(cluster, &key.1);
+            let evidence = deviation.evidence;
             let mut signal = Signal::new(key.0, entity, key.2.clone(), deviation.since);
             // Several deviations of one kind may begin together on one entity.
             if !key.3.is_empty() {
@@ -135,7 +153,7 @@ impl Book {
             fill(&mut signal, deviation);
             let signal = stamped(signal, now);
             out.push(signal.clone());
-            self.open.insert(key, signal);
+            self.open.insert(key, Open { signal, evidence });
         }
     }
 }

@@ -354,6 +354,9 @@ fn a_saturated_processor_is_told_at_once_and_ends_with_a_normal_sample() {
     let of: Vec<&Signal> = all.iter().filter(|s| s.kind == SignalKind::CpuSaturated).collect();
     assert_eq!(of.first().map(|s| s.onset), Some(at(480)));
     assert!(of.last().is_some_and(|s| s.ended && s.last_seen < at(800)), "{of:?}");
+    // What is told of it while the evidence goes is how it was, not the calm after it.
+    assert!(of.iter().all(|s| s.observed > 0.9 && s.last_seen > at(480)), "{of:?}");
+    assert!(of.iter().any(|s| !s.ended && s.last_seen >= at(600)), "{of:?}");
 }
 
 #[test]
