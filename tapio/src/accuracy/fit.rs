@@ -279,7 +279,7 @@ mod tests {
     fn what_is_found_where_nothing_is_wrong_lowers_what_is_stated() {
         let right: Vec<CaseRun> = (0..40).map(|i| run(i % 5, 0.6, 1.0)).collect();
         let mut disturbed = right.clone();
-        let found = |_| CalmFinding { entity: "s1".into(), confidence: 0.6 };
+        let found = |i| CalmFinding { entity: format!("s{}", i % 5), confidence: 0.6 };
         disturbed[0].calm = (0..40).map(found).collect();
         let (without, with) = (fit(&right), fit(&disturbed));
         assert_eq!((with.others, with.map.answers), (40, 80));
