@@ -201,8 +201,8 @@ impl Fit {
         );
         let _ = writeln!(
             out,
-            "of answers to cases expected calibration error and Brier score; confident findings that answer none\n(fits made leaving out each of {services} services in turn)\n\n{:<32} {:<16} {:<16} {:<16}",
-            "", "raw", "fit 1", "fit 2"
+            "of answers to cases expected calibration error and Brier score; confident findings that answer none\n(fits made leaving out each of {services} services in turn)\n\n{:<32} {:<16} {:<16} fit 2",
+            "", "raw", "fit 1"
         );
         let told = |of: &Worth| match (of.answers.ece, of.answers.brier) {
             (Some(ece), Some(brier)) => format!("{ece:.3} {brier:.3} {:>3}", of.others_told),
