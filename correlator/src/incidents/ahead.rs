@@ -17,7 +17,8 @@ use super::view::View;
 use super::{IncidentEngine, last_revision};
 use crate::slo::Burn;
 
-/// Budgets foretold by a finding at a time: callers have their room beside them.
+/// Budgets foretold by a finding at a time, so that callers find room beside them. What is scored keeps its place among all
+/// that a finding holds.
 const BUDGETS_MAX: usize = FORESEEN_MAX - CALLERS_MAX;
 
 /// What the future is told from.

@@ -36,7 +36,7 @@ pub struct Deviation {
     pub count: u64,
     /// What is usual, in `unit`.
     pub baseline: f64,
-    /// What is, in `unit`; told as it was farthest from that when the evidence does not grow any more.
+    /// What is, in `unit`.
     pub observed: f64,
     /// Unit of both.
     pub unit: &'static str,
@@ -115,15 +115,11 @@ impl Book {
                 Some(deviation) => {
                     let before = (signal.strength, signal.last_seen);
                     let mut next = signal.clone();
-                    // The calm that is seen while the evidence goes is no part of the deviation.
-                    let far = |observed: f64, baseline: f64| (observed - baseline).abs();
-                    let fades = deviation.evidence <= std::mem::replace(evidence, deviation.evidence)
-                        && far(deviation.observed, deviation.baseline)
-                            < far(signal.observed, signal.baseline);
-                    let levels = (signal.baseline, signal.observed);
-                    fill(&mut next, deviation);
-                    if fades {
-                        (next.baseline, next.observed) = levels;
+                    // The calm that is seen while the evidence goes is no part of the deviation: it stays as it was told.
+                    let fades = deviation.evidence < std::mem::replace(evidence, deviation.evidence);
+                    count(&mut next, &deviation);
+                    if !fades {
+                        describe(&mut next, deviation);
                     }
                     let moved = (next.strength.get() - before.0.get()).abs() >= MATERIAL;
                     if moved || now.since(before.1) >= AGAIN_NS {
@@ -150,7 +146,8 @@ impl Book {
             if !key.3.is_empty() {
                 signal.id = SignalId(signal.id.0 ^ xxhash_rust::xxh3::xxh3_128(key.3.as_bytes()));
             }
-            fill(&mut signal, deviation);
+            count(&mut signal, &deviation);
+            describe(&mut signal, deviation);
             let signal = stamped(signal, now);
             out.push(signal.clone());
             self.open.insert(key, Open { signal, evidence });
@@ -158,13 +155,18 @@ impl Book {
     }
 }
 
-fn fill(signal: &mut Signal, deviation: Deviation) {
+/// How sure it is, and what shows it.
+fn count(signal: &mut Signal, deviation: &Deviation) {
     signal.strength = Score::clamped(strength(deviation.evidence));
     signal.count = deviation.count.max(1);
+    for event in &deviation.events {
+        add_evidence(&mut signal.evidence, *event);
+    }
+}
+
+/// How things are.
+fn describe(signal: &mut Signal, deviation: Deviation) {
     (signal.baseline, signal.observed) = (deviation.baseline, deviation.observed);
     signal.unit = SmolStr::new_static(deviation.unit);
     signal.attributes = deviation.attributes;
-    for event in deviation.events {
-        add_evidence(&mut signal.evidence, event);
-    }
 }

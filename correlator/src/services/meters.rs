@@ -81,6 +81,8 @@ struct Series {
     jump: Cusum,
     /// Evidence of saturation, fading.
     held: f64,
+    /// What was usual and what was, when that was seen.
+    held_at: (f64, f64),
     usual: f64,
     now: f64,
     event: EventId,
@@ -102,6 +104,7 @@ impl Default for Series {
             main: Cusum::new(HALF),
             jump: Cusum::new(HALF),
             held: 0.0,
+            held_at: (0.0, 0.0),
             usual: 0.0,
             now: 0.0,
             event: EventId::default(),
@@ -164,9 +167,12 @@ impl Series {
         } else if value >= CPU_FULL.0 {
             self.main.raise(CPU_FULL.1);
         }
-        self.held = self.held.max(self.main.evidence(at));
         let is_news = self.jumps(at, value, JUMP.1);
         self.usual = median.unwrap_or(value);
+        let evidence = self.main.evidence(at);
+        if evidence >= self.held {
+            (self.held, self.held_at) = (evidence, (self.usual, value));
+        }
         if !saturated && !is_news {
             self.remember(value);
         }
@@ -361,7 +367,10 @@ impl Meters {
             let main = of(series.main.evidence(now), series.main.since());
             let signs = match measure {
                 Measure::CpuShare => vec![
-                    (Sign::CpuSaturated, Deviation { evidence: series.held, ..main }),
+                    {
+                        let (usual, now) = series.held_at;
+                        (Sign::CpuSaturated, Deviation { evidence: series.held, usual, now, ..main })
+                    },
                     (Sign::CpuRaised, of(series.jump.evidence(now), series.jump.since())),
                 ],
                 Measure::CpuCores => {

@@ -32,6 +32,8 @@ const REQUESTS_MIN: f64 = 30.0;
 const WINDOWS_MIN: f64 = 6.0;
 /// Windows of a service that count as now.
 const RECENT: usize = 6;
+/// What a service was asked before this is not now, however seldom it is heard of.
+const RECENT_NS: u64 = 120 * SECOND_NS;
 /// Calls are repeated when there are so many times the usual …
 const MORE: f64 = 1.5;
 /// … and so many deviations of a Poisson count, of so many calls at least: of fewer the next one is always many, and …
@@ -105,14 +107,15 @@ struct Requests {
     all: Ratio,
     good: Ratio,
     /// Requests of the last windows, and those of them that were answered well.
-    recent: VecDeque<(f64, f64)>,
+    recent: VecDeque<(UnixNanos, f64, f64)>,
     last: UnixNanos,
 }
 
 impl Requests {
-    fn see(&mut self, said: Calls) {
-        self.recent.push_back((said.count as f64, said.well() as f64));
-        if self.recent.len() > RECENT {
+    fn see(&mut self, at: UnixNanos, said: Calls) {
+        self.recent.push_back((at, said.count as f64, said.well() as f64));
+        let is_old = |seen: &(UnixNanos, f64, f64)| at.since(seen.0) > RECENT_NS;
+        while self.recent.len() > RECENT || self.recent.front().is_some_and(is_old) {
             self.recent.pop_front();
         }
     }
@@ -123,7 +126,7 @@ impl Requests {
     }
 
     /// Present requests as a multiple of the usual, or those that are answered well.
-    fn times(&self, usual: Option<f64>, of: impl Fn(&(f64, f64)) -> f64) -> Option<f64> {
+    fn times(&self, usual: Option<f64>, of: impl Fn(&(UnixNanos, f64, f64)) -> f64) -> Option<f64> {
         Some(self.recent.iter().map(of).sum::<f64>() / self.recent.len().max(1) as f64 / usual?)
     }
 }
@@ -233,7 +236,7 @@ impl Retries {
         let asked = asked_in(window);
         for (service, asked) in &asked {
             if let Some(known) = self.services.get_mut(*service) {
-                known.see(*asked);
+                known.see(window.start, *asked);
             }
         }
         for (edge, known) in &mut self.edges {
@@ -254,11 +257,11 @@ impl Retries {
                 now: calls.count as f64 / compared.requests,
                 failed: calls.failed as f64 / calls.count.max(1) as f64,
                 load: caller
-                    .and_then(|known| known.times(usual, |window| window.0))
+                    .and_then(|known| known.times(usual, |window| window.1))
                     .map(|load| load.max(compared.requests / usual.unwrap_or(f64::INFINITY))),
                 asked: callee.and_then(|known| Some(1.0 + surplus / known.usual()?)),
                 answered: callee
-                    .and_then(|known| known.times(known.good.usual(WINDOWS_MIN), |window| window.1)),
+                    .and_then(|known| known.times(known.good.usual(WINDOWS_MIN), |window| window.2)),
             };
         }
     }

@@ -443,12 +443,6 @@ impl Shard {
 
     fn event(&mut self, step: UnixNanos, record: &EventRecord, out: &mut SignalSection) {
         let event = &record.event;
-        if event.kind == EventKind::Log
-            && self.repeats.is_again(event.timestamp, event.id, &mut self.counters)
-        {
-            self.counters.dropped.duplicate += 1;
-            return;
-        }
         #[cfg(test)]
         self.trap.judged(event.id);
         match &event.payload {
@@ -472,6 +466,13 @@ impl Shard {
         }
         endings::settle(step, event, &mut self.episodes, &mut self.counters);
         let Some(mut seen) = news::judge(record, &mut self.exits, &mut self.counters) else { return };
+        // A line without news is a step of its span however often it comes, and takes no place of one that is counted.
+        if event.kind == EventKind::Log
+            && self.repeats.is_again(event.timestamp, event.id, &mut self.counters)
+        {
+            self.counters.dropped.duplicate += 1;
+            return;
+        }
         let (key, needed) = (seen.episode(), needed(seen.kind));
         seen.count = self.bursts.admit(key, event.timestamp, needed, self.episodes.is_open(key));
         if seen.count > 0 {

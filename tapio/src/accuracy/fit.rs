@@ -26,7 +26,7 @@ pub struct Fit {
     /// Fitted on the answers to cases alone.
     pub of_answers: Map,
     /// What they are worth, per way.
-    pub ways: Vec<Ways>,
+    pub ways: Vec<WayWorth>,
     /// Findings that answer no case, among what [`Self::map`] was fitted on.
     pub others: usize,
     /// Services that were left out one by one.
@@ -43,9 +43,9 @@ pub struct Way {
     pub runs: Vec<CaseRun>,
 }
 
-/// What confidence is worth for the recordings in one way.
+/// What confidence is worth, raw and by each map, for the recordings in one way.
 #[derive(Debug, Clone)]
-pub struct Ways {
+pub struct WayWorth {
     /// In words.
     pub name: &'static str,
     /// As the inference gives it.
@@ -115,7 +115,7 @@ pub fn fit(ways: &[Way]) -> Fit {
         told
     };
     let by = |maps: &BTreeMap<&str, Map>, a: &Answer| maps[a.service.as_str()].stated(a.raw);
-    let all = ways.iter().enumerate().map(|(way, of)| Ways {
+    let all = ways.iter().enumerate().map(|(way, of)| WayWorth {
         name: of.name,
         raw: worth(way, &|a| a.raw),
         of_answers: worth(way, &|a| by(&of_answers, a)),
@@ -208,7 +208,7 @@ impl Fit {
             (Some(ece), Some(brier)) => format!("{ece:.3} {brier:.3} {:>3}", of.others_told),
             _ => "no answers".to_owned(),
         };
-        for Ways { name, raw, of_answers, of_all } in ways {
+        for WayWorth { name, raw, of_answers, of_all } in ways {
             let line = format!("{name:<32} {:<16} {:<16} {:<16}", told(raw), told(of_answers), told(of_all));
             let _ = writeln!(out, "{}", line.trim_end());
         }
@@ -309,7 +309,7 @@ mod tests {
         let all = &fit.by_service[0];
         assert_eq!((all.cases, all.services), (90, 9));
         assert!((all.right - 0.7).abs() < 1e-9 && (all.right_of_service - 0.7).abs() < 1e-9, "{all:?}");
-        let Ways { raw, of_answers, of_all, .. } = &fit.ways[0];
+        let WayWorth { raw, of_answers, of_all, .. } = &fit.ways[0];
         assert!((raw.answers.ece.unwrap() - 0.25).abs() < 1e-9);
         assert!(of_all.answers.ece.unwrap() < 0.1, "{fit:?}");
         assert!(of_all.answers.brier.unwrap() < raw.answers.brier.unwrap(), "{fit:?}");
