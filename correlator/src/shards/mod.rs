@@ -13,6 +13,7 @@ mod episode;
 mod exits;
 mod faults;
 mod first_words;
+mod grace;
 mod groups;
 mod last_words;
 mod losses;

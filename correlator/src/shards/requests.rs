@@ -1,6 +1,6 @@
 //! Requests: spans become counts of what a service did for each request, and on which way it went.
 //!
-//! A span waits for a short while after its end ([`GRACE_NS`]) and is then closed: its children, which ended before it, and its
+//! A span waits for a short while after its end ([`Grace`]) and is then closed: its children, which ended before it, and its
 //! log lines are put together with it. What is counted of a request is the time that the service spent itself (durations without
 //! the union of their children, over all spans of the service), the set of its steps (spans within, calls to others, log
 //! templates) and, between the two ends of a call, the gap.
@@ -16,13 +16,12 @@ use tapio_schemas::wire::SignalSection;
 use tapio_schemas::{EventId, UnixNanos};
 
 use super::counters::Counters;
+use super::grace::Grace;
 use super::open_span::{Key, NONE, Node, State};
 use super::record::{LineRecord, SpanRecord};
 use super::request_tallies::{Request, RequestTallies, TwoEnds};
 use super::texts::{TextId, Texts};
 
-/// A span is closed so long after its end: what its children and lines may be later than itself, by clocks that differ.
-pub const GRACE_NS: u64 = 500_000_000;
 /// Children and lines wait so long for their span.
 const WAIT_NS: u64 = 60_000_000_000;
 /// What has waited so long for its span has lost it: its trace was sampled out, or its sender does not tell all.
@@ -56,6 +55,7 @@ pub struct Requests {
     lines: Vec<Line>,
     free_lines: Vec<u32>,
     ran: UnixNanos,
+    grace: Grace,
     /// Step at which room was looked for in vain.
     searched: Option<UnixNanos>,
     swept: UnixNanos,
@@ -90,6 +90,7 @@ impl Requests {
             lines: Vec::new(),
             free_lines: Vec::new(),
             ran: UnixNanos(0),
+            grace: Grace::default(),
             searched: None,
             swept: UnixNanos(0),
             tallies: RequestTallies::new(window_ns),
@@ -119,8 +120,11 @@ impl Requests {
             return;
         }
         let has_parent = span.parent.0 != 0 && span.parent != span.span;
+        if has_parent && self.grace.see(span.at, self.ran) {
+            self.doubt((span.at, self.ran));
+        }
         let at = self.place(span, has_parent);
-        let close = span.at.plus(GRACE_NS).max(self.ran.plus(1));
+        let close = span.at.plus(self.grace.ns()).max(self.ran.plus(1));
         let close = self.closing.back().map_or(close, |(last, _, _)| close.max(*last));
         let generation = self.node(at).generation;
         self.closing.push_back((close, at, generation));
@@ -187,6 +191,11 @@ impl Requests {
     pub fn due(&self) -> Option<UnixNanos> {
         let closing = self.closing.front().map(|(close, _, _)| *close);
         closing.into_iter().chain(self.tallies.due()).min()
+    }
+
+    /// How much longer than usual spans wait for those below them, ns.
+    pub fn late_ns(&self) -> u64 {
+        self.grace.late_ns()
     }
 
     /// Spans held.

@@ -315,7 +315,7 @@ impl Shard {
 
     /// Oldest event time that is needed to come to the same conclusions again.
     pub fn low_water(&self) -> UnixNanos {
-        let warm = Some(self.step.minus(WARM_NS));
+        let warm = Some(self.step.minus(WARM_NS + self.requests.late_ns()));
         let waiting =
             self.amid.into_iter().chain(self.reorder.oldest()).min().map(|step| step.minus(TICK_NS));
         [waiting, self.episodes.earliest_onset(), self.series.needs_from(), warm]
