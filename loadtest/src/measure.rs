@@ -16,6 +16,7 @@ use crate::growth::{self, Growth};
 use crate::load::PRODUCER;
 use crate::load::faults::{self, Fault, Plan};
 use crate::load::generator::{Cut, Generator, Templates};
+use crate::load::traces::live;
 use crate::load::world::World;
 use crate::report::{Figures, Report, costs, rounded};
 use crate::rig::observe::{Observer, unix_nanos};
@@ -79,7 +80,7 @@ pub struct Measure {
 impl Measure {
     fn cut(&self) -> Cut {
         let events = self.rate.zip(self.batch_age).map(|(rate, age)| events_per_batch(rate, age));
-        Cut { producers: self.producers, events }
+        Cut { producers: self.producers, events, live: live(self.rate) }
     }
 
     fn plan(&self) -> Plan {

@@ -18,6 +18,7 @@ use crate::error::LoadError;
 use crate::load::PRODUCER;
 use crate::load::faults::{self, Injection, Plan};
 use crate::load::generator::{Cut, Generator, Templates};
+use crate::load::traces::live;
 use crate::load::world::World;
 use crate::measure::events_per_batch;
 use crate::rig::observe::unix_nanos;
@@ -124,7 +125,7 @@ pub async fn run(config: ProducerConfig) -> Result<(), LoadError> {
     let injections = faults::injections(&world, &config.plan, &faults, config.start)?;
     let injected = injections.len() as u64;
     let events = Some(events_per_batch(config.rate, config.batch_age));
-    let cut = Cut { producers: config.producers, events };
+    let cut = Cut { producers: config.producers, events, live: live(Some(config.rate)) };
     let generator = Generator::new(&Templates::new(&world, config.plan.seed, cut)?, PRODUCER, config.start);
     let bus = stack::connect(&config.url, "loadtest-producer").await?;
 

@@ -26,6 +26,8 @@ use super::texts::{TextId, Texts};
 const WAIT_NS: u64 = 60_000_000_000;
 /// What has waited so long for its span has lost it: its trace was sampled out, or its sender does not tell all.
 const ORPHAN_NS: u64 = 15_000_000_000;
+/// A request that began no longer than this before the first span heard of counts as whole: that span may be its own.
+const SHORT_NS: u64 = 1_000_000_000;
 /// Requests that end so long after a loss may miss some of their spans.
 const DOUBT_NS: u64 = 5_000_000_000;
 /// Event time between two looks for what waits in vain.
@@ -55,6 +57,8 @@ pub struct Requests {
     lines: Vec<Line>,
     free_lines: Vec<u32>,
     ran: UnixNanos,
+    /// End of the first span heard of. A request that was long under way may miss what ended before.
+    since: Option<UnixNanos>,
     grace: Grace,
     /// Step at which room was looked for in vain.
     searched: Option<UnixNanos>,
@@ -90,6 +94,7 @@ impl Requests {
             lines: Vec::new(),
             free_lines: Vec::new(),
             ran: UnixNanos(0),
+            since: None,
             grace: Grace::default(),
             searched: None,
             swept: UnixNanos(0),
@@ -212,14 +217,17 @@ impl Requests {
     }
 
     fn place(&mut self, span: &SpanRecord, has_parent: bool) -> u32 {
-        match self.free.pop() {
+        let place = self.free.pop();
+        let generation = place.map_or(0, |at| self.node(at).generation);
+        let mut node = Node::new(span, has_parent, generation);
+        node.is_partial = node.start.saturating_add(SHORT_NS) < self.since.get_or_insert(span.at).0;
+        match place {
             Some(at) => {
-                let generation = self.node(at).generation;
-                *self.node_mut(at) = Node::new(span, has_parent, generation);
+                *self.node_mut(at) = node;
                 at
             }
             None => {
-                self.nodes.push(Node::new(span, has_parent, 0));
+                self.nodes.push(node);
                 (self.nodes.len() - 1) as u32
             }
         }
@@ -250,7 +258,7 @@ impl Requests {
             let Some(family) = self.families.remove(&key) else { continue };
             let node = self.node_mut(at);
             (node.first_child, node.first_line) = (family.first_child, family.first_line);
-            node.is_partial = family.children >= CHILDREN_MAX;
+            node.is_partial |= family.children >= CHILDREN_MAX;
             let mut child = family.first_child;
             while child != NONE {
                 let node = self.node_mut(child);

@@ -493,3 +493,13 @@ fn who_sends_every_five_seconds_is_waited_for() {
     // Requests are of all shards by their trace: each begins to wait with its own first late span.
     assert!(all > 1_600, "{all} of 2000 requests are told, {} doubted", evicted(&mut sim, "doubted"));
 }
+
+#[test]
+fn the_way_of_a_request_that_began_before_anyone_listened_is_not_known() {
+    let span = |n: u128, from, to| {
+        spanned(Span { service: "web", name: "x", kind: SpanKind::Server, ids: (9, n as u64, 0), from, to })
+    };
+    let (told, _) = told(&[span(1, 9_900.0, 10_000.0), span(2, 0.0, 12_000.0), span(3, 11_000.0, 12_500.0)]);
+    let counts: Vec<(u64, u64)> = told.operations.iter().map(|t| (t.requests, t.unshaped)).collect();
+    assert_eq!(counts, [(3, 1)]);
+}

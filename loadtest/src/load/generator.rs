@@ -12,7 +12,7 @@ use tapio_schemas::{ProducerId, UnixNanos};
 use super::random::Random;
 use super::shapes::Shaper;
 use super::template::{Stamp, Template};
-use super::traces::{LIVE, Traces};
+use super::traces::Traces;
 use super::world::World;
 
 /// Templates per shard, each about five of its pods: few enough to be made in a second.
@@ -58,6 +58,8 @@ pub struct Cut {
     pub producers: usize,
     /// Events per batch; `None`: as many as fit into [`BATCH_BYTES`].
     pub events: Option<usize>,
+    /// Traces that are open at a time.
+    pub live: usize,
 }
 
 /// Encoded batches of all shards, made once.
@@ -65,6 +67,7 @@ pub struct Cut {
 pub struct Templates {
     seed: u64,
     producers: usize,
+    live: usize,
     by_shard: Arc<Vec<Vec<Template>>>,
 }
 
@@ -100,7 +103,7 @@ impl Templates {
         let count = TEMPLATES * (MIX_EVENTS / (TEMPLATES * events)).max(1);
         let of = |shard| of_shard(world, shard, events, count, &random);
         let by_shard = Arc::new((0..SHARD_COUNT).map(of).collect::<Result<_, _>>()?);
-        Ok(Self { seed, producers: cut.producers.max(1), by_shard })
+        Ok(Self { seed, producers: cut.producers.max(1), live: cut.live, by_shard })
     }
 
     /// Paths that are taken in each shard, each once.
@@ -119,7 +122,7 @@ impl Generator {
         let random = Random::new(templates.seed).fork(3);
         Self {
             templates: Arc::clone(&templates.by_shard),
-            traces: Traces::new(LIVE, &random, &templates.paths()),
+            traces: Traces::new(templates.live, &random, &templates.paths()),
             random: random.fork(4),
             packer: Packer::default(),
             producers: templates.producers,
@@ -198,6 +201,7 @@ fn full_batch(world: &World, random: &Random) -> Result<usize, WireError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::traces::LIVE;
     use super::*;
     use std::collections::{HashMap as Map, HashSet};
     use tapio_schemas::payload::{Payload, SpanKind};
@@ -231,7 +235,7 @@ mod tests {
 
     #[test]
     fn every_event_is_in_its_shard_once_and_the_mix_is_kept() {
-        let all = events(Cut { producers: 3, events: Some(200) }, 2);
+        let all = events(Cut { producers: 3, events: Some(200), live: LIVE }, 2);
         let ids: HashSet<EventId> = all.iter().map(|e| e.id).collect();
         assert_eq!(ids.len(), all.len(), "ids are unique");
         let share = |of: &dyn Fn(&UnifiedEvent) -> bool| {
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn small_batches_keep_the_mix_too() {
-        let all = events(Cut { producers: 2, events: Some(10) }, 40);
+        let all = events(Cut { producers: 2, events: Some(10), live: LIVE }, 40);
         let spans = all.iter().filter(|e| matches!(e.payload, Payload::Span(_))).count();
         assert!((spans as f64 / all.len() as f64 - 0.15).abs() < 0.01);
     }
@@ -254,7 +258,7 @@ mod tests {
     #[test]
     fn what_follows_a_skipped_batch_is_the_same() {
         let world = World::new("load", 1);
-        let cut = Cut { producers: 3, events: Some(20) };
+        let cut = Cut { producers: 3, events: Some(20), live: LIVE };
         let templates = Templates::new(&world, 1, cut).unwrap();
         let make = || Generator::new(&templates, 100, START);
         let (mut whole, mut resumed) = (make(), make());
@@ -272,13 +276,13 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_events() {
-        let cut = Cut { producers: 3, events: Some(50) };
+        let cut = Cut { producers: 3, events: Some(50), live: LIVE };
         assert_eq!(events(cut, 2), events(cut, 2));
     }
 
     #[test]
     fn both_ends_of_a_call_are_in_one_trace_and_name_each_other() {
-        let all = events(Cut { producers: 3, events: Some(200) }, 4);
+        let all = events(Cut { producers: 3, events: Some(200), live: LIVE }, 4);
         let spans: Vec<&UnifiedEvent> =
             all.iter().filter(|e| matches!(e.payload, Payload::Span(_))).collect();
         let by_id: Map<u64, &UnifiedEvent> =

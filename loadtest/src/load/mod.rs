@@ -7,7 +7,7 @@ mod kubernetes;
 pub mod random;
 mod shapes;
 mod template;
-mod traces;
+pub mod traces;
 pub mod world;
 
 /// First of the producers' ids; the others follow.

@@ -170,7 +170,7 @@ impl Template {
     fn stamp_traces(&self, out: &mut [u8], stamp: &Stamp, step: u64, traces: &mut Traces) {
         let shard = usize::from(stamp.shard);
         // The callee's span comes first; its caller's is of the same trace.
-        let mut of_hop = [0u128; HOPS];
+        let mut of_hop = [None; HOPS];
         for place in &self.traces {
             let (trace, span, parent) = match place.role {
                 Role::Server(hop) => {
@@ -181,10 +181,12 @@ impl Template {
                 Role::Log(hop) => (traces.at(shard, hop), 2 * hop.number + 1, None),
                 Role::None => continue,
             };
+            // A call that no trace has come to yet is of no span that anyone knows.
+            let id = |index: usize| trace.map_or(0, |trace| span_id(trace, index));
+            write(out, place.span, id(span).to_le_bytes());
+            write(out, place.parent, parent.map_or(0, id).to_le_bytes());
+            let trace = trace.unwrap_or_else(|| traces.fresh(shard));
             write(out, place.trace, trace.to_le_bytes());
-            write(out, place.span, span_id(trace, span).to_le_bytes());
-            let parent = parent.map_or(0, |index| span_id(trace, index));
-            write(out, place.parent, parent.to_le_bytes());
             if place.start > 0 {
                 let end = stamp.from.plus(step * (place.event as u64 + 1));
                 write(out, place.start, end.minus(place.duration_ns).0.to_le_bytes());

@@ -8,8 +8,18 @@ use tapio_schemas::shard;
 use super::random::{Random, mix};
 use super::world::{HOPS, PATHS};
 
-/// Traces that are open at a time.
+/// Most traces that are open at a time …
 pub const LIVE: usize = 50_000;
+/// … as far as none takes longer than this, s: that long a request waits for others in earnest.
+const LIFE_S: f64 = 20.0;
+/// Share of the events that are spans of a trace.
+const SPANS: f64 = 0.15;
+
+/// Traces that are open at a time under so many events/s; at any rate [`LIVE`].
+pub fn live(rate: Option<f64>) -> usize {
+    let ended = |rate: f64| rate * SPANS / (2 * HOPS) as f64;
+    rate.map_or(LIVE, |rate| (ended(rate) * LIFE_S) as usize).clamp(1, LIVE)
+}
 
 /// A call of a path: the number of the path, and of the call from the top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +40,9 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// `live` traces over all shards, hops and the paths that are taken in each shard: on another one a trace would be open
-    /// without ever being heard of.
+    /// `live` traces over all shards and the paths that are taken in each shard: on another one a trace would be open
+    /// without ever being heard of. All begin with their last call, the first to end: none is amid its way when anyone begins
+    /// to listen.
     pub fn new(live: usize, seed: &Random, taken: &[Vec<usize>]) -> Self {
         let shards = usize::from(SHARD_COUNT);
         let mut traces = Self {
@@ -46,18 +57,16 @@ impl Traces {
                 continue;
             }
             let id = traces.fresh(of_shard);
-            let hop = Hop { path: paths[turn / HOPS % paths.len()], number: turn % HOPS };
+            let hop = Hop { path: paths[turn / HOPS % paths.len()], number: HOPS - 1 };
             traces.waiting(of_shard, hop).push_back(id);
         }
         traces
     }
 
-    /// The trace whose call of this hop comes next; it then waits for the hop above, or is over and replaced.
-    pub fn advance(&mut self, of_shard: usize, hop: Hop) -> u128 {
-        let id = match self.waiting(of_shard, hop).pop_front() {
-            Some(id) => id,
-            None => self.fresh(of_shard),
-        };
+    /// The trace whose call of this hop comes next; it then waits for the hop above, or is over and replaced. `None` when none
+    /// has come so far.
+    pub fn advance(&mut self, of_shard: usize, hop: Hop) -> Option<u128> {
+        let id = self.waiting(of_shard, hop).pop_front()?;
         match hop.number {
             0 => {
                 let next = self.fresh(of_shard);
@@ -65,15 +74,12 @@ impl Traces {
             }
             number => self.waiting(of_shard, Hop { number: number - 1, ..hop }).push_back(id),
         }
-        id
+        Some(id)
     }
 
     /// A trace that is at this hop, without moving it.
-    pub fn at(&mut self, of_shard: usize, hop: Hop) -> u128 {
-        match self.waiting(of_shard, hop).front().copied() {
-            Some(id) => id,
-            None => self.fresh(of_shard),
-        }
+    pub fn at(&mut self, of_shard: usize, hop: Hop) -> Option<u128> {
+        self.waiting(of_shard, hop).front().copied()
     }
 
     fn waiting(&mut self, of_shard: usize, hop: Hop) -> &mut VecDeque<u128> {
@@ -86,7 +92,8 @@ impl Traces {
         self.waiting.iter().flatten().map(VecDeque::len).sum()
     }
 
-    fn fresh(&mut self, of_shard: usize) -> u128 {
+    /// The id of a trace of this shard that was never given.
+    pub fn fresh(&mut self, of_shard: usize) -> u128 {
         while self.spare[of_shard].is_empty() {
             let id = self.random.wide();
             self.spare[usize::from(shard(id))].push(id);
@@ -111,12 +118,12 @@ mod tests {
         let mut traces = Traces::new(live, &Random::new(5), &all);
         assert_eq!(traces.live(), live);
         let hop = |number| Hop { path: 7, number };
-        let first = traces.advance(9, hop(HOPS - 1));
+        let first = traces.advance(9, hop(HOPS - 1)).unwrap();
         assert_eq!(shard(first), 9);
         let mut seen = 0;
         for number in (0..HOPS - 1).rev() {
             // Those that waited before it come first.
-            while traces.advance(9, hop(number)) != first {
+            while traces.advance(9, hop(number)) != Some(first) {
                 seen += 1;
                 assert!(seen < live);
             }
