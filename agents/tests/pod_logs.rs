@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tapio_agents::collectors::kubernetes::ends::FailedContainer;
 use tapio_agents::collectors::pod_logs::files::{BYTES_MAX, Life, Unread, last_bytes};
-use tapio_agents::collectors::pod_logs::{self, PodLogsConfig, events};
+use tapio_agents::collectors::pod_logs::{self, PodLogsConfig, events, horizon};
 use tapio_agents::collectors::{CollectorState, CollectorStates};
 use tapio_agents::ledger::Ledger;
 use tapio_agents::sink::{self, Intake, Wake};
@@ -157,6 +157,12 @@ fn failed(life: u32, at: UnixNanos) -> FailedContainer {
     FailedContainer { entity: Arc::new(entity.sealed()), uid: UID.into(), life, at }
 }
 
+/// No file system has room for such a name.
+fn unreadable() -> FailedContainer {
+    let entity = EntityRef { container: "x".repeat(300).into(), ..(*failed(0, AT).entity).clone() };
+    FailedContainer { entity: Arc::new(entity.sealed()), ..failed(0, AT) }
+}
+
 #[test]
 fn what_was_said_is_told_once_as_a_whole_and_line_by_line_without_secrets() {
     let (at, failed) = (AT, failed(3, AT));
@@ -202,6 +208,12 @@ struct Running {
 
 impl Running {
     fn start(dir: &Path, per_minute: u32) -> Self {
+        // The shortest there is.
+        Self::start_with(dir, per_minute, Duration::ZERO)
+    }
+
+    /// `history` as the Kubernetes collector has it.
+    fn start_with(dir: &Path, per_minute: u32, history: Duration) -> Self {
         let (metrics, clock, shutdown) = (Metrics::new(), ManualClock::new(AT.0), Shutdown::new());
         let states = CollectorStates::new(&metrics);
         // As one leaves it that ends unexpectedly.
@@ -211,7 +223,7 @@ impl Running {
         let (failed, heard) = mpsc::channel(64);
         let parts = pod_logs::Parts {
             config: PodLogsConfig { dir: dir.to_owned(), per_minute, ..PodLogsConfig::default() },
-            history: Duration::from_secs(300),
+            history: horizon(history, Duration::from_secs(3600)),
             failed: Arc::new(Mutex::new(heard)),
             clock: clock.shared(),
             sink,
@@ -276,23 +288,60 @@ async fn what_is_too_much_for_a_minute_or_too_old_is_counted_and_not_told() {
 }
 
 #[tokio::test]
+async fn how_old_an_end_may_be_follows_from_the_history_within_its_bounds() {
+    let (logs, container) = directories();
+    fs::write(container.join("0.log"), entry("x")).unwrap();
+    // (history, seconds since an end that is read, and since one that is not)
+    for (history, read, old) in [(0, 299, 301), (600, 599, 601), (7200, 3599, 3601)] {
+        let running = Running::start_with(logs.path(), 30, Duration::from_secs(history));
+        for age in [old, read] {
+            running.failed.send(failed(0, AT.minus(age * 1_000_000_000))).await.unwrap();
+        }
+        running.wait_for("read", 1).await;
+        assert_eq!(running.count("old"), 1, "with a history of {history} s");
+        running.shutdown.trigger();
+        running.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn who_begins_again_runs_and_one_unreadable_file_is_no_fault_of_all() {
     let (logs, container) = directories();
     (0..2).for_each(|n| fs::write(container.join(format!("{n}.log")), entry("x")).unwrap());
-    // No file system has room for such a name.
-    let entity = EntityRef { container: "x".repeat(300).into(), ..(*failed(0, AT).entity).clone() };
-    let unreadable = FailedContainer { entity: Arc::new(entity.sealed()), ..failed(0, AT) };
     let running = Running::start(logs.path(), 30);
     running.wait_for_state("that it runs", |state| *state == CollectorState::Running).await;
     // It may be that nothing can be read.
-    running.failed.send(unreadable.clone()).await.unwrap();
+    running.failed.send(unreadable()).await.unwrap();
     let of_it = |state: &CollectorState| matches!(state, CollectorState::Degraded(reason) if reason.contains("shop_api-1"));
     running.wait_for_state("which file it cannot read", of_it).await;
     running.failed.send(failed(0, AT)).await.unwrap();
     running.wait_for_state("that it reads", |state| *state == CollectorState::Running).await;
-    running.failed.send(unreadable).await.unwrap();
+    running.failed.send(unreadable()).await.unwrap();
     running.wait_for("failed", 2).await;
     assert_eq!(running.states.all()["pod_logs"], CollectorState::Running, "the others can be read");
+    running.shutdown.trigger();
+    running.task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_reason_is_that_of_now() {
+    let (logs, container) = directories();
+    fs::write(container.join("0.log"), entry("x")).unwrap();
+    let (root, away) = (logs.path().join("pods"), logs.path().join("away"));
+    fs::create_dir(&root).unwrap();
+    fs::rename(container.parent().unwrap(), root.join(format!("shop_api-1_{UID}"))).unwrap();
+    let running = Running::start(&root, 30);
+    let reason = |of: &'static str| move |state: &CollectorState| matches!(state, CollectorState::Degraded(reason) if reason.starts_with(of));
+    for _ in 0..2 {
+        running.failed.send(unreadable()).await.unwrap();
+        running.wait_for_state("which file it cannot read", reason("cannot read shop_api-1")).await;
+        fs::rename(&root, &away).unwrap();
+        running.failed.send(failed(0, AT)).await.unwrap();
+        running.wait_for_state("which directory it cannot open", reason("cannot open ")).await;
+        fs::rename(&away, &root).unwrap();
+    }
+    running.failed.send(failed(0, AT)).await.unwrap();
+    running.wait_for_state("that it reads", |state| *state == CollectorState::Running).await;
     running.shutdown.trigger();
     running.task.await.unwrap().unwrap();
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::rig::process::Usage;
 use crate::rig::stack::NATS;
 
-/// Half a load of so many minutes is long enough to be judged.
-const JUDGED_MINUTES: f64 = 5.0;
+/// Half a load of so many minutes is long enough to be judged: that of ten minutes is, and its samples span a little less than five,
+/// because the last one is before the end.
+const JUDGED_MINUTES: f64 = 4.9;
 
 /// How resident memory of a process went over the second half of the load.
 pub struct Growth {
@@ -82,6 +83,8 @@ mod tests {
         let grows = of(&samples("correlator", 12, |minute| 100.0 + 10.0 * minute));
         let failure = grows[0].failure().expect("it grows by a third in the second half");
         assert_eq!(failure, "correlator does not settle: +10.00 MiB/min around 189.9 MiB");
+        let ten_minutes = of(&samples("correlator", 10, |minute| 100.0 + 10.0 * minute));
+        assert!(ten_minutes[0].failure().is_some(), "ten minutes are long enough");
     }
 
     #[test]

@@ -222,7 +222,7 @@ async fn start_pod_logs(
     let (teller, failed) = FailureTeller::new(wiring.node, &wiring.parts.metrics);
     let parts = pod_logs::Parts {
         config,
-        history: wiring.config.kubernetes.history.get().min(wiring.config.age_max.get()),
+        history: pod_logs::horizon(wiring.config.kubernetes.history.get(), wiring.config.age_max.get()),
         failed: Arc::new(tokio::sync::Mutex::new(failed)),
         clock: wiring.parts.clock.clone(),
         sink,

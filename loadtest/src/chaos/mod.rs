@@ -111,14 +111,14 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let reading = stack::connect(&stack.url(), "loadtest-reader").await?;
     let lanes = LaneReader::start(&reading).await?;
     let words = Listener::start(&reading).await?;
-    let actions = schedule::plan(
+    let mut actions = schedule::plan(
         chaos.seed,
         chaos.actions,
         chaos.replicas,
         CALM_START.min(chaos.length / 8),
         chaos.length.saturating_sub(CALM_END.min(chaos.length / 4)),
     );
-    let (mut victims, ran) = under_way(chaos, stack, &observer, &words, &actions).await?;
+    let (mut victims, ran) = under_way(chaos, stack, &observer, &words, &mut actions).await?;
     let lanes = lanes.finish(&bus).await?;
     let account = Account::new(&ran.place, &lanes, &words.words());
     let findings = || observer.output().findings.clone();
@@ -144,7 +144,7 @@ async fn under_way(
     stack: Stack,
     observer: &Observer,
     words: &Listener,
-    actions: &[Action],
+    actions: &mut [Action],
 ) -> Result<(Victims, Ran), LoadError> {
     let world = World::new(CLUSTER, chaos.seed);
     let faults = faults::plan(&world, &chaos.plan);
@@ -161,17 +161,23 @@ async fn under_way(
     let before = victims.usage();
     let mut failures = Vec::new();
 
-    for (at, number, step) in schedule::steps(actions) {
+    let mut steps = schedule::steps(actions);
+    while let Some((at, number, step)) = steps.pop_front() {
         while start.instant + at > Instant::now() {
             let left = (start.instant + at).saturating_duration_since(Instant::now());
             tokio::time::sleep(left.min(POLL)).await;
             victims.revive()?;
         }
-        let action = &actions[number];
+        let action = actions[number];
         if step == Step::Begin {
+            // What its target waits for may be paused until a later step, so nobody waits here.
+            if victims.is_busy(action.target)? {
+                schedule::put_back(actions, &mut steps, number);
+                continue;
+            }
             eprintln!("{action}");
         }
-        victims.step(action, step).await?;
+        victims.step(&action, step)?;
     }
     let sent_in = sent(&mut victims, start, chaos.length, &mut failures).await?;
     let place = Place::read(&place);

@@ -1,5 +1,6 @@
 //! What is done to whom and when: a function of the seed.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub enum Step {
 
 /// Nothing happens to a target that is being harmed, nor right after.
 const REST: Duration = Duration::from_secs(2);
+/// An action whose target cannot be harmed yet is put back by so much.
+const BACK: Duration = Duration::from_millis(100);
 
 /// `count` actions between `from` and `until`. Every kind of target is hit when there are enough actions.
 pub fn plan(seed: u64, count: usize, replicas: usize, from: Duration, until: Duration) -> Vec<Action> {
@@ -109,13 +112,30 @@ pub fn plan(seed: u64, count: usize, replicas: usize, from: Duration, until: Dur
 }
 
 /// Beginnings and ends in the order of time: (when, number of the action, which).
-pub fn steps(actions: &[Action]) -> Vec<(Duration, usize, Step)> {
-    let of = |(number, action): (usize, &Action)| {
-        [(action.at, number, Step::Begin), (action.at + action.lasts, number, Step::End)]
-    };
-    let mut steps: Vec<_> = actions.iter().enumerate().flat_map(of).collect();
-    steps.sort_by_key(|(at, number, step)| (*at, *number, *step == Step::End));
+pub type Steps = VecDeque<(Duration, usize, Step)>;
+
+/// Those of all actions.
+pub fn steps(actions: &[Action]) -> Steps {
+    let mut steps = actions.iter().enumerate().flat_map(|(number, action)| of(number, action)).collect();
+    sort(&mut steps);
     steps
+}
+
+/// Puts back an action that has not begun, and both of its steps. Those of others are not kept waiting.
+pub fn put_back(actions: &mut [Action], steps: &mut Steps, number: usize) {
+    let action = &mut actions[number];
+    action.at += BACK;
+    steps.retain(|(_, other, _)| *other != number);
+    steps.extend(of(number, action));
+    sort(steps);
+}
+
+fn of(number: usize, action: &Action) -> [(Duration, usize, Step); 2] {
+    [(action.at, number, Step::Begin), (action.at + action.lasts, number, Step::End)]
+}
+
+fn sort(steps: &mut Steps) {
+    steps.make_contiguous().sort_by_key(|(at, number, step)| (*at, *number, *step == Step::End));
 }
 
 #[cfg(test)]
@@ -139,6 +159,22 @@ mod tests {
                 assert!(own.windows(2).all(|w| w[0].at + w[0].lasts + REST <= w[1].at));
             }
         }
+    }
+
+    #[test]
+    fn what_is_put_back_lets_the_steps_of_others_go_first() {
+        let second =
+            |action: &mut Action, at| (action.at, action.lasts) = (Duration::from_secs(at), BACK / 2);
+        let mut actions = five_minutes(1)[..2].to_vec();
+        second(&mut actions[0], 8);
+        second(&mut actions[1], 8);
+        let mut steps = steps(&actions);
+        assert_eq!(steps.pop_front(), Some((Duration::from_secs(8), 0, Step::Begin)));
+        put_back(&mut actions, &mut steps, 0);
+        let order: Vec<(usize, Step)> = steps.iter().map(|(_, number, step)| (*number, *step)).collect();
+        assert_eq!(order, [(1, Step::Begin), (1, Step::End), (0, Step::Begin), (0, Step::End)]);
+        assert_eq!((steps[2].0, steps[3].0), (actions[0].at, actions[0].at + actions[0].lasts));
+        assert_eq!(actions[0].at, Duration::from_secs(8) + BACK);
     }
 
     #[test]

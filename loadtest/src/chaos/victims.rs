@@ -1,7 +1,7 @@
 //! The processes that chaos is done to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -9,8 +9,6 @@ use super::schedule::{Action, Harm, Step, Target};
 use crate::error::LoadError;
 use crate::rig::process::{Process, STOP_MAX, Usage, stopped_badly};
 use crate::rig::stack::Stack;
-
-const POLL: Duration = Duration::from_millis(10);
 
 /// All of them, and what the runs that are over have used.
 pub struct Victims {
@@ -24,9 +22,10 @@ pub struct Victims {
     /// Services that were told to stop, should be back and have not ended, with when they must have. They are waited for beside
     /// the rest: what they wait for may be paused.
     draining: BTreeMap<Target, Instant>,
+    /// Of all runs that are over.
     used: BTreeMap<&'static str, Usage>,
-    /// Of the producer's present run, as long as it could be seen.
-    agent_seen: Usage,
+    /// Of each one's present run, as long as it could be seen: of what has ended nobody can tell any more.
+    seen: BTreeMap<Target, Usage>,
 }
 
 impl Victims {
@@ -39,24 +38,17 @@ impl Victims {
             harmed: BTreeSet::new(),
             draining: BTreeMap::new(),
             used: BTreeMap::new(),
-            agent_seen: Usage::default(),
+            seen: BTreeMap::new(),
         }
     }
 
-    /// Does one step of an action.
+    /// Does one step of an action, which begins only while [`Victims::is_busy`] is false of its target.
     ///
     /// # Errors
     /// When a process cannot be started again.
-    pub async fn step(&mut self, action: &Action, step: Step) -> Result<(), LoadError> {
+    pub fn step(&mut self, action: &Action, step: Step) -> Result<(), LoadError> {
         match step {
-            Step::Begin => {
-                while self.draining.contains_key(&action.target) {
-                    tokio::time::sleep(POLL).await;
-                    self.revive()?;
-                }
-                self.revive()?;
-                self.harmed.insert(action.target);
-            }
+            Step::Begin => drop(self.harmed.insert(action.target)),
             Step::End => drop(self.harmed.remove(&action.target)),
         }
         match (action.target, action.harm, step) {
@@ -89,47 +81,67 @@ impl Victims {
     }
 
     fn step_service(&mut self, target: Target, harm: Harm, step: Step) -> Result<(), LoadError> {
-        let (name, process) = self.service(target);
+        self.look(target);
+        let (_, process) = self.service(target);
         if target == Target::Agent && process.ended() == Some(Some(0)) {
             // It has sent everything and is not started again.
             return Ok(());
         }
-        let usage = process.usage();
         match (harm, step) {
             (Harm::Kill, Step::Begin) => process.kill(),
             (Harm::Restart, Step::Begin) => drop(process.signal(Signal::TERM)),
             (Harm::Pause, Step::Begin) => drop(process.signal(Signal::STOP)),
             (Harm::Pause, Step::End) => drop(process.signal(Signal::CONT)),
             // The producer does not drain: SIGTERM ends it.
-            (Harm::Kill, Step::End) => process.restart()?,
-            (Harm::Restart, Step::End) if target == Target::Agent => process.restart()?,
+            (Harm::Kill, Step::End) => self.restart(target)?,
+            (Harm::Restart, Step::End) if target == Target::Agent => self.restart(target)?,
             (Harm::Restart, Step::End) => {
                 self.draining.insert(target, Instant::now() + STOP_MAX);
-                return self.revive();
+                self.revive()?;
             }
         }
-        if matches!((harm, step), (Harm::Kill, Step::Begin) | (Harm::Restart, Step::End)) {
-            self.note(name, usage);
+        Ok(())
+    }
+
+    /// Keeps in mind what a service has used, while it can be seen.
+    fn look(&mut self, target: Target) {
+        if let Some(usage) = self.service(target).1.usage() {
+            self.seen.insert(target, usage);
         }
+    }
+
+    /// Starts a service again; what it was last seen to have used is that of the run that is over.
+    fn restart(&mut self, target: Target) -> Result<(), LoadError> {
+        let seen = self.seen.remove(&target);
+        let (name, process) = self.service(target);
+        process.restart()?;
+        self.note(name, seen);
         Ok(())
     }
 
     /// Starts what was told to stop again once it has ended, and notes when that was not as it should be.
     fn end_draining(&mut self) -> Result<(), LoadError> {
         for (target, deadline) in self.draining.clone() {
-            let (name, process) = self.service(target);
-            let usage = process.usage();
+            let (_, process) = self.service(target);
             let ended = process.ended();
             if ended.is_none() && Instant::now() < deadline {
                 continue;
             }
             let wrong = stopped_badly(process.name(), ended);
-            process.restart()?;
-            self.note(name, usage);
+            self.restart(target)?;
             self.fallen.extend(wrong);
             self.draining.remove(&target);
         }
         Ok(())
+    }
+
+    /// True while something is being done to the target, or it has not ended after a planned stop.
+    ///
+    /// # Errors
+    /// As [`Victims::revive`].
+    pub fn is_busy(&mut self, target: Target) -> Result<bool, LoadError> {
+        self.revive()?;
+        Ok(self.harmed.contains(&target) || self.draining.contains_key(&target))
     }
 
     /// True while something that was told to stop has not ended.
@@ -145,7 +157,8 @@ impl Victims {
     /// What each service has used in all its runs.
     pub fn usage(&self) -> Vec<(&'static str, Usage)> {
         let mut now = self.stack.usage();
-        now.push(("agent", self.agent.usage().unwrap_or(self.agent_seen)));
+        let seen = self.seen.get(&Target::Agent).copied();
+        now.push(("agent", self.agent.usage().or(seen).unwrap_or_default()));
         for (name, usage) in &mut now {
             *usage = self.used.get(name).copied().unwrap_or_default().and(*usage);
         }
@@ -158,25 +171,23 @@ impl Victims {
     /// When one cannot be started.
     pub fn revive(&mut self) -> Result<(), LoadError> {
         self.end_draining()?;
-        let Self { stack, agent, harmed, draining, fallen, .. } = self;
-        let numbered = stack.correlators.iter_mut().enumerate();
-        let correlators = numbered.map(|(number, process)| (Target::Correlator(number), process));
-        for (target, process) in
-            correlators.chain([(Target::Storage, &mut stack.storage), (Target::Agent, agent)])
-        {
-            let is_meant = harmed.contains(&target) || draining.contains_key(&target);
+        let correlators = (0..self.stack.correlators.len()).map(Target::Correlator);
+        for target in correlators.chain([Target::Storage, Target::Agent]) {
+            self.look(target);
+            let is_meant = self.harmed.contains(&target) || self.draining.contains_key(&target);
+            let (_, process) = self.service(target);
             let Some(code) = process.ended().filter(|_| !is_meant) else { continue };
             // The producer ends by itself once it has sent everything.
             if (target, code) != (Target::Agent, Some(0)) {
-                fallen.push(format!("{} ended by itself with {code:?}", process.name()));
-                process.restart()?;
+                let said = format!("{} ended by itself with {code:?}", process.name());
+                self.fallen.push(said);
+                self.restart(target)?;
             }
         }
-        if !harmed.contains(&Target::Nats) && !stack.nats.is_running() {
-            fallen.push("nats-server ended by itself".to_owned());
-            tokio::task::block_in_place(|| stack.nats.restart())?;
+        if !self.harmed.contains(&Target::Nats) && !self.stack.nats.is_running() {
+            self.fallen.push("nats-server ended by itself".to_owned());
+            tokio::task::block_in_place(|| self.stack.nats.restart())?;
         }
-        self.agent_seen = self.agent.usage().unwrap_or(self.agent_seen);
         Ok(())
     }
 }
@@ -192,6 +203,7 @@ fn signal(pid: u32, signal: Signal) {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
+    use std::time::Duration;
 
     use super::*;
     use crate::rig::process::Launch;
@@ -209,6 +221,8 @@ echo 'Ctrl-C stops it.'
 while :; do sleep 0.05; done
 "#;
 
+    const POLL: Duration = Duration::from_millis(10);
+
     async fn victims(dir: &Path) -> Victims {
         let program = dir.join("program");
         std::fs::write(&program, PROGRAM).unwrap();
@@ -221,17 +235,19 @@ while :; do sleep 0.05; done
         Victims::new(stack, Process::start(launch).unwrap())
     }
 
+    fn action(target: Target, harm: Harm) -> Action {
+        Action { at: Duration::ZERO, lasts: Duration::ZERO, target, harm }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_planned_stop_is_waited_for_and_a_bad_one_is_noted() {
         let dir = Dir::new(false).unwrap();
         let mut victims = victims(dir.path()).await;
         let of = [Target::Storage, Target::Correlator(0), Target::Correlator(1)];
-        let restart =
-            |target| Action { at: Duration::ZERO, lasts: Duration::ZERO, target, harm: Harm::Restart };
         let before = of.map(|target| victims.service(target).1.pid());
         for step in [Step::Begin, Step::End] {
             for target in of {
-                victims.step(&restart(target), step).await.unwrap();
+                victims.step(&action(target, Harm::Restart), step).unwrap();
             }
         }
         assert_eq!(
@@ -257,6 +273,56 @@ while :; do sleep 0.05; done
             let process = victims.service(target).1;
             process.ready().await.unwrap();
             assert_ne!(process.pid(), pid, "{target} was started again");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_drains_is_busy_and_nobody_waits_for_it() {
+        let dir = Dir::new(false).unwrap();
+        let mut victims = victims(dir.path()).await;
+        let pid = |victims: &mut Victims| victims.service(Target::Storage).1.pid();
+        let before = pid(&mut victims);
+        let [stops, kills] = [Harm::Restart, Harm::Kill].map(|harm| action(Target::Storage, harm));
+        let pauses = action(Target::Nats, Harm::Pause);
+        let mut is_busy = Vec::new();
+        for (action, step) in
+            [(stops, Step::Begin), (stops, Step::End), (pauses, Step::Begin), (pauses, Step::End)]
+        {
+            victims.step(&action, step).unwrap();
+            is_busy.push([Target::Storage, Target::Nats].map(|target| victims.is_busy(target).unwrap()));
+        }
+        assert_eq!(is_busy, [[true, false], [true, false], [true, true], [true, false]]);
+        assert_eq!((pid(&mut victims), victims.fallen.len()), (before, 0));
+        std::fs::write(dir.path().join("program.may-end"), "").unwrap();
+        while victims.is_busy(Target::Storage).unwrap() {
+            // check: allow sleep, this is the wait for a condition
+            tokio::time::sleep(POLL).await;
+        }
+        let before = pid(&mut victims);
+        victims.step(&kills, Step::Begin).unwrap();
+        victims.step(&kills, Step::End).unwrap();
+        assert_ne!(pid(&mut victims), before);
+        assert!(victims.fallen.is_empty(), "{:?}", victims.fallen);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_run_used_is_known_although_it_ended_unseen() {
+        let dir = Dir::new(false).unwrap();
+        let mut victims = victims(dir.path()).await;
+        std::fs::write(dir.path().join("program.may-end"), "").unwrap();
+        for target in [Target::Storage, Target::Agent] {
+            let stops = action(target, Harm::Restart);
+            victims.step(&stops, Step::Begin).unwrap();
+            let (name, process) = victims.service(target);
+            let pid = process.pid();
+            while Usage::of(pid).is_some() {
+                // check: allow sleep, this is the wait for a condition
+                tokio::time::sleep(POLL).await;
+            }
+            assert_eq!(victims.used.get(name), None);
+            victims.step(&stops, Step::End).unwrap();
+            assert!(victims.used[name].peak_rss_bytes > 0, "{name}: {:?}", victims.used);
+            assert_ne!(victims.service(target).1.pid(), pid);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A nats-server, a storage service and correlators, each a process, over one directory that goes with them.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tapio_runtime::bus::{Bus, BusConfig};
@@ -51,12 +52,14 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// One of this process. With `keep` it stays.
+    /// Another one each time. With `keep` it stays.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn new(keep: bool) -> Result<Self, LoadError> {
-        let path = std::env::temp_dir().join(format!("tapio-loadtest-{}", std::process::id()));
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("tapio-loadtest-{process}-{number}"));
         std::fs::create_dir_all(&path).map_err(|source| LoadError::File { path: path.clone(), source })?;
         Ok(Self { path, keep })
     }

@@ -30,7 +30,7 @@ pub struct KubernetesConfig {
     /// Where the lease is. Empty (default): the namespace that the agent runs in, or that of the kubeconfig.
     pub lease_namespace: String,
     /// At start, Kubernetes events and container ends older than this are not reported again. What a container said last is not
-    /// read when its end is heard of later than this. Default 10 min.
+    /// read when its end is heard of later than this, or than 5 min where this is less; never later than `age_max`. Default 10 min.
     pub history: HumanDuration,
     /// Time within which each object is told again with its relations, so that a correlator that began anew learns them;
     /// at most 200 objects per second. Default 5 min; 0 = never.

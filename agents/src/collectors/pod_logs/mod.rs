@@ -39,6 +39,8 @@ pub use config::PodLogsConfig;
 const TRIES: u32 = 4;
 /// Time between two looks: the kubelet tells of an end within a second of it.
 const AGAIN: Duration = Duration::from_millis(500);
+/// An end is never news the moment it happens: it is heard of a while later, and longer after the API server was away.
+const HISTORY_MIN: Duration = Duration::from_secs(300);
 /// OpenTelemetry's number for a warning: nobody knows how bad a line is that merely came last.
 const WARNING: u8 = 13;
 
@@ -47,7 +49,7 @@ const WARNING: u8 = 13;
 pub struct Parts {
     /// Configuration.
     pub config: PodLogsConfig,
-    /// An end that is older than this when it is heard of, because the cluster was not to be seen, is no news.
+    /// An end that is older than this when it is heard of, because the cluster was not to be seen, is no news: [`horizon`].
     pub history: Duration,
     /// Where failed containers come from; whoever runs holds it.
     pub failed: Arc<Mutex<mpsc::Receiver<FailedContainer>>>,
@@ -59,6 +61,12 @@ pub struct Parts {
     pub states: CollectorStates,
     /// Where it is counted.
     pub metrics: Metrics,
+}
+
+/// How old an end may be when it is heard of: `history` as the Kubernetes collector has it, but not so short that nothing would be
+/// read. What is older than `age_max` is not told at all, nor what was said.
+pub fn horizon(history: Duration, age_max: Duration) -> Duration {
+    history.max(HISTORY_MIN).min(age_max)
 }
 
 /// What became of the failed containers.
@@ -84,7 +92,7 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
     let mut failed = failed.lock().await;
     let mut budget = Budget { per_minute: config.per_minute, minute: 0, read: 0 };
     let mut warned = false;
-    // Whether it can read, as far as it knows.
+    // Whether files can be read, as far as it knows.
     let mut reads: Option<bool> = None;
     states.set("pod_logs", CollectorState::Running);
     loop {
@@ -109,7 +117,7 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
         match read(&config.dir, &of, &context, &clock).await? {
             Ok(bytes) => {
                 outcomes.count("read");
-                if reads.replace(true) == Some(false) {
+                if reads.replace(true) != Some(true) {
                     states.set("pod_logs", CollectorState::Running);
                 }
                 let now = UnixNanos(clock.now_unix_nanos());
@@ -124,13 +132,14 @@ pub async fn run(parts: Parts, context: WorkerContext) -> WorkerResult {
                     Unread::Failed { .. } | Unread::Closed { .. } => "failed",
                 });
                 let is_of_all = match unread {
-                    Unread::Closed { .. } => reads != Some(false),
+                    Unread::Closed { .. } => true,
                     // Where one was read before, it is a matter of this container.
                     Unread::Failed { .. } => reads.is_none(),
                     Unread::Absent(_) | Unread::NotPlain(_) => false,
                 };
                 if is_of_all {
-                    reads = Some(false);
+                    // What was known of the files of a directory says nothing once it cannot be opened.
+                    reads = matches!(unread, Unread::Failed { .. }).then_some(false);
                     states.set("pod_logs", CollectorState::Degraded(unread.to_string()));
                 }
                 if !warned && !matches!(unread, Unread::Absent(_)) {
