@@ -17,8 +17,7 @@ use super::view::View;
 use super::{IncidentEngine, last_revision};
 use crate::slo::Burn;
 
-/// Budgets foretold by a finding at a time, so that callers find room beside them. What is scored keeps its place among all
-/// that a finding holds.
+/// Budgets foretold by a finding at a time, so that callers find room beside them.
 const BUDGETS_MAX: usize = FORESEEN_MAX - CALLERS_MAX;
 
 /// What the future is told from.

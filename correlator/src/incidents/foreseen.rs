@@ -7,8 +7,11 @@ use tapio_schemas::{Entity, SmolStr, UnixNanos};
 
 use super::prediction::{PASSED_SLACK_NS, is_due, outcome};
 
-/// Predictions that a finding holds; further things are not foretold.
+/// Predictions of a finding that may still come; further things are not foretold meanwhile.
 pub const FORESEEN_MAX: usize = 8;
+/// Predictions that a finding holds with those that are scored, of which the newest revision is what `tapio predictions`
+/// shows. Then what was scored first makes room: an earlier revision has told it.
+const HELD_MAX: usize = 32;
 
 /// One prediction.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub struct Promise {
     /// When it was last set.
     pub at: UnixNanos,
     outcome: &'static str,
+    /// When it was scored.
+    scored_at: UnixNanos,
 }
 
 /// How it stands with what was foretold.
@@ -56,7 +61,7 @@ impl Foreseen {
         self.0.iter().filter(|promise| promise.is_pending())
     }
 
-    /// True when this was ever foretold.
+    /// True when this was foretold, as far as it is held.
     pub fn knows(&self, scenario: &str, entity: &Entity) -> bool {
         self.0.iter().any(|promise| promise.is_of(scenario, entity))
     }
@@ -68,7 +73,7 @@ impl Foreseen {
 
     /// True when nothing more finds room.
     pub fn is_full(&self) -> bool {
-        self.0.len() >= FORESEEN_MAX
+        self.pending().count() >= FORESEEN_MAX
     }
 
     /// Foretells something, or changes what is foretold when it has moved or aged. What is about to come is not changed any
@@ -81,10 +86,12 @@ impl Foreseen {
         now: UnixNanos,
         refresh_ns: u64,
     ) {
-        let promise = Promise { entity: entity.clone(), forecast, says, at: now, outcome: "pending" };
-        let known = self.0.iter().position(|known| known.is_of(&promise.forecast.scenario, entity));
+        let (entity, scored_at) = (entity.clone(), UnixNanos(0));
+        let promise = Promise { entity, forecast, says, at: now, outcome: "pending", scored_at };
+        let known = self.0.iter().position(|known| known.is_of(&promise.forecast.scenario, &promise.entity));
         let Some(known) = known else {
             if !self.is_full() {
+                self.make_room();
                 self.0.push(promise);
             }
             return;
@@ -97,6 +104,16 @@ impl Foreseen {
         }
     }
 
+    fn make_room(&mut self) {
+        if self.0.len() < HELD_MAX {
+            return;
+        }
+        let scored = self.0.iter().enumerate().filter(|(_, promise)| !promise.is_pending());
+        if let Some((first, _)) = scored.min_by_key(|(_, promise)| promise.scored_at) {
+            self.0.remove(first);
+        }
+    }
+
     /// Scores what can be. `stands` says how it stands with each that is pending.
     pub fn score(&mut self, now: UnixNanos, stands: impl Fn(&Promise) -> Stands) {
         for promise in self.0.iter_mut().filter(|promise| promise.is_pending()) {
@@ -104,8 +121,9 @@ impl Foreseen {
                 Stands::Came(at) => promise.outcome = outcome(&promise.forecast, at),
                 _ if now > promise.forecast.latest.plus(PASSED_SLACK_NS) => promise.outcome = "miss",
                 Stands::Gone => promise.outcome = "not_due",
-                Stands::Open => {}
+                Stands::Open => continue,
             }
+            promise.scored_at = now;
         }
     }
 
@@ -199,5 +217,35 @@ mod tests {
         }
         assert_eq!(foreseen.predictions().len(), FORESEEN_MAX);
         assert!(foreseen.is_full());
+    }
+
+    #[test]
+    fn what_is_scored_makes_room_and_stays_until_more_is_scored_than_a_finding_holds() {
+        let mut foreseen = Foreseen::default();
+        let name = |number: u64| Entity::namespaced("Service", "shop", &format!("web-{number}"));
+        // The first of all stays open for long.
+        let last = 5 * HELD_MAX as u64;
+        foreseen.tell(&web(), forecast(last + 100), String::new(), at(1), 0);
+        for number in 1..=last {
+            foreseen.tell(&name(number), forecast(number + 20), String::new(), at(number), 0);
+            assert!(foreseen.holds("cascade_call", &name(number)), "{number}");
+            foreseen.score(at(number + 15), |promise| match promise.entity == web() {
+                true => Stands::Open,
+                false => Stands::Came(at(number + 15)),
+            });
+            let kept = (number as usize + 1).min(HELD_MAX);
+            assert_eq!((outcomes(&foreseen).len(), foreseen.pending().count()), (kept, 1), "{number}");
+        }
+        // It is scored last, so it goes last.
+        foreseen.score(at(last + 100), |_| Stands::Came(at(last + 100)));
+        for number in 1..HELD_MAX as u64 {
+            let (number, now) = (last + number, last + 200);
+            foreseen.tell(&name(number), forecast(now + 20), String::new(), at(now), 0);
+            foreseen.score(at(now + 15), |_| Stands::Came(at(now + 15)));
+        }
+        assert_eq!(foreseen.predictions().len(), HELD_MAX);
+        assert!(foreseen.knows("cascade_call", &web()));
+        assert!(!foreseen.knows("cascade_call", &name(last)));
+        assert_eq!(outcomes(&foreseen), ["hit"; HELD_MAX]);
     }
 }

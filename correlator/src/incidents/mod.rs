@@ -318,12 +318,14 @@ impl IncidentEngine {
         }
     }
 
-    /// A time in which nothing was seen is told again while it lasts: that is one hole, which grows.
+    /// A time in which nothing was seen is told again while it lasts: that is one hole, which grows. What was lost is told
+    /// again by who reads its batch again: it was lost once.
     fn take_gap(&mut self, gap: Gap) {
         let lasts = |known: &&mut Gap| {
-            (gap.lost, known.lost) == (0, 0)
-                && (&known.source, &known.node, &known.reason) == (&gap.source, &gap.node, &gap.reason)
-                && gap.from <= known.to
+            **known == gap
+                || (gap.lost, known.lost) == (0, 0)
+                    && (&known.source, &known.node, &known.reason) == (&gap.source, &gap.node, &gap.reason)
+                    && gap.from <= known.to
         };
         if let Some(known) = self.gaps.iter_mut().find(lasts) {
             (known.from, known.to) = (known.from.min(gap.from), known.to.max(gap.to));

@@ -351,9 +351,8 @@ fn lost_events_are_told_and_failed_calls_counted() {
         reason: "ring_full".into(),
     };
     // The same window of two shards adds up.
-    let section =
-        SignalSection { tallies: vec![tally.clone(), tally], gaps: vec![gap], ..SignalSection::default() };
-    engine.apply(section);
+    let tallies = vec![tally.clone(), tally];
+    engine.apply(SignalSection { tallies, gaps: vec![gap.clone()], ..SignalSection::default() });
     engine.apply(said(vec![signal(SignalKind::HttpServerErrors, &api, 5.0)]));
     let findings = engine.finish(at(20.0));
     let last = findings.last().unwrap();
@@ -361,6 +360,8 @@ fn lost_events_are_told_and_failed_calls_counted() {
     assert_eq!(last.impact.callers, ["service shop/web"]);
     assert!(last.freshness.gaps[0].starts_with("ebpf on n1 lost 120 events"), "{:?}", last.freshness);
     assert!(last.story.contains("Some events were lost"));
+    engine.take_gap(gap);
+    assert_eq!(engine.gaps.len(), 1, "who takes on a shard tells it again");
 }
 
 #[test]

@@ -5,6 +5,9 @@ use std::time::Duration;
 use tapio_runtime::clock::Clock;
 use tapio_runtime::memory::Pressure;
 use tapio_schemas::UnixNanos;
+use tapio_schemas::wire::EventBatchView;
+
+use super::reorder::Waiting;
 
 /// Units of work between two looks at the clock: an event taken in, or one judged.
 pub const CHUNK_UNITS: u32 = 512;
@@ -76,5 +79,16 @@ impl Cursor {
     /// Nothing is taken in yet.
     pub fn new(newest_allowed: UnixNanos) -> Self {
         Self { next: 0, newest_allowed, pressure: Pressure::Calm, live: None }
+    }
+
+    /// Events of the batch that are not taken in yet; `None` for none.
+    pub fn rest(&self, batch: &EventBatchView<'_>) -> Option<Waiting> {
+        let rest = batch.iter().skip(self.next);
+        let times = rest.inspect(|_view| {
+            #[cfg(test)]
+            super::trap::given_up(tapio_schemas::EventId(_view.event.id.0.to_native()));
+        });
+        let each = times.map(|view| Waiting { count: 1, from: view.timestamp(), to: view.timestamp() });
+        each.reduce(Waiting::and)
     }
 }

@@ -51,59 +51,25 @@ pub fn sheds(view: &EventView<'_>, pressure: Pressure) -> bool {
     pressure.sheds_up_to().is_some_and(|most| severity <= most) && view.event.payload.is_routine()
 }
 
-/// Notes what this process did not use of a producer's events, with what is noted for the same reason already.
-pub fn note(
-    gaps: &mut Vec<Gap>,
+/// What this process did not use of a producer's events.
+pub fn unused(
     producer: ProducerId,
     node: SmolStr,
     lost: u64,
     (from, to): (UnixNanos, UnixNanos),
     reason: &str,
-) {
-    let known = gaps.iter_mut().find(|gap| gap.producer == producer && gap.reason == reason);
-    match known {
+) -> Gap {
+    Gap { producer, source: "correlator".into(), node, lost, from, to, reason: reason.into() }
+}
+
+/// Notes what was not used, with what is noted of the same producer for the same reason already.
+pub fn note(gaps: &mut Vec<Gap>, more: Gap) {
+    match gaps.iter_mut().find(|gap| (gap.producer, &gap.reason) == (more.producer, &more.reason)) {
         Some(gap) => {
-            gap.lost += lost;
-            (gap.from, gap.to) = (gap.from.min(from), gap.to.max(to));
+            gap.lost += more.lost;
+            (gap.from, gap.to) = (gap.from.min(more.from), gap.to.max(more.to));
         }
-        None => {
-            gaps.push(Gap {
-                producer,
-                source: "correlator".into(),
-                node,
-                lost,
-                from,
-                to,
-                reason: reason.into(),
-            });
-        }
-    }
-}
-
-/// Gaps that wait for a step of which nothing is said yet: a shard that is read again is behind itself.
-#[derive(Default)]
-pub struct Owed {
-    /// Noted as in [`note`].
-    pub gaps: Vec<Gap>,
-    after: UnixNanos,
-}
-
-impl Owed {
-    /// They are to be said after this step.
-    pub fn not_before(&mut self, step: UnixNanos) {
-        self.after = self.after.max(step);
-    }
-
-    /// When they are to be said.
-    pub fn due(&self) -> Option<UnixNanos> {
-        (!self.gaps.is_empty()).then(|| self.after.plus(1))
-    }
-
-    /// Says them once their time has come.
-    pub fn tell(&mut self, step: UnixNanos, out: &mut Vec<Gap>) {
-        if self.after < step {
-            out.append(&mut self.gaps);
-        }
+        None => gaps.push(more),
     }
 }
 

@@ -42,7 +42,7 @@ pub use context::{Meaning, is_change, meaning};
 pub use counters::{Counters, Dropped, Evicted, Unsaid};
 pub(crate) use episode::{add_evidence, stamped};
 pub use last_words::folded;
-pub(crate) use losses::note as note_gap;
+pub(crate) use losses::unused;
 pub(crate) use news::LINE_STRENGTH;
 pub(crate) use record::hash_parts;
 pub use reorder::Waiting;

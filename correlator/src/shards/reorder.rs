@@ -30,10 +30,17 @@ pub struct Reorder {
 pub struct Waiting {
     /// How many.
     pub count: u64,
-    /// Before the first of them.
+    /// No later than the first of them.
     pub from: UnixNanos,
-    /// End of the step of the last one.
+    /// No earlier than the last one.
     pub to: UnixNanos,
+}
+
+impl Waiting {
+    /// Both.
+    pub fn and(self, other: Self) -> Self {
+        Self { count: self.count + other.count, from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
 }
 
 /// Fewer places than this are not looked over for holes.

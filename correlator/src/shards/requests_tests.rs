@@ -454,9 +454,7 @@ fn what_was_lost_is_no_step_that_was_left_out() {
     sim.feed(&by_time(request(9, 100.0)));
     let broken = by_time(request(9, 2000.0));
     let given_up = sim.encode(&broken[0]);
-    sim.set
-        .give_up(&given_up, None, &Cursor::new(UnixNanos::MAX), (GivenUp::BatchTime, UnixNanos(0)))
-        .expect("a good batch");
+    sim.set.give_up(&given_up, None, &Cursor::new(UnixNanos::MAX), GivenUp::BatchTime).expect("a good batch");
     sim.feed(&broken[1..]);
     sim.feed(&by_time(request(9, 30_000.0)));
     sim.finish();

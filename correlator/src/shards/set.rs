@@ -1,7 +1,7 @@
 //! The shards of one worker: checks a batch, routes it, and collects what the shards say into one section.
 
 use tapio_schemas::wire::{EventBatchView, EventView, SignalSection, Unpacker, WireError};
-use tapio_schemas::{EventId, Signal, UnixNanos};
+use tapio_schemas::{EventId, Gap, Signal, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::counters::Counters;
@@ -101,17 +101,22 @@ impl ShardSet {
         Ok(Taken { newest: newest(&batch, cursor), is_done, first_words })
     }
 
-    /// The rest of a batch is not taken, and counted as such; the gap is told after the step given.
+    /// The rest of a batch is not taken. The time of its newest event, and, after panics, the gap to be counted and told.
     pub fn give_up(
         &mut self,
         bytes: &[u8],
         subject_shard: Option<u16>,
         cursor: &Cursor,
-        why: (GivenUp, UnixNanos),
-    ) -> Result<Taken, BatchError> {
+        why: GivenUp,
+    ) -> Result<(UnixNanos, Option<Gap>), BatchError> {
         let (shard, batch) = open(&mut self.unpacker, &mut self.shards, bytes, subject_shard)?;
-        shard.give_up(&batch, &mut self.known, cursor, why);
-        Ok(Taken { newest: newest(&batch, cursor), is_done: true, first_words: Vec::new() })
+        let gap = shard.give_up(&batch, &mut self.known, cursor, why);
+        Ok((newest(&batch, cursor), gap))
+    }
+
+    /// Events of a batch that are not taken in yet; `None` for none, or when it is no batch.
+    pub fn rest(&mut self, bytes: &[u8], cursor: &Cursor) -> Option<Waiting> {
+        cursor.rest(&EventBatchView::check(self.unpacker.unpack(bytes).ok()?).ok()?)
     }
 
     /// True when the message is a batch with this event in it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tapio_runtime::memory::Pressure;
 use tapio_schemas::payload::Payload;
 use tapio_schemas::wire::{EventBatchView, ShardMark, SignalSection};
-use tapio_schemas::{EntityRef, EventId, EventKind, UnixNanos};
+use tapio_schemas::{EntityRef, EventId, EventKind, Gap, UnixNanos};
 
 use super::budget::{Budget, Cursor};
 use super::bursts::{Bursts, needed};
@@ -57,7 +57,8 @@ impl GivenUp {
         }
     }
 
-    fn dropped(self, lost: u64) -> Dropped {
+    /// So many events, as they are counted.
+    pub fn dropped(self, lost: u64) -> Dropped {
         match self {
             Self::BatchTime => Dropped { batch_time: lost, ..Dropped::default() },
             Self::Panicked => Dropped { panicked: lost, ..Dropped::default() },
@@ -86,7 +87,6 @@ pub struct Shard {
     amid: Option<UnixNanos>,
     /// What the order gave out last is being judged.
     judging: bool,
-    owed: losses::Owed,
     entities: Entities,
     reorder: Reorder,
     repeats: Repeats,
@@ -123,7 +123,6 @@ impl Shard {
             step: UnixNanos(0),
             amid: None,
             judging: false,
-            owed: losses::Owed::default(),
             entities: Entities::default(),
             reorder: Reorder::new(config.reorder_events_max),
             repeats: Repeats::default(),
@@ -167,11 +166,14 @@ impl Shard {
         let entities = &mut self.entities.batch;
         let before = (self.counters.events, self.counters.late, self.counters.dropped.clone());
         let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: cursor.newest_allowed };
-        let first = std::mem::replace(&mut cursor.next, batch.len());
+        let first = cursor.next;
         let mut shed: Option<(UnixNanos, UnixNanos)> = None;
+        let mut is_done = true;
         for (place, view) in batch.iter().enumerate().skip(first) {
+            // At each event: the work on it may panic.
+            cursor.next = place;
             if place > first && budget.is_over() {
-                cursor.next = place;
+                is_done = false;
                 break;
             }
             self.counters.events += 1;
@@ -213,6 +215,9 @@ impl Shard {
                 Triage::Sighting => {}
             }
         }
+        if is_done {
+            cursor.next = batch.len();
+        }
         let dropped = self.counters.dropped.since(&before.2);
         let (events, late) = (self.counters.events - before.0, self.counters.late - before.1);
         let open = batch.len() - cursor.next;
@@ -220,9 +225,10 @@ impl Shard {
         if let Some(times) = shed {
             self.requests.doubt(times);
             let (id, node) = (batch.header().producer, producer.node().clone());
-            losses::note(&mut self.saying.gaps, id, node, dropped.memory_pressure, times, MEMORY_PRESSURE);
+            let gap = losses::unused(id, node, dropped.memory_pressure, times, MEMORY_PRESSURE);
+            losses::note(&mut self.saying.gaps, gap);
         }
-        open == 0
+        is_done
     }
 
     /// Notes a batch. False for one that was read before.
@@ -239,31 +245,32 @@ impl Shard {
         is_new
     }
 
-    /// The rest of a batch is not taken: a drop that is counted, and a gap, which is told after the step `said`.
+    /// The rest of a batch is not taken: a drop that is counted, and a gap, which is told with the next step. After panics
+    /// the gap is given to the caller, to be counted and told by it: it may have been before this shard was read again.
     pub fn give_up(
         &mut self,
         batch: &EventBatchView<'_>,
         known: &mut KnownEntities,
         cursor: &Cursor,
-        (why, said): (GivenUp, UnixNanos),
-    ) {
+        why: GivenUp,
+    ) -> Option<Gap> {
         if cursor.next == 0 && !self.begin(batch, known) {
-            return;
+            return None;
         }
-        let lost = (batch.len() - cursor.next) as u64;
-        #[cfg(test)]
-        batch.iter().for_each(|view| super::trap::given_up(EventId(view.event.id.0.to_native())));
-        let times = || batch.iter().skip(cursor.next).map(|view| view.timestamp());
-        let (Some(from), Some(to)) = (times().min(), times().max()) else { return };
-        let Some(producer) = self.sequences.of(batch.header()) else { return };
-        self.counters.events += lost;
-        let dropped = why.dropped(lost);
-        self.counters.dropped.add(&dropped);
-        producer.account(batch.header(), lost, 0, &dropped, 0);
+        let Waiting { count, from, to } = cursor.rest(batch)?;
+        let producer = self.sequences.of(batch.header())?;
+        let dropped = why.dropped(count);
+        producer.account(batch.header(), count, 0, &dropped, 0);
         let (id, node) = (batch.header().producer, producer.node().clone());
-        self.owed.not_before(said);
-        losses::note(&mut self.owed.gaps, id, node, lost, (from, to), why.as_str());
+        let gap = losses::unused(id, node, count, (from, to), why.as_str());
         self.requests.doubt((from, to));
+        if why == GivenUp::Panicked {
+            return Some(gap);
+        }
+        self.counters.events += count;
+        self.counters.dropped.add(&dropped);
+        losses::note(&mut self.saying.gaps, gap);
+        None
     }
 
     /// What became of each producer's events.
@@ -368,7 +375,6 @@ impl Shard {
             self.meters.due(),
             self.topology.due(),
             self.sequences.due(),
-            self.owed.due(),
         ];
         let step = grid_ceil(due.into_iter().flatten().min()?).max(self.step.plus(TICK_NS));
         (step <= target).then_some(step)
@@ -390,7 +396,6 @@ impl Shard {
         self.requests.run(step, &mut self.counters);
         let gaps = out.gaps.len();
         self.sequences.tell(step, &mut out.gaps, &mut self.counters);
-        self.owed.tell(step, &mut out.gaps);
         for gap in &out.gaps[gaps..] {
             self.requests.doubt((gap.from, gap.to));
         }

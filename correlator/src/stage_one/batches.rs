@@ -88,8 +88,8 @@ impl<O: Outlet> Worker<O> {
         mut batch: Batch,
         budget: &mut Budget<'_>,
     ) -> Result<Option<Batch>, WorkerStop> {
-        if let Some(panics) = self.is_buried(shard, &batch) {
-            self.bury(shard, batch, panics);
+        if let Some(buried) = self.is_buried(shard, &batch) {
+            self.bury(shard, batch, buried);
             return Ok(None);
         }
         batch.cursor.pressure = self.parts.shared.pressure();
@@ -136,7 +136,7 @@ impl<O: Outlet> Worker<O> {
         let advanced = self.guard(|shards| shards.advance_one(shard, watermark, &mut sections, budget));
         let Some(advanced) = advanced else {
             let blame = self.shards.judged(shard).map(Blame::Event);
-            self.panicked(shard, blame.unwrap_or_else(|| Blame::Step(self.shards.step(shard))));
+            self.panicked(shard, blame.unwrap_or_else(|| Blame::Step(self.shards.step(shard))), None);
             return Ok(true);
         };
         for section in sections.drain(..) {
@@ -171,22 +171,24 @@ impl<O: Outlet> Worker<O> {
         while let Some((shard, rest)) = self.deferred.take_surplus() {
             let Rest::Batch(batch) = rest else { continue };
             let says = format!("no time for its events from number {} on", batch.cursor.next);
-            self.give_up(shard, batch, (GivenUp::BatchTime, UnixNanos(0)), &says);
+            self.give_up(shard, batch, GivenUp::BatchTime, false, &says);
         }
         Ok(())
     }
 
-    /// What is left of a batch is counted as dropped, and the batch goes to the dead letters. `why`: and the step after which
-    /// the gap is told.
-    pub(super) fn give_up(&mut self, shard: u16, batch: Batch, why: (GivenUp, UnixNanos), says: &str) {
+    /// What is left of a batch is counted as dropped, unless it `was_counted`, and the batch goes to the dead letters.
+    pub(super) fn give_up(&mut self, shard: u16, batch: Batch, why: GivenUp, was_counted: bool, says: &str) {
         let Batch { payload, cursor, .. } = &batch;
         let (reason, says) = match self.guard(|shards| shards.give_up(payload, Some(shard), cursor, why)) {
             None => return self.panicked_over(shard, Blame::Count(batch.sequence), batch),
-            Some(Ok(taken)) => {
+            Some(Ok((newest, gap))) => {
                 if let Some(owned) = self.of(shard) {
-                    owned.read(batch.sequence, taken.newest.min(batch.came));
+                    owned.read(batch.sequence, newest.min(batch.came));
                 }
-                let reason = why.0.as_str();
+                if let Some(gap) = gap.filter(|_| !was_counted) {
+                    self.tell_dropped(shard, gap.lost, gap);
+                }
+                let reason = why.as_str();
                 (reason, format!("{reason}: {says}"))
             }
             Some(Err(error)) => (error.reason(), error.to_string()),

@@ -114,6 +114,11 @@ impl Rig {
         Self { worker, stored, clock, answers, registry, read: 0 }
     }
 
+    /// So long is passed by nothing but the clock.
+    pub(super) fn pass(&self, time: Duration) {
+        self.clock.elapsed_ms.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn batch(&mut self, shard: u16, payload: &Bytes) {
         self.read += 1;
         let work = Work::Batch { shard, sequence: self.read, payload: payload.clone() };

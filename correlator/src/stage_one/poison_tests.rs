@@ -20,6 +20,7 @@ const LOOK: Duration = Duration::from_millis(20);
 struct Reading {
     rig: Rig,
     shard: u16,
+    path: &'static str,
     writer: EventBatch,
     stored: Vec<Bytes>,
     /// Batches read of it.
@@ -34,13 +35,23 @@ impl Reading {
         let shard = event(PATH, START, 1).key().shard();
         let rig = Rig::new(CorrelatorConfig::default(), LOOK, &[shard]);
         let writer = EventBatch::new(ProducerId(9), 1, shard);
-        Self { rig, shard, writer, stored: Vec::new(), read: 0, epoch: 1, begun: Vec::new() }
+        Self { rig, shard, path: PATH, writer, stored: Vec::new(), read: 0, epoch: 1, begun: Vec::new() }
+    }
+
+    /// From now on another stream, of the shard in which this program is.
+    fn turn_to(&mut self, path: &'static str) {
+        let shard = event(path, START, 1).key().shard();
+        assert_ne!(shard, self.shard);
+        (self.path, self.shard, self.read) = (path, shard, 0);
+        self.writer = EventBatch::new(ProducerId(9), 1, shard);
+        self.stored.clear();
+        self.rig.worker.work(Work::Own { shard, epoch: 1, from: None }).expect("owned");
     }
 
     /// A batch of events: milliseconds since the start, and id.
     fn store(&mut self, events: &[(u64, EventId)]) {
         for (at, id) in events {
-            self.writer.push(event(PATH, START + at * SECOND / 1000, id.0));
+            self.writer.push(event(self.path, START + at * SECOND / 1000, id.0));
         }
         self.stored.push(Bytes::from(self.writer.finish(UnixNanos(0)).expect("a batch")));
     }
@@ -96,6 +107,21 @@ impl Reading {
         gaps.collect()
     }
 
+    /// What the worker remembers of panics.
+    fn remembered(&self) -> usize {
+        self.rig.worker.suspects.count()
+    }
+
+    /// Events of gaps because of panics.
+    fn told(&self) -> u64 {
+        self.gaps().iter().filter(|gap| gap.reason == "panicked").map(|gap| gap.lost).sum()
+    }
+
+    /// Events that were used since the shard was taken on last.
+    fn processed(&self) -> u64 {
+        self.rig.worker.shards.accounts().map(|(_, line)| line.account.processed).sum()
+    }
+
     /// Events counted as dropped because of panics.
     fn dropped(&self) -> u64 {
         let text = self.rig.registry.encode();
@@ -137,14 +163,89 @@ fn more_batches_that_panic_than_are_remembered_do_not_hold_up_the_shard() {
     const MANY: u64 = 100;
     let mut reading = Reading::new();
     for number in 0..MANY {
-        reading.store(&[(10 * number, trap::TAKEN), (10 * number + 5, id(number))]);
+        let (before, behind) = ((10 * number, id(2 * number)), (10 * number + 5, id(2 * number + 1)));
+        reading.store(&[before, (10 * number + 2, trap::TAKEN), behind]);
     }
-    reading.store(&[(20_000, id(MANY))]);
+    reading.store(&[(20_000, id(2 * MANY))]);
     let panics = reading.read_all(50);
     assert!(u64::from(panics) <= 2 * MANY, "{panics} panics");
     assert_eq!(reading.letters().0 as u64, MANY);
     let behind = reading.begun.iter().filter(|first| **first > 1).min();
     assert!(behind.is_some_and(|first| *first > 60), "it begins behind what was read at last: {behind:?}");
+    // Each once, however often it was read: those of the batch in which it begins anew, too.
+    let produced = 3 * MANY + 1;
+    assert_eq!((reading.dropped(), reading.told(), reading.processed()), (produced - 1, produced - 1, 1));
+}
+
+/// A shard over which nothing more is remembered.
+fn full() -> Reading {
+    let mut reading = Reading::new();
+    (0..64).for_each(|number| reading.store(&[(number, trap::TAKEN)]));
+    assert_eq!(reading.read_all(2), 128, "begun at {:?}", reading.begun);
+    assert_eq!((reading.remembered(), reading.dropped(), reading.told()), (64, 64, 64));
+    reading
+}
+
+#[test]
+fn an_event_that_cannot_be_judged_counts_when_no_more_panics_are_remembered() {
+    let mut reading = full();
+    reading.store(&[(3_000, id(0)), (3_010, trap::JUDGED), (3_020, id(1))]);
+    reading.store(&[(10_000, id(2))]);
+    assert_eq!(reading.read_all(50), 1, "begun at {:?}", reading.begun);
+    assert_eq!((reading.letters().0, reading.begun.last()), (64, Some(&67)));
+    // The first of them was judged; with the one it is over goes what waits: the next one, and what came then.
+    assert_eq!((reading.dropped(), reading.told()), (64 + 3, 64 + 3));
+}
+
+#[test]
+fn a_batch_that_can_neither_be_taken_in_nor_counted_goes_uncounted_when_no_more_panics_are_remembered() {
+    let mut reading = full();
+    reading.store(&[(3_000, id(0)), (3_010, trap::COUNTED), (3_020, id(1))]);
+    reading.store(&[(10_000, id(2))]);
+    assert_eq!(reading.read_all(50), 2, "once more when it is counted; begun at {:?}", reading.begun);
+    let (letters, reasons) = reading.letters();
+    assert_eq!((letters, reasons.len()), (65, 2), "{reasons:?}");
+    // What was taken in of it waited.
+    assert_eq!((reading.dropped(), reading.told(), reading.processed()), (64 + 1, 64 + 1, 1));
+}
+
+#[test]
+fn what_panics_were_over_is_forgotten_when_it_is_not_read_again() {
+    let mut reading = Reading::new();
+    reading.store(&[(0, id(0)), (10, trap::JUDGED)]);
+    assert_eq!((reading.read_all(3), reading.remembered()), (2, 1));
+    reading.store(&[(20_000, id(1))]);
+    reading.store(&[(30_000, id(2))]);
+    assert_eq!(reading.read_all(50), 0);
+    // Long enough for another look at what the shard needs.
+    reading.rig.pass(Duration::from_secs(10));
+    reading.rig.worker.turn().expect("a turn");
+    assert_eq!(reading.remembered(), 0);
+    assert_eq!((reading.dropped(), reading.told(), reading.processed()), (2, 2, 2));
+}
+
+#[test]
+fn what_panics_were_over_is_forgotten_with_a_shard_that_is_handed_over_and_not_with_one_that_is_lost() {
+    for (work, remembered) in [(Work::Release as fn(u16) -> Work, 0), (Work::Lost, 1)] {
+        let mut reading = Reading::new();
+        reading.store(&[(0, id(0)), (10, trap::JUDGED)]);
+        assert_eq!((reading.read_all(3), reading.remembered()), (2, 1));
+        reading.rig.worker.work(work(reading.shard)).expect("given up");
+        assert_eq!(reading.remembered(), remembered);
+    }
+}
+
+#[test]
+fn what_panicked_in_shards_that_are_long_gone_makes_room() {
+    let mut reading = full();
+    reading.rig.worker.work(Work::Lost(reading.shard)).expect("lost");
+    reading.turn_to("/elsewhere");
+    reading.store(&[(0, trap::TAKEN)]);
+    assert_eq!((reading.read_all(10), reading.remembered()), (1, 64), "not tried again");
+    reading.rig.pass(Duration::from_secs(70));
+    reading.store(&[(20_000, trap::TAKEN)]);
+    assert_eq!((reading.read_all(30), reading.remembered()), (2, 1), "tried again");
+    assert_eq!((reading.letters().0, reading.dropped(), reading.told()), (66, 66, 66));
 }
 
 #[test]

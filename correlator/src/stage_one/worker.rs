@@ -315,6 +315,7 @@ impl<O: Outlet> Worker<O> {
     pub(super) fn disown(&mut self, shard: u16) -> Option<OwnedShard> {
         self.deferred.forget(shard);
         let owned = self.owned.get_mut(usize::from(shard))?.take()?;
+        self.suspects.leave(shard, self.parts.clock.monotonic());
         self.parts.shared.owned.fetch_sub(1, Ordering::Relaxed);
         if let Some(counters) = self.shards.disown(shard) {
             self.parts.metrics.add(&counters);
@@ -325,6 +326,7 @@ impl<O: Outlet> Worker<O> {
     fn release(&mut self, shard: u16) {
         let needed = self.shards.low_water_of(shard);
         let Some(mut owned) = self.disown(shard) else { return };
+        self.suspects.forget(shard);
         let low_water = needed.and_then(|needed| owned.last_low_water(needed));
         self.answer_later(Answer { shard, epoch: owned.epoch, low_water, released: true });
     }
@@ -388,6 +390,7 @@ impl<O: Outlet> Worker<O> {
         for owned in self.owned.iter_mut().flatten() {
             let low_water = self.shards.low_water_of(owned.shard).and_then(|needed| owned.low_water(needed));
             if low_water.is_some() {
+                self.suspects.forget_passed(owned);
                 let answer = Answer { shard: owned.shard, epoch: owned.epoch, low_water, released: false };
                 self.waiting.push_back((answer, self.outbox.said()));
             }
