@@ -60,6 +60,8 @@ mod intake_tests;
 #[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
+mod requests_late_tests;
+#[cfg(test)]
 mod requests_tests;
 #[cfg(test)]
 mod shard_tests;

@@ -9,21 +9,19 @@ use tapio_schemas::{
     ServiceMeter, SpanId, StepKind, TraceId, UnifiedEvent, UnixNanos, event::TraceContext,
 };
 
-use super::budget::Cursor;
 use super::calls::latency_bucket;
-use super::shard::GivenUp;
 use super::shard_tests::{Sim, event, seconds};
 
 /// A span, in milliseconds since the beginning.
 #[derive(Clone, Copy)]
-struct Span {
-    service: &'static str,
-    name: &'static str,
-    kind: SpanKind,
+pub(super) struct Span {
+    pub service: &'static str,
+    pub name: &'static str,
+    pub kind: SpanKind,
     /// Trace, span, parent.
-    ids: (u128, u64, u64),
-    from: f64,
-    to: f64,
+    pub ids: (u128, u64, u64),
+    pub from: f64,
+    pub to: f64,
 }
 
 fn entity(service: &str) -> Arc<EntityRef> {
@@ -46,7 +44,7 @@ fn context(ids: (u128, u64, u64)) -> Box<TraceContext> {
     })
 }
 
-fn spanned(span: Span) -> UnifiedEvent {
+pub(super) fn spanned(span: Span) -> UnifiedEvent {
     let data = SpanData {
         name: span.name.into(),
         kind: span.kind,
@@ -74,7 +72,7 @@ fn logged(
 }
 
 /// Web asks the cart: 100 ms, of which 60 in the client span and 40 of these in the cart; 10 ms are an inner span's.
-fn request(trace: u128, start: f64) -> Vec<UnifiedEvent> {
+pub(super) fn request(trace: u128, start: f64) -> Vec<UnifiedEvent> {
     let span = |service, name, kind, span, parent, from: f64, to: f64| Span {
         service,
         name,
@@ -96,13 +94,13 @@ fn request(trace: u128, start: f64) -> Vec<UnifiedEvent> {
 }
 
 #[derive(Debug, Default, PartialEq)]
-struct Told {
-    operations: Vec<OperationTally>,
-    gaps: Vec<CallGapTally>,
-    meters: Vec<ServiceMeter>,
+pub(super) struct Told {
+    pub operations: Vec<OperationTally>,
+    pub gaps: Vec<CallGapTally>,
+    pub meters: Vec<ServiceMeter>,
 }
 
-fn told(events: &[UnifiedEvent]) -> (Told, Sim) {
+pub(super) fn told(events: &[UnifiedEvent]) -> (Told, Sim) {
     let mut sim = Sim::new();
     sim.feed(events);
     sim.finish();
@@ -115,7 +113,7 @@ fn told(events: &[UnifiedEvent]) -> (Told, Sim) {
     (told, sim)
 }
 
-fn by_time(mut events: Vec<UnifiedEvent>) -> Vec<UnifiedEvent> {
+pub(super) fn by_time(mut events: Vec<UnifiedEvent>) -> Vec<UnifiedEvent> {
     events.sort_by_key(|e| (e.timestamp, e.id));
     events
 }
@@ -136,7 +134,7 @@ fn steps(tally: &OperationTally, shape: usize) -> Vec<String> {
     shape.steps.iter().map(|s| format!("{} {} {}", s.kind.as_str(), s.service, s.name)).collect()
 }
 
-fn evicted(sim: &mut Sim, map: &str) -> u64 {
+pub(super) fn evicted(sim: &mut Sim, map: &str) -> u64 {
     let all = sim.set.take_counters().flat_map(|c| c.evicted.by_map()).collect::<Vec<_>>();
     all.into_iter().filter(|(name, _)| *name == map).map(|(_, count)| count).sum()
 }
@@ -394,7 +392,7 @@ fn the_last_value_of_a_window_counts_and_counters_become_rates() {
 }
 
 /// All of them in one batch per shard, each batch before the watermark moves.
-fn feed_together(sim: &mut Sim, events: &[UnifiedEvent]) {
+pub(super) fn feed_together(sim: &mut Sim, events: &[UnifiedEvent]) {
     for event in events {
         sim.batches[usize::from(event.key().shard())].push(event.clone());
     }
@@ -446,58 +444,4 @@ proptest! {
         let shuffled: Vec<UnifiedEvent> = shuffled.into_iter().map(|(_, e)| e.clone()).collect();
         prop_assert_eq!(said(&events, 1), said(&shuffled, batch));
     }
-}
-
-#[test]
-fn what_was_lost_is_no_step_that_was_left_out() {
-    let mut sim = Sim::new();
-    sim.feed(&by_time(request(9, 100.0)));
-    let broken = by_time(request(9, 2000.0));
-    let given_up = sim.encode(&broken[0]);
-    sim.set.give_up(&given_up, None, &Cursor::new(UnixNanos::MAX), GivenUp::BatchTime).expect("a good batch");
-    sim.feed(&broken[1..]);
-    sim.feed(&by_time(request(9, 30_000.0)));
-    sim.finish();
-    let told: Vec<&OperationTally> = sim.sections.iter().flat_map(|s| &s.operations).collect();
-    assert_eq!(told.len(), 2, "only the window in which nothing was lost: {told:?}");
-    assert!(told.iter().all(|tally| tally.window_start >= seconds(25.0)), "{told:?}");
-    assert!(evicted(&mut sim, "doubted") > 0);
-}
-
-/// The cart sends its spans and lines every five seconds, the web at once: after the first batch nothing is missed.
-#[test]
-fn who_sends_every_five_seconds_is_waited_for() {
-    const BEAT_MS: u64 = 5_000;
-    let mut events: Vec<(u64, UnifiedEvent)> = (0..2_000u32)
-        .flat_map(|i| request(u128::from(i) + 5, 100.0 + f64::from(i) * 211.0))
-        .map(|event| {
-            let ended = event.timestamp.since(seconds(0.0)) / 1_000_000;
-            let is_batched = event.entity.service == "cart";
-            (if is_batched { ended.next_multiple_of(BEAT_MS) } else { ended }, event)
-        })
-        .collect();
-    events.sort_by_key(|(delivered, event)| (*delivered, event.timestamp, event.id));
-    let mut sim = Sim::new();
-    for (_, event) in &events {
-        feed_together(&mut sim, std::slice::from_ref(event));
-    }
-    sim.finish();
-    let told: Vec<&OperationTally> = sim.sections.iter().flat_map(|s| &s.operations).collect();
-    let web = told.iter().filter(|tally| tally.service.name == "web");
-    let shapes: Vec<_> = web.flat_map(|tally| &tally.shapes).collect();
-    let whole: u32 = shapes.iter().filter(|shape| !shape.inner.is_empty()).map(|shape| shape.count).sum();
-    let all: u32 = shapes.iter().map(|shape| shape.count).sum();
-    assert_eq!(whole, all, "a request without its call: {shapes:?}");
-    // Requests are of all shards by their trace: each begins to wait with its own first late span.
-    assert!(all > 1_600, "{all} of 2000 requests are told, {} doubted", evicted(&mut sim, "doubted"));
-}
-
-#[test]
-fn the_way_of_a_request_that_began_before_anyone_listened_is_not_known() {
-    let span = |n: u128, from, to| {
-        spanned(Span { service: "web", name: "x", kind: SpanKind::Server, ids: (9, n as u64, 0), from, to })
-    };
-    let (told, _) = told(&[span(1, 9_900.0, 10_000.0), span(2, 0.0, 12_000.0), span(3, 11_000.0, 12_500.0)]);
-    let counts: Vec<(u64, u64)> = told.operations.iter().map(|t| (t.requests, t.unshaped)).collect();
-    assert_eq!(counts, [(3, 1)]);
 }

@@ -6,6 +6,7 @@ use anyhow::Context;
 use tapio_loadtest::chaos::{self, Chaos};
 use tapio_loadtest::load::faults::Plan;
 use tapio_loadtest::load::generator::{Cut, Templates};
+use tapio_loadtest::load::traces::live;
 use tapio_loadtest::load::world::World;
 use tapio_loadtest::measure::{self, Measure};
 use tapio_loadtest::producer::{self, ProducerConfig};
@@ -124,7 +125,7 @@ fn chaos_of(args: &LoadtestArgs, mode: &ChaosArgs) -> anyhow::Result<Chaos> {
     let length = seconds("minutes", mode.minutes * 60.0)?;
     let rate = positive("rate", mode.rate)?;
     let events = measure::events_per_batch(rate, seconds("batch-age-ms", mode.batch_age_ms / 1e3)?);
-    let cut = Cut { producers: args.producers, events: Some(events) };
+    let cut = Cut { producers: args.producers, events: Some(events), live: live(Some(rate)) };
     Ok(Chaos {
         title: format!(
             "chaos: {} things done to processes in {} min under {rate} events/s",
