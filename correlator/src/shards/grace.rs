@@ -12,7 +12,7 @@ use super::TICK_NS;
 pub const GRACE_NS: u64 = 500_000_000;
 /// Longest wait for those who come late.
 const LATE_MAX_NS: u64 = 10_000_000_000;
-/// A span that came late is remembered for at least so long, and for less than twice as long.
+/// A span that came late is remembered for at least so long, and through any silence.
 const KNOWN_NS: u64 = 120_000_000_000;
 
 /// How late spans were.
@@ -22,6 +22,8 @@ pub struct Grace {
     /// What the latest needed, ns: in this stretch of time, and in the one before.
     young: u64,
     old: u64,
+    /// What other shards needed: senders have spans in all of them.
+    others: u64,
 }
 
 impl Grace {
@@ -32,16 +34,24 @@ impl Grace {
 
     /// Part of it that is for those who come late, ns.
     pub fn late_ns(&self) -> u64 {
+        self.seen_ns().max(self.others)
+    }
+
+    /// Part of it that those who came late here needed, ns.
+    pub fn seen_ns(&self) -> u64 {
         self.young.max(self.old)
+    }
+
+    /// What those who came late anywhere needed, ns.
+    pub fn hear(&mut self, late_ns: u64) {
+        self.others = late_ns;
     }
 
     /// Notes a span that ended at `at`, when steps were run up to `ran`. True when what it belongs to was judged without it,
     /// and it is the first to be so late: who is later than the longest wait is so for good.
     pub fn see(&mut self, at: UnixNanos, ran: UnixNanos) -> bool {
-        let stretch = ran.since(self.since);
-        if stretch >= KNOWN_NS {
-            self.old = if stretch < 2 * KNOWN_NS { self.young } else { 0 };
-            (self.since, self.young) = (ran, 0);
+        if ran.since(self.since) >= KNOWN_NS {
+            (self.since, self.old, self.young) = (ran, self.young, 0);
         }
         let late = ran.since(at);
         if late == 0 {
@@ -77,8 +87,20 @@ mod tests {
         assert_eq!(grace.ns(), 5_500 * MS);
         grace.see(at(130_000), at(130_000));
         assert_eq!(grace.ns(), 5_500 * MS);
-        grace.see(at(260_000), at(260_000));
+        grace.see(at(900_000), at(900_000));
+        assert_eq!(grace.ns(), 5_500 * MS, "silence says nothing");
+        grace.see(at(1_020_000), at(1_020_000));
         assert_eq!(grace.ns(), GRACE_NS);
+    }
+
+    #[test]
+    fn who_was_late_in_another_shard_is_waited_for_here() {
+        let mut grace = Grace::default();
+        grace.hear(5_000 * MS);
+        assert!(!grace.see(at(1_000), at(5_000)));
+        assert_eq!((grace.ns(), grace.seen_ns()), (5_500 * MS, 5_000 * MS));
+        grace.hear(0);
+        assert_eq!(grace.ns(), 5_500 * MS, "what was seen here stays");
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub struct Requests {
     ran: UnixNanos,
     /// End of the first span heard of. A request that was long under way may miss what ended before.
     since: Option<UnixNanos>,
-    grace: Grace,
+    /// How long spans are waited with.
+    pub grace: Grace,
     /// Step at which room was looked for in vain.
     searched: Option<UnixNanos>,
     swept: UnixNanos,
@@ -196,11 +197,6 @@ impl Requests {
     pub fn due(&self) -> Option<UnixNanos> {
         let closing = self.closing.front().map(|(close, _, _)| *close);
         closing.into_iter().chain(self.tallies.due()).min()
-    }
-
-    /// How much longer than usual spans wait for those below them, ns.
-    pub fn late_ns(&self) -> u64 {
-        self.grace.late_ns()
     }
 
     /// Spans held.

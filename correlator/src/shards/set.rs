@@ -151,7 +151,14 @@ impl ShardSet {
         let mut sections = Vec::new();
         let marks = self.shards.iter_mut().map(|shard| shard.advance(watermark, &mut sections)).collect();
         sections.push(SignalSection { marks, ..SignalSection::default() });
+        self.tell_lateness();
         sections
+    }
+
+    /// Whose spans are late in one shard will be late in the others.
+    fn tell_lateness(&mut self) {
+        let late_ns = self.shards.iter_mut().map(|shard| shard.grace().seen_ns()).max().unwrap_or_default();
+        self.shards.iter_mut().for_each(|shard| shard.grace().hear(late_ns));
     }
 
     /// Takes a shard on, under the epoch of its lease; a shard of this number that was there is forgotten.
@@ -175,7 +182,9 @@ impl ShardSet {
         budget: &mut Budget<'_>,
     ) -> Option<Advanced> {
         let shard = self.shards.iter_mut().find(|s| s.id() == id)?;
-        Some(shard.advance_within(watermark, out, budget))
+        let advanced = shard.advance_within(watermark, out, budget);
+        self.tell_lateness();
+        Some(advanced)
     }
 
     /// Oldest event time that a shard still needs.

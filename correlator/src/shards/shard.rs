@@ -17,6 +17,7 @@ use super::entities::{Entities, Known, KnownEntities};
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::first_words::FirstWords;
+use super::grace::Grace;
 use super::groups::Groups;
 use super::losses;
 use super::meters::Meters;
@@ -322,7 +323,7 @@ impl Shard {
 
     /// Oldest event time that is needed to come to the same conclusions again.
     pub fn low_water(&self) -> UnixNanos {
-        let warm = Some(self.step.minus(WARM_NS + self.requests.late_ns()));
+        let warm = Some(self.step.minus(WARM_NS + self.requests.grace.late_ns()));
         let waiting =
             self.amid.into_iter().chain(self.reorder.oldest()).min().map(|step| step.minus(TICK_NS));
         [waiting, self.episodes.earliest_onset(), self.series.needs_from(), warm]
@@ -330,6 +331,11 @@ impl Shard {
             .flatten()
             .min()
             .unwrap_or_default()
+    }
+
+    /// How late spans come.
+    pub fn grace(&mut self) -> &mut Grace {
+        &mut self.requests.grace
     }
 
     /// Its number.

@@ -24,6 +24,8 @@ use super::waits::Waits;
 const UNSCHEDULED_NS: u64 = 60_000_000_000;
 /// An object whose deletion should have been done this long ago, ns.
 const TERMINATING_NS: u64 = 60_000_000_000;
+/// Why no pod is behind a Service: its selector.
+const UNSELECTED: &str = "SelectorMatchesNoPod";
 /// Pods that a NetworkPolicy is told to be for; further ones of it are left out.
 const LIMITED_MAX: usize = 1024;
 /// Services of which it is remembered who served; further ones are not, and counted.
@@ -155,10 +157,15 @@ impl Consequences {
             };
             return if was_told { back() } else { Vec::new() };
         }
-        if served.pods.is_empty() || served.told.is_some() {
+        if served.pods.is_empty() {
             return Vec::new();
         }
         let emptied = emptied(context, service, &served.pods, objects);
+        // Each kind has a watch of its own: that a slice is empty may be heard before the change of the Service that emptied it.
+        let is_why = |told: &Consequence| told.reason != emptied.reason && emptied.reason == UNSELECTED;
+        if served.told.as_ref().is_some_and(|told| !is_why(told)) {
+            return Vec::new();
+        }
         served.told = Some(emptied.clone());
         consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, emptied)
     }
@@ -225,7 +232,7 @@ fn emptied(context: &Context<'_>, service: &Summary, served: &[SmolStr], objects
     let wanted: Vec<String> = rules.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let (reason, message) = if unselected > 0 {
         let wanted = wanted.join(",");
-        ("SelectorMatchesNoPod", format!("{unselected} ready pods are there, none has the labels {wanted}"))
+        (UNSELECTED, format!("{unselected} ready pods are there, none has the labels {wanted}"))
     } else {
         ("NoPods", "the pods that were behind it are gone or not ready".to_owned())
     };
@@ -342,6 +349,17 @@ mod tests {
         told(&mut tracker, 4, &service("api"));
         let back = told(&mut tracker, 5, &slice(json!([{"targetRef": {"kind": "Pod", "name": "api-1"}}])));
         assert_eq!(back, [(EventKind::K8sEndpoints, String::new())]);
+    }
+
+    #[test]
+    fn a_selector_that_is_heard_of_after_what_it_did_is_told_all_the_same() {
+        let mut tracker = served();
+        let lost = told(&mut tracker, 1, &slice(json!([])));
+        assert_eq!(lost, [(EventKind::K8sNoEndpoints, "NoPods".to_owned())]);
+        let why = told(&mut tracker, 2, &service("other"));
+        let is_told = (EventKind::K8sNoEndpoints, "SelectorMatchesNoPod".to_owned());
+        assert!(why.contains(&is_told), "{why:?}");
+        assert!(!told(&mut tracker, 3, &service("another")).contains(&is_told), "once");
     }
 
     #[test]
