@@ -104,7 +104,7 @@ pub fn launch(program: &Path, arguments: &[String], stack: &Stack, start: UnixNa
     ];
     let own = own.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
     Launch {
-        name: "agent".to_owned(),
+        name: "sender".to_owned(),
         program: program.to_owned(),
         arguments: arguments.iter().cloned().chain(own).collect(),
         dir: stack.dir().to_owned(),

@@ -103,6 +103,7 @@ impl Report {
         let verdict = &self.verdict;
         line("findings", format!("{} of {} faults found, once each", verdict.right, verdict.faults));
         verdict.own.iter().for_each(|title| line("of itself", title.clone()));
+        verdict.machine.iter().for_each(|says| line("of this machine", says.clone()));
         for wrong in &verdict.wrong {
             line("WRONG", wrong.to_string());
         }

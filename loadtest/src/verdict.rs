@@ -9,6 +9,7 @@ use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
 use crate::latency::Latencies;
 use crate::load::faults::{Fault, Kind};
 use crate::rig::observe::Seen;
+use crate::rig::stack::MACHINE;
 
 /// Something that is wrong with the findings.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +86,8 @@ pub struct Verdict {
     pub wrong: Vec<Wrong>,
     /// What Tapio found wrong with itself.
     pub own: Vec<String>,
+    /// What the node agent of this machine saw here, beside the load.
+    pub machine: Vec<String>,
     /// From the fault's first event to the first finding that names it. A leak is left out: there it is the sample that
     /// makes the climb a trend, not the first one.
     pub to_insight: Latencies,
@@ -118,6 +121,7 @@ pub fn judge(faults: &[Fault], findings: &HashMap<FindingId, Seen>, start: UnixN
             }
             // That it falls behind on a busy machine is true, and said in the notes.
             None if is_of_tapio(&seen.last) => verdict.own.push(title(&seen.last)),
+            None if is_of_machine(&seen.last) => verdict.machine.push(title(&seen.last)),
             None => verdict.wrong.push(unexpected(&seen.last)),
         }
     }
@@ -130,6 +134,7 @@ pub fn judge(faults: &[Fault], findings: &HashMap<FindingId, Seen>, start: UnixN
         }
     }
     verdict.wrong.sort();
+    verdict.machine.sort();
     verdict
 }
 
@@ -149,6 +154,10 @@ fn tells(fault: &Fault, finding: &Finding) -> bool {
 
 fn is_of_tapio(finding: &Finding) -> bool {
     finding.root_cause.as_ref().is_some_and(|root| root.cause.starts_with("tapio."))
+}
+
+fn is_of_machine(finding: &Finding) -> bool {
+    finding.entity().is_some_and(|entity| [&entity.node, &entity.name].iter().any(|name| *name == MACHINE))
 }
 
 fn title(finding: &Finding) -> String {

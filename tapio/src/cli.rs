@@ -135,9 +135,11 @@ pub fn visible() -> clap::Command {
 }
 
 impl Command {
-    /// True for what runs until it is told to stop (the demo may start a service of its own).
+    /// True for what runs until it is told to stop, and what starts services of its own: it lives on when a pipe, or a connection to
+    /// NATS, breaks while it writes.
     pub fn is_service(&self) -> bool {
-        matches!(self, Self::Up(_) | Self::Agent(_) | Self::Correlator(_) | Self::Storage(_) | Self::Demo(_))
+        let starts_some = matches!(self, Self::Demo(_) | Self::Loadtest(_));
+        starts_some || matches!(self, Self::Up(_) | Self::Agent(_) | Self::Correlator(_) | Self::Storage(_))
     }
 }
 

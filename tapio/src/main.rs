@@ -25,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() {
     let cli = Cli::parse_from(plugin::arguments(std::env::args_os()));
     if !cli.command.is_service() {
-        // `tapio watch | head` ends quietly. A service must live on when its terminal is gone.
+        // `tapio watch | head` ends quietly. A service must live on when its terminal is gone, or NATS.
         sigpipe::reset();
     }
     let code = dispatch(cli.command).unwrap_or_else(|error| {

@@ -68,6 +68,7 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rig::words::Hears;
     use crate::rig::words::tests::{ID, row, word};
     use tapio_schemas::status::ReadShard;
     use tapio_schemas::wire::EventBatch;

@@ -17,13 +17,14 @@ use crate::load::faults::{self, Fault, Plan};
 use crate::load::world::World;
 use crate::producer::{self, Place};
 use crate::report::{Figures, Report, costs, rounded};
+use crate::rig::agents::{self, Runs};
 use crate::rig::lanes::{LaneReader, Lanes};
 use crate::rig::observe::{Observer, Output, unix_nanos};
 use crate::rig::process::{Process, Usage};
 use crate::rig::scrape::{Sample, sum};
 use crate::rig::stack::{self, CLUSTER, Dir, Stack, StackConfig};
 use crate::rig::store;
-use crate::rig::words::Listener;
+use crate::rig::words::{Listener, Words};
 use crate::verdict;
 use account::Account;
 use schedule::{Action, Step};
@@ -110,7 +111,8 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let mut observer = Observer::start(&bus).await?;
     let reading = stack::connect(&stack.url(), "loadtest-reader").await?;
     let lanes = LaneReader::start(&reading).await?;
-    let words = Listener::start(&reading).await?;
+    let words: Listener<Words> = Listener::start(&reading).await?;
+    let runs: Listener<Runs> = Listener::start(&reading).await?;
     let mut actions = schedule::plan(
         chaos.seed,
         chaos.actions,
@@ -121,6 +123,7 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let (mut victims, ran) = under_way(chaos, stack, &observer, &words, &mut actions).await?;
     let lanes = lanes.finish(&bus).await?;
     let account = Account::new(&ran.place, &lanes, &words.words());
+    let agent = agent(&victims, &runs, &lanes, &words).await;
     let findings = || observer.output().findings.clone();
     let unstored = store::settle(&bus, findings, PATIENCE).await?;
     observer.stop().await?;
@@ -135,6 +138,9 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let mut report = report(chaos, &ran, account, &observer.output(), ceilings);
     report.notes.extend(notes(chaos, &ran, &lanes, &observer.output(), &actions));
     report.verdict.wrong.extend(unstored);
+    report.notes.extend(agent.runs.into_iter().map(|run| ("node agent".to_owned(), run)));
+    report.notes.push(("node agent".to_owned(), sees(&victims.lacks)));
+    report.failures.extend(agent.wrong);
     report.failures.append(&mut victims.fallen);
     Ok(report)
 }
@@ -143,7 +149,7 @@ async fn under_way(
     chaos: &Chaos,
     stack: Stack,
     observer: &Observer,
-    words: &Listener,
+    words: &Listener<Words>,
     actions: &mut [Action],
 ) -> Result<(Victims, Ran), LoadError> {
     let world = World::new(CLUSTER, chaos.seed);
@@ -156,8 +162,8 @@ async fn under_way(
     observer.expect(injections.iter().filter(|i| i.is_news).map(|i| (i.event, i.timestamp)));
     let place = stack.dir().join("place");
     let launch = producer::launch(&chaos.program, &chaos.producer_arguments, &stack, start.unix, &place);
-    let agent = Process::start(launch)?;
-    let mut victims = Victims::new(stack, agent);
+    let agent = Process::start(stack.agent())?;
+    let mut victims = Victims::new(stack, Process::start(launch)?, agent);
     let before = victims.usage();
     let mut failures = Vec::new();
 
@@ -180,6 +186,7 @@ async fn under_way(
         victims.step(&action, step)?;
     }
     let sent_in = sent(&mut victims, start, chaos.length, &mut failures).await?;
+    victims.stop_agent().await?;
     let place = Place::read(&place);
     let wanted = start.after(chaos.length.max(sent_in)).plus(SETTLE.as_nanos() as u64);
     let is_done = || {
@@ -216,7 +223,7 @@ async fn sent(
     failures: &mut Vec<String>,
 ) -> Result<Duration, LoadError> {
     let deadline = start.instant + length + CATCH_UP;
-    while victims.agent.ended() != Some(Some(0)) {
+    while victims.sender.ended() != Some(Some(0)) {
         if Instant::now() >= deadline {
             failures.push(format!("the producer was not done {} s after its time", CATCH_UP.as_secs()));
             break;
@@ -235,6 +242,32 @@ async fn settle(victims: &mut Victims, is_done: impl Fn() -> bool) -> Result<(),
         tokio::time::sleep(POLL).await;
     }
     Ok(())
+}
+
+/// What became of the node agent's events, once correlators have said that they read them; not waited for longer than
+/// [`PATIENCE`].
+async fn agent(
+    victims: &Victims,
+    runs: &Listener<Runs>,
+    lanes: &Lanes,
+    words: &Listener<Words>,
+) -> agents::Account {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let account = runs.words().account(&victims.ends, lanes, &words.words());
+        if account.wrong.is_empty() || Instant::now() >= deadline {
+            return account;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Whether it can do here what a node agent does.
+fn sees(lacks: &[String]) -> String {
+    match lacks {
+        [] => "it read this machine's kernel, with its programs there".to_owned(),
+        lacks => format!("DEGRADED: it ran without {}", lacks.join("; without ")),
+    }
 }
 
 async fn metrics(stack: &mut Stack) -> Result<Vec<Sample>, LoadError> {

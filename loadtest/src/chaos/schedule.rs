@@ -13,7 +13,9 @@ pub enum Target {
     Correlator(usize),
     /// The storage service.
     Storage,
-    /// The producer of events.
+    /// The producer of the load, which stands for node agents.
+    Sender,
+    /// The node agent of this machine.
     Agent,
     /// The nats-server.
     Nats,
@@ -43,11 +45,19 @@ pub struct Action {
     pub harm: Harm,
 }
 
+impl Action {
+    /// Something to do at once, until it is undone.
+    pub fn now(target: Target, harm: Harm) -> Self {
+        Self { at: Duration::ZERO, lasts: Duration::ZERO, target, harm }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Correlator(number) => write!(f, "correlator-{number}"),
             Self::Storage => f.write_str("storage"),
+            Self::Sender => f.write_str("sender"),
             Self::Agent => f.write_str("agent"),
             Self::Nats => f.write_str("nats-server"),
         }
@@ -80,15 +90,16 @@ const REST: Duration = Duration::from_secs(2);
 /// An action whose target cannot be harmed yet is put back by so much.
 const BACK: Duration = Duration::from_millis(100);
 
-/// `count` actions between `from` and `until`. Every kind of target is hit when there are enough actions.
+/// `count` actions between `from` and `until`. Every kind of target is hit from eight actions on, and correlators in turn.
 pub fn plan(seed: u64, count: usize, replicas: usize, from: Duration, until: Duration) -> Vec<Action> {
     let mut random = Random::new(seed).fork(7);
     let mut targets: Vec<Target> = (0..count)
         .map(|number| match number % 8 {
             1 => Target::Nats,
             3 => Target::Storage,
-            5 => Target::Agent,
-            other => Target::Correlator(other % replicas.max(1)),
+            5 => Target::Sender,
+            7 => Target::Agent,
+            _ => Target::Correlator(number / 2 % replicas.max(1)),
         })
         .collect();
     random.shuffle(&mut targets);
@@ -152,12 +163,19 @@ mod tests {
         for seed in 0..50 {
             let actions = five_minutes(seed);
             let targets: BTreeSet<Target> = actions.iter().map(|a| a.target).collect();
-            assert!(targets.contains(&Target::Nats) && targets.contains(&Target::Storage), "{targets:?}");
-            assert!(targets.contains(&Target::Agent) && targets.len() >= 5, "{targets:?}");
+            assert_eq!(targets.len(), 7, "{targets:?}");
             for target in targets {
                 let own: Vec<&Action> = actions.iter().filter(|a| a.target == target).collect();
                 assert!(own.windows(2).all(|w| w[0].at + w[0].lasts + REST <= w[1].at));
             }
+        }
+    }
+
+    #[test]
+    fn each_replica_suffers_also_when_few_things_are_done() {
+        let actions = plan(1, 4, 2, Duration::ZERO, Duration::from_secs(20));
+        for number in 0..2 {
+            assert!(actions.iter().any(|action| action.target == Target::Correlator(number)), "{actions:?}");
         }
     }
 

@@ -1,21 +1,32 @@
 //! The processes that chaos is done to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tapio_schemas::UnixNanos;
 
 use super::schedule::{Action, Harm, Step, Target};
 use crate::error::LoadError;
+use crate::rig::agents::{End, lacks};
+use crate::rig::observe::unix_nanos;
 use crate::rig::process::{Process, STOP_MAX, Usage, stopped_badly};
 use crate::rig::stack::Stack;
+
+const POLL: Duration = Duration::from_millis(20);
 
 /// All of them, and what the runs that are over have used.
 pub struct Victims {
     /// Server and services.
     pub stack: Stack,
     /// The producer.
+    pub sender: Process,
+    /// The node agent of this machine.
     pub agent: Process,
+    /// What was done to each of its runs.
+    pub ends: BTreeMap<u32, End>,
+    /// What it cannot read of the kernel here.
+    pub lacks: Vec<String>,
     /// What ended and was not made to, or not as it should.
     pub fallen: Vec<String>,
     harmed: BTreeSet<Target>,
@@ -30,10 +41,13 @@ pub struct Victims {
 
 impl Victims {
     /// Everything runs.
-    pub fn new(stack: Stack, agent: Process) -> Self {
+    pub fn new(stack: Stack, sender: Process, agent: Process) -> Self {
         Self {
             stack,
+            sender,
             agent,
+            ends: BTreeMap::new(),
+            lacks: Vec::new(),
             fallen: Vec::new(),
             harmed: BTreeSet::new(),
             draining: BTreeMap::new(),
@@ -76,14 +90,22 @@ impl Victims {
                 ("correlator", &mut self.stack.correlators[number % replicas])
             }
             Target::Storage => ("storage", &mut self.stack.storage),
-            Target::Agent | Target::Nats => ("agent", &mut self.agent),
+            Target::Agent => ("agent", &mut self.agent),
+            Target::Sender | Target::Nats => ("sender", &mut self.sender),
         }
     }
 
     fn step_service(&mut self, target: Target, harm: Harm, step: Step) -> Result<(), LoadError> {
         self.look(target);
+        match (target, harm, step) {
+            (Target::Agent, Harm::Kill, Step::Begin) => self.end_run(End::Killed),
+            (Target::Agent, Harm::Restart, Step::Begin) => {
+                self.end_run(End::Stopped(UnixNanos(unix_nanos())))
+            }
+            _ => {}
+        }
         let (_, process) = self.service(target);
-        if target == Target::Agent && process.ended() == Some(Some(0)) {
+        if target == Target::Sender && process.ended() == Some(Some(0)) {
             // It has sent everything and is not started again.
             return Ok(());
         }
@@ -94,12 +116,37 @@ impl Victims {
             (Harm::Pause, Step::End) => drop(process.signal(Signal::CONT)),
             // The producer does not drain: SIGTERM ends it.
             (Harm::Kill, Step::End) => self.restart(target)?,
-            (Harm::Restart, Step::End) if target == Target::Agent => self.restart(target)?,
+            (Harm::Restart, Step::End) if target == Target::Sender => self.restart(target)?,
             (Harm::Restart, Step::End) => {
                 self.draining.insert(target, Instant::now() + STOP_MAX);
                 self.revive()?;
             }
         }
+        Ok(())
+    }
+
+    /// Notes what is done to the run that the node agent is in. One that has not taken its number yet has not begun.
+    fn end_run(&mut self, end: End) {
+        if let Some(run) = self.stack.agent_run() {
+            self.ends.entry(run).or_insert(end);
+        }
+    }
+
+    /// Stops the node agent for good, as a user does, once it is up.
+    ///
+    /// # Errors
+    /// When it does not get up.
+    pub async fn stop_agent(&mut self) -> Result<(), LoadError> {
+        while self.is_busy(Target::Agent)? {
+            tokio::time::sleep(POLL).await;
+        }
+        self.agent.ready().await?;
+        self.lacks = lacks(&self.agent.said());
+        self.look(Target::Agent);
+        // From now on its end is no fall.
+        self.step(&Action::now(Target::Agent, Harm::Restart), Step::Begin)?;
+        let ended = self.agent.drained().await;
+        self.fallen.extend(stopped_badly(self.agent.name(), ended));
         Ok(())
     }
 
@@ -157,8 +204,12 @@ impl Victims {
     /// What each service has used in all its runs.
     pub fn usage(&self) -> Vec<(&'static str, Usage)> {
         let mut now = self.stack.usage();
-        let seen = self.seen.get(&Target::Agent).copied();
-        now.push(("agent", self.agent.usage().or(seen).unwrap_or_default()));
+        for (target, name, process) in
+            [(Target::Sender, "sender", &self.sender), (Target::Agent, "agent", &self.agent)]
+        {
+            let seen = self.seen.get(&target).copied();
+            now.push((name, process.usage().or(seen).unwrap_or_default()));
+        }
         for (name, usage) in &mut now {
             *usage = self.used.get(name).copied().unwrap_or_default().and(*usage);
         }
@@ -172,13 +223,13 @@ impl Victims {
     pub fn revive(&mut self) -> Result<(), LoadError> {
         self.end_draining()?;
         let correlators = (0..self.stack.correlators.len()).map(Target::Correlator);
-        for target in correlators.chain([Target::Storage, Target::Agent]) {
+        for target in correlators.chain([Target::Storage, Target::Sender, Target::Agent]) {
             self.look(target);
             let is_meant = self.harmed.contains(&target) || self.draining.contains_key(&target);
             let (_, process) = self.service(target);
             let Some(code) = process.ended().filter(|_| !is_meant) else { continue };
             // The producer ends by itself once it has sent everything.
-            if (target, code) != (Target::Agent, Some(0)) {
+            if (target, code) != (Target::Sender, Some(0)) {
                 let said = format!("{} ended by itself with {code:?}", process.name());
                 self.fallen.push(said);
                 self.restart(target)?;
@@ -203,7 +254,6 @@ fn signal(pid: u32, signal: Signal) {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
-    use std::time::Duration;
 
     use super::*;
     use crate::rig::process::Launch;
@@ -221,8 +271,6 @@ echo 'Ctrl-C stops it.'
 while :; do sleep 0.05; done
 "#;
 
-    const POLL: Duration = Duration::from_millis(10);
-
     async fn victims(dir: &Path) -> Victims {
         let program = dir.join("program");
         std::fs::write(&program, PROGRAM).unwrap();
@@ -231,12 +279,10 @@ while :; do sleep 0.05; done
         let config =
             StackConfig { program: program.clone(), dir: dir.to_owned(), replicas: 2, settings: Vec::new() };
         let stack = Stack::start(config, nats).await.unwrap();
-        let launch = Launch { name: "agent".to_owned(), program, arguments: Vec::new(), dir: dir.to_owned() };
-        Victims::new(stack, Process::start(launch).unwrap())
-    }
-
-    fn action(target: Target, harm: Harm) -> Action {
-        Action { at: Duration::ZERO, lasts: Duration::ZERO, target, harm }
+        let launch =
+            Launch { name: "sender".to_owned(), program, arguments: Vec::new(), dir: dir.to_owned() };
+        let agent = Process::start(stack.agent()).unwrap();
+        Victims::new(stack, Process::start(launch).unwrap(), agent)
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +293,7 @@ while :; do sleep 0.05; done
         let before = of.map(|target| victims.service(target).1.pid());
         for step in [Step::Begin, Step::End] {
             for target in of {
-                victims.step(&action(target, Harm::Restart), step).unwrap();
+                victims.step(&Action::now(target, Harm::Restart), step).unwrap();
             }
         }
         assert_eq!(
@@ -282,8 +328,8 @@ while :; do sleep 0.05; done
         let mut victims = victims(dir.path()).await;
         let pid = |victims: &mut Victims| victims.service(Target::Storage).1.pid();
         let before = pid(&mut victims);
-        let [stops, kills] = [Harm::Restart, Harm::Kill].map(|harm| action(Target::Storage, harm));
-        let pauses = action(Target::Nats, Harm::Pause);
+        let [stops, kills] = [Harm::Restart, Harm::Kill].map(|harm| Action::now(Target::Storage, harm));
+        let pauses = Action::now(Target::Nats, Harm::Pause);
         let mut is_busy = Vec::new();
         for (action, step) in
             [(stops, Step::Begin), (stops, Step::End), (pauses, Step::Begin), (pauses, Step::End)]
@@ -306,12 +352,31 @@ while :; do sleep 0.05; done
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn the_end_of_each_run_of_the_node_agent_is_noted() {
+        let dir = Dir::new(false).unwrap();
+        let mut victims = victims(dir.path()).await;
+        let data = dir.path().join("agent").join("agent");
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(dir.path().join("program.may-end"), "").unwrap();
+        for step in [Step::Begin, Step::End] {
+            std::fs::write(data.join("epoch"), "7\n").unwrap();
+            victims.step(&Action::now(Target::Agent, Harm::Kill), step).unwrap();
+        }
+        std::fs::write(data.join("epoch"), "8\n").unwrap();
+        victims.stop_agent().await.unwrap();
+        assert_eq!(victims.fallen, ["agent was ended by a signal when it was told to stop"]);
+        assert!(matches!(victims.ends[&8], End::Stopped(_)) && victims.ends[&7] == End::Killed);
+        victims.revive().unwrap();
+        assert_eq!(victims.agent.ended(), Some(None), "it stays away");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn what_a_run_used_is_known_although_it_ended_unseen() {
         let dir = Dir::new(false).unwrap();
         let mut victims = victims(dir.path()).await;
         std::fs::write(dir.path().join("program.may-end"), "").unwrap();
-        for target in [Target::Storage, Target::Agent] {
-            let stops = action(target, Harm::Restart);
+        for target in [Target::Storage, Target::Sender, Target::Agent] {
+            let stops = Action::now(target, Harm::Restart);
             victims.step(&stops, Step::Begin).unwrap();
             let (name, process) = victims.service(target);
             let pid = process.pid();

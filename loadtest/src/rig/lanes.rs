@@ -27,19 +27,19 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// A producer's numbers in one shard: (producer, run, shard).
 pub type Lane = (u64, u32, u16);
 
+/// First number → events, and how often that message is there.
+type Batches = BTreeMap<u64, (u64, u64)>;
+
 /// Event numbers seen, by lane.
 #[derive(Debug, Default)]
 pub struct Lanes {
-    /// First number → events, and how often that message is there.
-    lanes: HashMap<Lane, BTreeMap<u64, (u64, u64)>>,
-    /// Messages.
+    lanes: HashMap<Lane, Batches>,
+    /// Of who is no producer of the load: the node agent, and services that tell of themselves.
+    others: HashMap<Lane, Batches>,
+    /// Messages of the load.
     pub messages: u64,
-    /// Their bytes.
-    pub bytes: u64,
     /// Messages that are shorter than a header, or whose subject names no shard.
     pub unreadable: u64,
-    /// Messages in which Tapio tells of itself: no part of the load.
-    pub own: u64,
 }
 
 /// Sums over all lanes.
@@ -117,18 +117,15 @@ impl Lanes {
             payload[at..at + bytes].iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte))
         };
         let producer = number(PRODUCER_AT, 8);
-        if !is_producer(producer) {
-            self.own += 1;
-            return;
-        }
-        self.messages += 1;
-        self.bytes += payload.len() as u64;
+        let is_of_load = is_producer(producer);
+        self.messages += u64::from(is_of_load);
         let Some(shard) = subject.rsplit('.').next().and_then(|shard| shard.parse().ok()) else {
             self.unreadable += 1;
             return;
         };
         let lane = (producer, number(EPOCH_AT, 4) as u32, shard);
-        let place = self.lanes.entry(lane).or_default().entry(number(FIRST_SEQUENCE_AT, 8)).or_default();
+        let lanes = if is_of_load { &mut self.lanes } else { &mut self.others };
+        let place = lanes.entry(lane).or_default().entry(number(FIRST_SEQUENCE_AT, 8)).or_default();
         *place = (number(COUNT_AT, 4), place.1 + 1);
     }
 
@@ -136,7 +133,7 @@ impl Lanes {
     pub fn stored(&self) -> Stored {
         let mut stored = Stored { lanes: self.lanes.len(), ..Stored::default() };
         for batches in self.lanes.values() {
-            let lane = of_lane(batches);
+            let lane = of_lane(batches, u64::MAX);
             stored.holes += lane.holes;
             stored.doubled += lane.doubled;
             stored.events += lane.events;
@@ -144,19 +141,31 @@ impl Lanes {
         stored
     }
 
+    /// What is there of a producer that is none of the load's, by run and shard.
+    pub fn of(&self, producer: u64) -> BTreeMap<(u32, u16), Stored> {
+        let its = self.others.iter().filter(|((who, ..), _)| *who == producer);
+        its.map(|((_, run, shard), batches)| ((*run, *shard), of_lane(batches, u64::MAX))).collect()
+    }
+
+    /// Events with a number below `position` that are there, once each, of a lane that is none of the load's.
+    pub fn below(&self, lane: Lane, position: u64) -> u64 {
+        self.others.get(&lane).map_or(0, |batches| of_lane(batches, position).events)
+    }
+
     /// Events that are there, once each, by lane.
     pub fn events(&self) -> BTreeMap<Lane, u64> {
-        self.lanes.iter().map(|(lane, batches)| (*lane, of_lane(batches).events)).collect()
+        self.lanes.iter().map(|(lane, batches)| (*lane, of_lane(batches, u64::MAX).events)).collect()
     }
 }
 
-fn of_lane(batches: &BTreeMap<u64, (u64, u64)>) -> Stored {
+/// Of its events those with a number below `until`.
+fn of_lane(batches: &Batches, until: u64) -> Stored {
     let mut lane = Stored { lanes: 1, ..Stored::default() };
     let mut next = 0;
     for (first, (count, times)) in batches {
         lane.holes += first.saturating_sub(next);
         lane.doubled += count * (times - 1) + next.saturating_sub(*first).min(*count);
-        lane.events += (first + count).saturating_sub(next.max(*first));
+        lane.events += (first + count).min(until).saturating_sub(next.max(*first));
         next = next.max(first + count);
     }
     lane
@@ -194,11 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn what_tapio_tells_of_itself_is_no_part_of_the_load() {
+    fn who_is_no_producer_of_the_load_is_counted_apart() {
         let mut batch = EventBatch::new(ProducerId(0x1234_5678_9abc), 1, 9);
         batch.push(UnifiedEvent::default());
         let mut lanes = Lanes::default();
         lanes.take("tapio.v1.events.x.9", &batch.finish(UnixNanos(0)).unwrap());
-        assert_eq!((lanes.own, lanes.messages, lanes.stored()), (1, 0, Stored::default()));
+        assert_eq!((lanes.messages, lanes.stored()), (0, Stored::default()));
+        let one = Stored { events: 1, lanes: 1, ..Stored::default() };
+        assert_eq!(lanes.of(0x1234_5678_9abc), BTreeMap::from([((1, 9), one)]));
+        assert_eq!(lanes.of(5), BTreeMap::new());
+        assert_eq!([0, 1].map(|position| lanes.below((0x1234_5678_9abc, 1, 9), position)), [0, 1]);
     }
 }

@@ -1,5 +1,6 @@
 //! The services under test as processes of their own, and what is seen of them from outside.
 
+pub mod agents;
 pub mod lanes;
 pub mod observe;
 pub mod owners;

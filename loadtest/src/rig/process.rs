@@ -224,7 +224,8 @@ impl Process {
         }
     }
 
-    fn said(&self) -> String {
+    /// What its present run has printed and logged so far.
+    pub fn said(&self) -> String {
         let all = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(all.get(self.log_start as usize..).unwrap_or_default()).into_owned()
     }

@@ -15,6 +15,12 @@ use crate::error::LoadError;
 
 /// Cluster of the load.
 pub const CLUSTER: &str = "loadtest";
+/// Machine of the node agent of [`Stack::agent`]: what is found there is true of the machine that this runs on.
+pub const MACHINE: &str = "this-machine";
+/// Name of that agent among the processes.
+const AGENT: &str = "agent";
+/// What it may use: of a debug build the program's text alone is resident with more than what an agent may have.
+const AGENT_MEMORY: &str = "1GiB";
 /// Name of the server among the processes.
 pub const NATS: &str = "nats-server";
 /// What the stream of events keeps: far more than the backlog that the load allows itself, and all of five minutes of chaos.
@@ -128,6 +134,25 @@ impl Stack {
     /// URL of the server.
     pub fn url(&self) -> String {
         self.nats.url()
+    }
+
+    /// How the node agent of this machine is started beside it, with the collectors that need no cluster.
+    pub fn agent(&self) -> Launch {
+        let mut launch = launch(&self.config, &self.url(), "agent", AGENT.to_owned());
+        let own = [
+            format!("agent.node={MACHINE}"),
+            format!("agent.memory_max={AGENT_MEMORY}"),
+            // Whoever runs this may have a kubeconfig, and that cluster is none of the load's.
+            "agent.kubernetes.enabled=false".to_owned(),
+        ];
+        launch.arguments.extend(own.into_iter().flat_map(|setting| ["--set".to_owned(), setting]));
+        launch
+    }
+
+    /// The run that the node agent is in, or was in at last; `None` before the first. It is in a file before a run says anything.
+    pub fn agent_run(&self) -> Option<u32> {
+        let path = self.config.dir.join(AGENT).join("agent").join("epoch");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
     }
 
     /// Directory of logs and data.

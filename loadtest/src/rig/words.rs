@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::de::DeserializeOwned;
 use tapio_runtime::bus::{Bus, BusError, KvEvent, KvWatch};
 use tapio_schemas::ProducerId;
 use tapio_schemas::names::{KEY_STATUS_PREFIX, token};
@@ -27,6 +28,8 @@ type Owners = BTreeMap<u64, ReadShard>;
 #[derive(Debug, Default)]
 pub struct Words {
     lanes: BTreeMap<Lane, Owners>,
+    /// Of who is no producer of the load.
+    others: BTreeMap<Lane, Owners>,
     reasons: BTreeMap<u64, BTreeSet<String>>,
     /// Batches refused, by replica.
     rejected: BTreeMap<String, u64>,
@@ -47,27 +50,29 @@ pub struct Said {
     pub rejected_batches: u64,
 }
 
-impl Words {
-    /// Takes what a replica says now.
-    pub fn take(&mut self, word: &CorrelatorStatus) {
+impl Hears for Words {
+    const ROLE: &'static str = "correlator";
+    type Word = CorrelatorStatus;
+
+    fn take(&mut self, word: &CorrelatorStatus) {
         self.rejected.insert(word.replica.clone(), word.batches_rejected);
         let leases: BTreeMap<u16, u64> = word.shards.iter().map(|owned| (owned.0, owned.1)).collect();
         for producer in &word.producers {
             let ProducerId(id) = producer.producer;
-            if !is_producer(id) {
-                continue;
-            }
+            let lanes = if is_producer(id) { &mut self.lanes } else { &mut self.others };
             let reasons = producer.dropped.iter().map(|dropped| dropped.reason.clone());
             self.reasons.entry(id).or_default().extend(reasons);
             for row in &producer.shards {
                 // Given up between the two halves of the word: the next owner says it.
                 let Some(lease) = leases.get(&row.0) else { continue };
-                self.lanes.entry((id, row.1, row.0)).or_default().insert(*lease, *row);
+                lanes.entry((id, row.1, row.0)).or_default().insert(*lease, *row);
             }
         }
     }
+}
 
-    /// Adds up.
+impl Words {
+    /// Adds up, of the load.
     pub fn said(&self) -> Said {
         let rejected_batches = self.rejected.values().sum();
         let mut said = Said { rejected_batches, ..Said::default() };
@@ -90,6 +95,17 @@ impl Words {
         let there = |lane: &Lane| stored.get(lane).copied().unwrap_or(0);
         let rows = lanes.into_iter().map(|lane| (lane, read(&lane), there(&lane)));
         rows.filter(|(_, read, there)| read != there).collect()
+    }
+
+    /// Events that were read of a producer that is none of the load's, by run and shard. Of numbers that never came, an owner that
+    /// was followed may have told some that the next one tells too.
+    pub fn of(&self, producer: u64) -> BTreeMap<(u32, u16), u64> {
+        let its = self.others.iter().filter(|((who, ..), _)| *who == producer);
+        let read = |owners| {
+            let Account { read, missing, .. } = account(owners);
+            read - missing
+        };
+        its.map(|((_, run, shard), owners)| ((*run, *shard), read(owners))).collect()
     }
 
     fn reason(&self, producer: u64) -> String {
@@ -145,48 +161,59 @@ fn cover(covered: &mut Vec<(u64, u64)>, from: u64, next: u64) -> u64 {
     known
 }
 
-/// Listens to the words as long as it lives.
-pub struct Listener {
-    words: Arc<Mutex<Words>>,
+/// Who keeps the words of one role.
+pub trait Hears: Default + Send + 'static {
+    /// Whose words.
+    const ROLE: &'static str;
+    /// What they say.
+    type Word: DeserializeOwned + Send;
+
+    /// Takes what one of them says now.
+    fn take(&mut self, word: &Self::Word);
+}
+
+/// Listens to the words of a role as long as it lives.
+pub struct Listener<H> {
+    words: Arc<Mutex<H>>,
     task: JoinHandle<()>,
 }
 
-impl Listener {
-    /// Hears from now on what correlators of the load's cluster say.
+impl<H: Hears> Listener<H> {
+    /// Hears from now on what is said in the load's cluster.
     ///
     /// # Errors
     /// When the state bucket is not there.
     pub async fn start(bus: &Bus) -> Result<Self, LoadError> {
-        let prefix = format!("{KEY_STATUS_PREFIX}.correlator.{}", token(CLUSTER));
+        let prefix = format!("{KEY_STATUS_PREFIX}.{}.{}", H::ROLE, token(CLUSTER));
         let watch = bus.kv().await?.watch(&prefix).await?;
-        let words = Arc::new(Mutex::new(Words::default()));
+        let words = Arc::new(Mutex::new(H::default()));
         let task = tokio::spawn(listen(watch, Arc::clone(&words)));
         Ok(Self { words, task })
     }
 
     /// What was said so far. Not to be held over an await.
-    pub fn words(&self) -> MutexGuard<'_, Words> {
+    pub fn words(&self) -> MutexGuard<'_, H> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Listener {
+impl<H> Drop for Listener<H> {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-async fn listen(mut watch: KvWatch, words: Arc<Mutex<Words>>) {
+async fn listen<H: Hears>(mut watch: KvWatch, words: Arc<Mutex<H>>) {
     loop {
         match watch.next().await {
             Ok(KvEvent::Put { key, entry }) => match serde_json::from_slice(&entry.value) {
                 Ok(word) => words.lock().unwrap_or_else(PoisonError::into_inner).take(&word),
-                Err(error) => eprintln!("{key} is not the word of a correlator: {error}"),
+                Err(error) => eprintln!("{key} is not the word of one in the role {}: {error}", H::ROLE),
             },
             Ok(KvEvent::Gone { .. } | KvEvent::Current) => {}
             // What is not heard is missing in the account.
             Err(BusError::Closed) => return,
-            Err(error) => eprintln!("words of correlators: {error}"),
+            Err(error) => eprintln!("words of the role {}: {error}", H::ROLE),
         }
     }
 }
@@ -278,11 +305,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn who_is_no_producer_of_the_load_is_left_out() {
-        let mut other = word(2, row(0, 90, 90, 0, 0));
+    fn who_is_no_producer_of_the_load_is_counted_apart() {
+        let mut other = word(2, row(0, 90, 80, 3, 7));
         other.producers[0].producer = ProducerId(77);
         let mut words = Words::default();
         words.take(&other);
         assert_eq!(words.said(), Said::default());
+        assert_eq!(words.of(77), BTreeMap::from([((1, 9), 83)]));
+        assert_eq!(words.of(ID), BTreeMap::new());
     }
 }
