@@ -64,7 +64,9 @@ impl Teller<'_> {
     /// Which of several signals of one symptom is spoken of: the last one, for it goes on. Of changes the one after which
     /// it first failed: a later one, such as going back, is not what broke it.
     fn told(&self, mut several: Vec<usize>) -> Option<usize> {
-        several.sort_unstable_by_key(|at| (self.view.signals[*at].onset, *at));
+        // One that knows what is usual tells more than one that does not.
+        let knows_usual = |at: usize| self.view.signals[at].baseline.is_finite();
+        several.sort_unstable_by_key(|at| (knows_usual(*at), self.view.signals[*at].onset, *at));
         let (first, last) = (*several.first()?, *several.last()?);
         if !is_change(self.view.signals[last].kind) {
             return Some(last);
@@ -101,7 +103,7 @@ impl Teller<'_> {
             sentences.extend_from_slice(ahead);
         }
         sentences.extend(self.prediction.zip(self.first_told).and_then(|(p, first)| outcome(p, first)));
-        if let Some(action) = self.actions().first().filter(|_| status != Status::Recovered) {
+        if let Some(action) = self.actions(status).first() {
             sentences.push(format!("To do: {}.", action.title.trim_end_matches('.')));
         }
         if gaps > 0 {
@@ -110,8 +112,11 @@ impl Teller<'_> {
         told(&sentences)
     }
 
-    /// What to do.
-    pub fn actions(&self) -> Vec<Action> {
+    /// What to do; nothing when it is over: whoever went back a version must not be told to do so again.
+    pub fn actions(&self, status: Status) -> Vec<Action> {
+        if status == Status::Recovered {
+            return Vec::new();
+        }
         let fill = |t: &Template| t.fill(&|path| self.lookup(path));
         self.pattern()
             .actions
@@ -165,12 +170,13 @@ pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String])
     told(&sentences)
 }
 
-/// Sentences one after the other. A message that ends with a full stop, quoted at the end of one, gives it a second one.
+/// Sentences one after the other. A message that ends with a full stop, or was cut off, quoted at the end of one, gives it
+/// a second one.
 fn told(sentences: &[String]) -> String {
     let text = sentences.join(" ");
     let mut out = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
-        let is_second = c == '.' && out.ends_with('.') && !out.ends_with("..");
+        let is_second = c == '.' && (out.ends_with('…') || out.ends_with('.') && !out.ends_with(".."));
         let rest = &text[at + c.len_utf8()..];
         if !(is_second && (rest.is_empty() || rest.starts_with(' '))) {
             out.push(c);
@@ -285,5 +291,7 @@ mod tests {
     fn a_quoted_full_stop_is_not_said_twice() {
         let said = ["It waits: no machine has room..".to_owned(), "So on... It goes on … é.".to_owned()];
         assert_eq!(told(&said), "It waits: no machine has room. So on... It goes on … é.");
+        let cut_off = ["It said: no endpoints for \"pol….".to_owned(), "It goes on.".to_owned()];
+        assert_eq!(told(&cut_off), "It said: no endpoints for \"pol… It goes on.");
     }
 }
