@@ -185,7 +185,7 @@ impl<'a> Material<'a> {
         let ahead = ahead::sentences(&incident.foreseen);
         let (title, story, actions) = match &teller {
             Some(teller) => (teller.title(), teller.story(status, &ahead, lost), teller.actions(status)),
-            None => self.unproven(component, &members, &hypotheses, &ahead),
+            None => self.unproven(component, &members, &hypotheses, status, &ahead),
         };
         Finding {
             schema: SmolStr::new_static(FINDING_SCHEMA),
@@ -230,6 +230,7 @@ impl<'a> Material<'a> {
         component: &Component,
         members: &[usize],
         hypotheses: &[Hypothesis],
+        status: Status,
         ahead: &[String],
     ) -> (String, String, Vec<tapio_schemas::finding::Action>) {
         let likely = hypotheses.iter().take(3).filter(|h| h.probability.get() > 0.05);
@@ -238,7 +239,7 @@ impl<'a> Material<'a> {
         let failed = members.iter().copied().find(|at| is_failure(self.view.signals[*at].kind));
         let first = failed.or(component.members.first().copied()).unwrap_or_default();
         let title = unproven_title(&self.view.homes[first], self.view.signals[first]);
-        let story = [&[unproven_story(self.view, members, &considered)], ahead].concat().join(" ");
+        let story = [&[unproven_story(self.view, members, &considered, status)], ahead].concat().join(" ");
         (title, story, Vec::new())
     }
 

@@ -95,9 +95,7 @@ impl Teller<'_> {
         sentences.extend(story.why.iter().chain(unopposed).filter_map(|t| t.fill(&|path| self.lookup(path))));
         sentences.push(how_we_know(self.view, self.members, Some(&self.cause.seat)));
         if status == Status::Recovered {
-            let last =
-                self.members.iter().map(|at| self.view.signals[*at].last_seen).max().unwrap_or_default();
-            sentences.push(format!("It is over as of {}.", clock_time(last)));
+            sentences.push(over(self.view, self.members));
         } else {
             sentences.extend(self.first(&story.next));
             sentences.extend_from_slice(ahead);
@@ -160,14 +158,23 @@ pub fn unproven_title(home: &Entity, first: &Signal) -> String {
 }
 
 /// The story when no cause can be named.
-pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String]) -> String {
+pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String], status: Status) -> String {
     let mut sentences = vec![how_we_know(view, members, None)];
     sentences.push(match considered {
         [] => "No known cause explains this.".to_owned(),
         [one] => format!("It may be {one}, but the evidence does not prove it."),
         many => format!("The evidence does not single out one of: {}.", many.join("; ")),
     });
+    if status == Status::Recovered {
+        sentences.push(over(view, members));
+    }
     told(&sentences)
+}
+
+/// When the last of it was seen.
+fn over(view: &View<'_>, members: &[usize]) -> String {
+    let last = members.iter().map(|at| view.signals[*at].last_seen).max().unwrap_or_default();
+    format!("It is over as of {}.", clock_time(last))
 }
 
 /// Sentences one after the other. A message that ends with a full stop, or was cut off, quoted at the end of one, gives it

@@ -112,3 +112,15 @@ fn what_is_usual_is_told_by_who_knows_it() {
     // That requests are slow is told only of requests that were.
     assert!(!last.story.contains("stays slow"), "{}", last.story);
 }
+
+#[test]
+fn what_is_over_says_so_also_when_its_cause_was_never_known() {
+    let api = service("api");
+    let not_ready = signal(SignalKind::PodNotReady, &api, 1);
+    let ended = Signal { ended: true, ..later(&not_ready, 30) };
+    let findings = told(vec![later(&not_ready, 20), ended], 60);
+    let last = findings.last().expect("told");
+    assert!(last.status == Status::Recovered && last.root_cause.is_none(), "{last:?}");
+    assert!(last.story.ends_with("It is over as of 00:00:30."), "{}", last.story);
+    assert!(findings.iter().filter(|f| f.status != Status::Recovered).all(|f| !f.story.contains("over")));
+}
