@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use tapio_schemas::finding::{ChainLink, Status};
+use tapio_schemas::finding::{ChainLink, Prediction, Status};
 use tapio_schemas::learning::Feedback;
 use tapio_schemas::{Entity, Finding, Signal, UnixNanos};
 
@@ -69,7 +69,7 @@ pub fn story(finding: &Finding) -> String {
         let _ = writeln!(out, "\nRoot cause  not provable from the evidence at hand");
     }
     chain(&mut out, &finding.chain);
-    prediction(&mut out, finding);
+    predictions(&mut out, &finding.foretold().collect::<Vec<_>>());
     alternatives(&mut out, finding);
     for action in &finding.actions {
         let _ = writeln!(out, "\nDo          {} (risk {})", action.title, action.risk);
@@ -184,9 +184,12 @@ fn uncounted(words: &str) -> &str {
     }
 }
 
-fn prediction(out: &mut String, finding: &Finding) {
-    for (i, p) in finding.foretold().enumerate() {
-        let label = if i == 0 { "\nNext        " } else { "            " };
+fn predictions(out: &mut String, foretold: &[&Prediction]) {
+    // What came or did not come is no more ahead.
+    let is_ahead = foretold.iter().any(|p| p.outcome.as_deref().is_none_or(|outcome| outcome == "pending"));
+    let first = if is_ahead { "\nNext        " } else { "\nForetold    " };
+    for (i, p) in foretold.iter().enumerate() {
+        let label = if i == 0 { first } else { "            " };
         let of = p.entity.as_ref().map_or_else(String::new, |entity| format!(" of {entity}"));
         let _ = write!(
             out,
@@ -251,6 +254,7 @@ fn wrap(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tapio_schemas::Score;
 
     #[test]
     fn text_wraps_between_words() {
@@ -286,6 +290,26 @@ mod tests {
         ];
         assert_eq!(told(&links), expected);
         assert_eq!(told(&links[..1]), ["What        22:13:20  it ended (3 times)"]);
+    }
+
+    #[test]
+    fn what_came_or_did_not_come_is_no_more_ahead() {
+        let told = |outcomes: &[&str]| {
+            let one = |outcome: &&str| Prediction {
+                entity: None,
+                scenario: "oom_kill".into(),
+                probability: Score::ONE,
+                at: UnixNanos(1),
+                interval: (UnixNanos(0), UnixNanos(2)),
+                outcome: Some((*outcome).into()),
+            };
+            let all: Vec<Prediction> = outcomes.iter().map(one).collect();
+            let mut out = String::new();
+            predictions(&mut out, &all.iter().collect::<Vec<_>>());
+            out
+        };
+        assert!(told(&["hit", "pending"]).starts_with("\nNext  "), "{}", told(&["hit", "pending"]));
+        assert!(told(&["hit", "miss"]).starts_with("\nForetold  "), "{}", told(&["hit", "miss"]));
     }
 
     #[test]

@@ -33,8 +33,9 @@ impl Assigned {
     }
 }
 
-/// Gives each component to the oldest incident that began with one of its signals; the others are absorbed by it. A
-/// component without one opens an incident.
+/// Gives each component to the oldest incident that began with one of its signals and was told of, else to the oldest one;
+/// the others are absorbed by it. A component without one opens an incident. What was told of never becomes part of what
+/// nobody heard of.
 pub fn assign(
     mut incidents: Vec<Incident>,
     parts: &[Component],
@@ -65,7 +66,9 @@ pub fn assign(
     let mut kept: Vec<Incident> = Vec::with_capacity(parts.len());
     let mut absorbed = Vec::new();
     for (number, part) in parts.iter().enumerate() {
-        let mut mine = continued.remove(&number).unwrap_or_default().into_iter();
+        let mut mine = continued.remove(&number).unwrap_or_default();
+        mine.sort_by_key(|incident| !incident.is_published());
+        let mut mine = mine.into_iter();
         let mut incident = mine.next().unwrap_or_else(|| open(part, view, last_revision));
         incident.onset =
             part.members.iter().map(|at| view.signals[*at].onset).min().unwrap_or(incident.onset);

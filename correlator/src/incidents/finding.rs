@@ -68,9 +68,16 @@ struct Named<'s, 'a> {
     kept: Option<Score>,
 }
 
-/// Signals of a component in time order.
-fn in_order(component: &Component) -> Vec<usize> {
-    component.members.iter().copied().collect()
+/// Signals of a component in time order. Of one moment, and clocks of machines may tell whole seconds, a change comes before
+/// what fails, and what is on the seat of the cause before what is elsewhere.
+fn in_order(component: &Component, view: &View<'_>, seat: Option<&Entity>) -> Vec<usize> {
+    let mut members: Vec<usize> = component.members.iter().copied().collect();
+    members.sort_by_key(|at| {
+        let signal = view.signals[*at];
+        let is_elsewhere = seat.is_some_and(|seat| view.homes[*at] != *seat);
+        (signal.onset, !is_change(signal.kind), is_elsewhere, *at)
+    });
+    members
 }
 
 impl<'a> Material<'a> {
@@ -137,9 +144,9 @@ impl<'a> Material<'a> {
     /// The finding as it stands at this tick, without a revision.
     pub fn draft(&self, component: &Component, incident: &mut Incident) -> Finding {
         let view = self.view;
-        let members = in_order(component);
         let seat = self.seat(component);
         let Named { root, confidence, kept } = self.cause_told(component, incident);
+        let members = in_order(component, view, root.map(|cause| &cause.seat));
         incident.foretold.look(view, &members, &seat, nanos(self.config.refresh));
         let prediction = root.and_then(|_| incident.foretold.prediction());
         let deviations = || members.iter().map(|at| view.signals[*at]).filter(|s| !is_change(s.kind));
@@ -177,8 +184,8 @@ impl<'a> Material<'a> {
         });
         let ahead = ahead::sentences(&incident.foreseen);
         let (title, story, actions) = match &teller {
-            Some(teller) => (teller.title(), teller.story(status, &ahead, lost), teller.actions()),
-            None => self.unproven(component, &members, &hypotheses, &ahead),
+            Some(teller) => (teller.title(), teller.story(status, &ahead, lost), teller.actions(status)),
+            None => self.unproven(component, &members, &hypotheses, status, &ahead),
         };
         Finding {
             schema: SmolStr::new_static(FINDING_SCHEMA),
@@ -223,6 +230,7 @@ impl<'a> Material<'a> {
         component: &Component,
         members: &[usize],
         hypotheses: &[Hypothesis],
+        status: Status,
         ahead: &[String],
     ) -> (String, String, Vec<tapio_schemas::finding::Action>) {
         let likely = hypotheses.iter().take(3).filter(|h| h.probability.get() > 0.05);
@@ -231,7 +239,7 @@ impl<'a> Material<'a> {
         let failed = members.iter().copied().find(|at| is_failure(self.view.signals[*at].kind));
         let first = failed.or(component.members.first().copied()).unwrap_or_default();
         let title = unproven_title(&self.view.homes[first], self.view.signals[first]);
-        let story = [&[unproven_story(self.view, members, &considered)], ahead].concat().join(" ");
+        let story = [&[unproven_story(self.view, members, &considered, status)], ahead].concat().join(" ");
         (title, story, Vec::new())
     }
 

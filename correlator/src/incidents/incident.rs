@@ -1,8 +1,11 @@
 //! One incident over time: which signals it holds, what has been published of it, when it is over.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
-use tapio_schemas::finding::{Finding, Status};
+use tapio_schemas::finding::{Finding, Hypothesis, Status};
 use tapio_schemas::{Entity, FindingId, Score, Severity, SignalId, SmolStr, UnixNanos};
 
 use super::ending;
@@ -11,6 +14,8 @@ use super::prediction::Foretold;
 
 /// A confidence that moves by less is the same.
 const CONFIDENCE_STEP: f64 = 0.05;
+/// An explanation less probable than this is as good as none.
+const PROBABLE_MIN: f64 = 0.05;
 
 /// An incident.
 #[derive(Debug)]
@@ -181,11 +186,8 @@ impl<'a> Gist<'a> {
             severity: finding.severity,
             root: finding.root_cause.as_ref().map(|r| (&r.entity, &r.cause)),
             hypotheses: {
-                let mut told: Vec<_> = finding
-                    .hypotheses
-                    .iter()
-                    .map(|h| (&h.cause, &h.entity, h.refuted_by.is_empty()))
-                    .collect();
+                let mut told: Vec<_> =
+                    probable(finding).map(|h| (&h.cause, &h.entity, h.refuted_by.is_empty())).collect();
                 told.sort_unstable();
                 told
             },
@@ -204,7 +206,14 @@ fn is_news(last: &Finding, draft: &Finding) -> bool {
         || Gist::of(last) != Gist::of(draft)
 }
 
-/// Differs in anything but the times at which it was looked at.
+/// The first explanation and those that are probable.
+fn probable(finding: &Finding) -> impl Iterator<Item = &Hypothesis> {
+    let all = finding.hypotheses.iter().enumerate();
+    all.filter(|(rank, h)| *rank == 0 || h.probability.get() >= PROBABLE_MIN).map(|(_, h)| h)
+}
+
+/// Differs in what a reader sees: words, figures, impact, or how probable the explanations are. One more event of the same
+/// is none of it.
 fn has_drifted(last: &Finding, draft: &Finding) -> bool {
     let plain = |finding: &Finding| {
         let mut finding = finding.clone();
@@ -213,10 +222,16 @@ fn has_drifted(last: &Finding, draft: &Finding) -> bool {
         finding.updated_at = UnixNanos(0);
         finding.freshness.watermark = UnixNanos(0);
         // A probability that moves in the third digit is the same.
-        let round = |score: Score| Score::clamped((score.get() * 100.0).round() / 100.0);
-        finding.confidence = round(finding.confidence);
-        finding.hypotheses.iter_mut().for_each(|h| h.probability = round(h.probability));
+        finding.confidence = Score::clamped((finding.confidence.get() * 100.0).round() / 100.0);
+        finding.hypotheses = Vec::new();
+        finding.chain.iter_mut().for_each(|link| link.evidence = Vec::new());
+        finding.root_cause.iter_mut().for_each(|root| root.evidence = Vec::new());
         finding
     };
-    plain(last) != plain(draft)
+    let is_same = |(a, b): (&Hypothesis, &Hypothesis)| {
+        let moved = (a.probability.get() - b.probability.get()).abs() > CONFIDENCE_STEP;
+        (&a.cause, &a.entity, &a.missing) == (&b.cause, &b.entity, &b.missing) && !moved
+    };
+    let as_many = probable(last).count() == probable(draft).count();
+    plain(last) != plain(draft) || !as_many || !probable(last).zip(probable(draft)).all(is_same)
 }

@@ -1,11 +1,14 @@
 //! Signals in words. Every number said is one the signal carries.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use tapio_schemas::entity::kinds;
 use tapio_schemas::{Entity, Signal, SignalKind};
 
-use crate::model::{bytes, duration};
+use crate::model::{bytes, duration, on_one_line, percent, plain};
 
 /// An entity as people speak of it: `StatefulSet shop/db`, `cgroup /tapio-demo on host-1`.
 pub fn name(entity: &Entity) -> String {
@@ -61,15 +64,16 @@ fn because(signal: &Signal) -> String {
     }
 }
 
-/// One sentence for a link of the chain.
+/// One sentence for a link of the chain, on one line: what a machine said may have several.
 pub fn sentence(signal: &Signal) -> String {
-    memory(signal)
+    let says = memory(signal)
         .or_else(|| foretold(signal))
         .or_else(|| process_end(signal))
         .or_else(|| network(signal))
         .or_else(|| requests(signal))
         .or_else(|| plane(signal))
-        .unwrap_or_else(|| other(signal))
+        .unwrap_or_else(|| other(signal));
+    on_one_line(&says)
 }
 
 /// A few words for the list of what was seen.
@@ -230,7 +234,8 @@ fn requests(signal: &Signal) -> Option<String> {
         SignalKind::SpanErrors => format!("calls{} failed", to_peer(signal)),
         SignalKind::SpanTimeouts => format!("calls{} timed out", to_peer(signal)),
         SignalKind::SpanSlow => format!("calls{} became slow", to_peer(signal)),
-        SignalKind::CallsStopped => format!("calls{} stopped", to_peer(signal)),
+        // How many looks found none is no number of calls.
+        SignalKind::CallsStopped => return Some(format!("calls{} stopped", to_peer(signal))),
         SignalKind::CallsRepeated => match (number(signal, "now"), number(signal, "usual")) {
             (Some(now), Some(usual)) => {
                 format!("calls{} are repeated: {now} per request, usual are {usual}", to_peer(signal))
@@ -254,6 +259,7 @@ fn service(signal: &Signal) -> String {
         _ => String::new(),
     };
     let share = match (number(signal, "bad"), number(signal, "of")) {
+        (Some(bad), Some(1.0)) => format!(" in {bad:.0} of 1 request"),
         (Some(bad), Some(of)) if of > 0.0 => format!(" in {bad:.0} of {of:.0} requests"),
         _ => String::new(),
     };
@@ -327,20 +333,8 @@ fn other(signal: &Signal) -> String {
             None => "the processor quota ran out".to_owned(),
         },
         SignalKind::CpuPressure => "tasks wait for the processor".to_owned(),
-        SignalKind::CpuSaturated | SignalKind::CpuRaised if signal.observed.is_finite() => {
-            let (now, usual) = (signal.observed * 100.0, signal.baseline * 100.0);
-            format!("{now:.0} % of the processor are used, usual are {usual:.0} %")
-        }
-        SignalKind::CpuSaturated | SignalKind::CpuRaised => {
-            "more of the processor is used than usual".to_owned()
-        }
-        SignalKind::MetricShift => match text(signal, "measure") {
-            Some(measure) => {
-                let (now, usual) = (signal.observed, signal.baseline);
-                format!("{} went from {usual:.3} to {now:.3}", measure.replace('_', " "))
-            }
-            None => "a measure has shifted".to_owned(),
-        },
+        SignalKind::CpuSaturated | SignalKind::CpuRaised => processor(signal),
+        SignalKind::MetricShift => shifted(signal),
         SignalKind::IoPressure => "tasks wait for input and output".to_owned(),
         SignalKind::PidsNearLimit => "the number of processes is close to its limit".to_owned(),
         kind if kubernetes(kind).is_some() => {
@@ -348,6 +342,48 @@ fn other(signal: &Signal) -> String {
         }
         kind => format!("{kind}{}{}", because(signal), times(signal)),
     }
+}
+
+/// What a service or a pod uses of the processor. A share of what it may use is more than all when it is measured over a
+/// moment in which it made up for one before.
+fn processor(signal: &Signal) -> String {
+    let amount = |value: f64| if signal.unit == "{cpu}" { plain(value) } else { percent(value) };
+    let what = match (signal.kind, signal.unit.as_str()) {
+        (SignalKind::CpuSaturated, _) => "the processor is busy",
+        _ => "more of the processor is used than usual",
+    };
+    if !signal.observed.is_finite() {
+        return what.to_owned();
+    }
+    let of = if signal.unit == "{cpu}" { " processors" } else { " of what it may use" };
+    let usual = signal.baseline.is_finite().then(|| format!(", usual are {}", amount(signal.baseline)));
+    format!("{what}: {}{of}{}", amount(signal.observed), usual.unwrap_or_default())
+}
+
+/// A measure that is not what it was.
+fn shifted(signal: &Signal) -> String {
+    let what = match text(signal, "measure") {
+        Some("latency_s") if text(signal, "label") == Some("client") => "the latency of calls that it makes",
+        Some("latency_s") => "the latency",
+        Some("memory_bytes") => "the memory",
+        Some("memory_share") => "the share of its memory that is used",
+        Some("success_share") => "the share of requests that succeed",
+        Some("system_calls") => "the number of system calls",
+        _ => return "a measure has shifted".to_owned(),
+    };
+    let amount = |value: f64| match signal.unit.as_str() {
+        "s" => format!("{} ms", digits(value * 1000.0)),
+        "By" => bytes(value),
+        "1/s" => format!("{}/s", digits(value)),
+        _ => percent(value),
+    };
+    format!("{what} went from {} to {}", amount(signal.baseline), amount(signal.observed))
+}
+
+/// Two digits that mean something.
+fn digits(value: f64) -> String {
+    let scale = 10f64.powf((1.0 - value.abs().log10().floor()).clamp(-9.0, 9.0));
+    plain((value * scale).round() / scale)
 }
 
 /// What somebody did to an object that says how others are to be treated.
@@ -395,53 +431,4 @@ fn kubernetes(kind: SignalKind) -> Option<&'static str> {
         SignalKind::TapioMemory => "memory runs out, and events are shed",
         _ => return None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use tapio_schemas::{Attribute, EntityRef, UnixNanos};
-
-    #[test]
-    fn sentences_hold_only_what_the_signal_carries() {
-        let entity = Arc::new(EntityRef { node: "n1".into(), cgroup: "/a".into(), ..Default::default() });
-        let mut growth = Signal::new(SignalKind::MemoryGrowth, entity, None, UnixNanos(1));
-        assert_eq!(sentence(&growth), "memory grows");
-        growth.attributes =
-            vec![Attribute::new("slope_bytes_per_s", 1_048_576.0), Attribute::new("limit_bytes", 67_108_864)];
-        assert_eq!(sentence(&growth), "memory grows by 1 MiB/s, limit 64 MiB");
-    }
-
-    #[test]
-    fn every_kind_has_words_and_none_is_told_by_its_name() {
-        for kind in SignalKind::ALL {
-            let says = sentence(&Signal::new(*kind, Arc::default(), None, UnixNanos(1)));
-            assert!(!says.is_empty() && !says.contains(kind.as_str()), "{kind}: {says}");
-        }
-    }
-
-    #[test]
-    fn what_was_done_to_an_object_is_said_in_words() {
-        let says = |attributes: &[(&str, &str)]| {
-            let mut signal = Signal::new(SignalKind::ObjectChanged, Arc::default(), None, UnixNanos(1));
-            signal.attributes = attributes.iter().map(|(key, value)| Attribute::new(key, *value)).collect();
-            sentence(&signal)
-        };
-        let (old, new) = (("old", "app=a"), ("new", "app=b"));
-        assert_eq!(
-            says(&[("reason", "selector"), old, new, ("changed_by", "helm")]),
-            "its selector was changed from app=a to app=b by helm"
-        );
-        assert_eq!(says(&[("reason", "selector"), new]), "it was given the selector app=b");
-        assert_eq!(says(&[("reason", "created")]), "it was made");
-        assert_eq!(says(&[("reason", "deleted"), old]), "it was removed; it selected app=a");
-        assert_eq!(says(&[("reason", "spec"), ("old", "00ff"), ("new", "00fe")]), "it was changed");
-    }
-
-    #[test]
-    fn entities_are_named_as_people_do() {
-        assert_eq!(name(&Entity::new("Cgroup", "", "/tapio-demo", "host-1")), "cgroup /tapio-demo on host-1");
-        assert_eq!(name(&Entity::namespaced("StatefulSet", "shop", "db")), "StatefulSet shop/db");
-    }
 }

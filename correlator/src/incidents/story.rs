@@ -64,7 +64,9 @@ impl Teller<'_> {
     /// Which of several signals of one symptom is spoken of: the last one, for it goes on. Of changes the one after which
     /// it first failed: a later one, such as going back, is not what broke it.
     fn told(&self, mut several: Vec<usize>) -> Option<usize> {
-        several.sort_unstable_by_key(|at| (self.view.signals[*at].onset, *at));
+        // One that knows what is usual tells more than one that does not.
+        let knows_usual = |at: usize| self.view.signals[at].baseline.is_finite();
+        several.sort_unstable_by_key(|at| (knows_usual(*at), self.view.signals[*at].onset, *at));
         let (first, last) = (*several.first()?, *several.last()?);
         if !is_change(self.view.signals[last].kind) {
             return Some(last);
@@ -93,15 +95,13 @@ impl Teller<'_> {
         sentences.extend(story.why.iter().chain(unopposed).filter_map(|t| t.fill(&|path| self.lookup(path))));
         sentences.push(how_we_know(self.view, self.members, Some(&self.cause.seat)));
         if status == Status::Recovered {
-            let last =
-                self.members.iter().map(|at| self.view.signals[*at].last_seen).max().unwrap_or_default();
-            sentences.push(format!("It is over as of {}.", clock_time(last)));
+            sentences.push(over(self.view, self.members));
         } else {
             sentences.extend(self.first(&story.next));
             sentences.extend_from_slice(ahead);
         }
         sentences.extend(self.prediction.zip(self.first_told).and_then(|(p, first)| outcome(p, first)));
-        if let Some(action) = self.actions().first().filter(|_| status != Status::Recovered) {
+        if let Some(action) = self.actions(status).first() {
             sentences.push(format!("To do: {}.", action.title.trim_end_matches('.')));
         }
         if gaps > 0 {
@@ -110,8 +110,11 @@ impl Teller<'_> {
         told(&sentences)
     }
 
-    /// What to do.
-    pub fn actions(&self) -> Vec<Action> {
+    /// What to do; nothing when it is over: whoever went back a version must not be told to do so again.
+    pub fn actions(&self, status: Status) -> Vec<Action> {
+        if status == Status::Recovered {
+            return Vec::new();
+        }
         let fill = |t: &Template| t.fill(&|path| self.lookup(path));
         self.pattern()
             .actions
@@ -155,22 +158,32 @@ pub fn unproven_title(home: &Entity, first: &Signal) -> String {
 }
 
 /// The story when no cause can be named.
-pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String]) -> String {
+pub fn unproven_story(view: &View<'_>, members: &[usize], considered: &[String], status: Status) -> String {
     let mut sentences = vec![how_we_know(view, members, None)];
     sentences.push(match considered {
         [] => "No known cause explains this.".to_owned(),
         [one] => format!("It may be {one}, but the evidence does not prove it."),
         many => format!("The evidence does not single out one of: {}.", many.join("; ")),
     });
+    if status == Status::Recovered {
+        sentences.push(over(view, members));
+    }
     told(&sentences)
 }
 
-/// Sentences one after the other. A message that ends with a full stop, quoted at the end of one, gives it a second one.
+/// When the last of it was seen.
+fn over(view: &View<'_>, members: &[usize]) -> String {
+    let last = members.iter().map(|at| view.signals[*at].last_seen).max().unwrap_or_default();
+    format!("It is over as of {}.", clock_time(last))
+}
+
+/// Sentences one after the other. A message that ends with a full stop, or was cut off, quoted at the end of one, gives it
+/// a second one.
 fn told(sentences: &[String]) -> String {
     let text = sentences.join(" ");
     let mut out = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
-        let is_second = c == '.' && out.ends_with('.') && !out.ends_with("..");
+        let is_second = c == '.' && (out.ends_with('…') || out.ends_with('.') && !out.ends_with(".."));
         let rest = &text[at + c.len_utf8()..];
         if !(is_second && (rest.is_empty() || rest.starts_with(' '))) {
             out.push(c);
@@ -285,5 +298,7 @@ mod tests {
     fn a_quoted_full_stop_is_not_said_twice() {
         let said = ["It waits: no machine has room..".to_owned(), "So on... It goes on … é.".to_owned()];
         assert_eq!(told(&said), "It waits: no machine has room. So on... It goes on … é.");
+        let cut_off = ["It said: no endpoints for \"pol….".to_owned(), "It goes on.".to_owned()];
+        assert_eq!(told(&cut_off), "It said: no endpoints for \"pol… It goes on.");
     }
 }

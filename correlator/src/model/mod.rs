@@ -25,7 +25,9 @@ pub use pattern::{
     StorySpec, SymptomSpec, TemperSpec, is_workload, sits_on,
 };
 pub use predicate::{Facts, Predicate};
-pub use template::{Template, TemplateValue, bytes, clock_time, date_time, duration};
+pub use template::{
+    Template, TemplateValue, bytes, clock_time, date_time, duration, on_one_line, percent, plain,
+};
 pub use tiers::Tiers;
 
 use builtin::BUILTIN;

@@ -98,7 +98,7 @@ fn shown(value: &TemplateValue, filter: Option<&str>) -> Option<String> {
         TemplateValue::Text(text) if text.is_empty() => None,
         TemplateValue::Text(text) => match (filter, text.parse::<f64>()) {
             (Some(_), Ok(number)) => number_text(number, filter),
-            _ => Some(text.clone()),
+            _ => Some(on_one_line(text)),
         },
         TemplateValue::Number(number) => number_text(*number, filter),
         TemplateValue::Time(at) if filter == Some("date") => Some(date_time(*at)),
@@ -114,12 +114,33 @@ fn number_text(number: f64, filter: Option<&str>) -> Option<String> {
         Some("bytes") => bytes(number),
         Some("rate") => format!("{}/s", bytes(number)),
         Some("duration") => duration(number),
-        Some("percent") => format!("{:.0} %", number * 100.0),
+        Some("percent") => percent(number),
         Some("int") => format!("{number:.0}"),
         Some("double") => format!("{:.0}", number * 2.0),
-        _ if number.fract() == 0.0 => format!("{number:.0}"),
-        _ => format!("{number:.2}"),
+        _ => plain(number),
     })
+}
+
+/// `12`, `6.2`, `0.0042`: two places behind the point, or two digits that mean something, without zeros at the end.
+pub fn plain(number: f64) -> String {
+    let small = number != 0.0 && number.abs() < 0.1;
+    let places = if small { (1.0 - number.abs().log10().floor()).clamp(2.0, 9.0) as usize } else { 2 };
+    let text = format!("{number:.places$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// `12 %`, `0.4 %` of a share. What is little is not nothing.
+pub fn percent(share: f64) -> String {
+    match share.abs() * 100.0 {
+        p if p == 0.0 || p >= 0.95 => format!("{:.0} %", share * 100.0),
+        p if p >= 0.05 => format!("{:.1} %", share * 100.0),
+        _ => "less than 0.1 %".to_owned(),
+    }
+}
+
+/// Lines one after the other: what a machine said may have several.
+pub fn on_one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// `10:02:31` in UTC.
@@ -171,6 +192,14 @@ mod tests {
     }
 
     #[test]
+    fn numbers_have_no_zeros_at_the_end_and_little_is_not_nothing() {
+        let all = [6.2, 2100.0, 0.0042, 0.126, 0.0, -3.5].map(plain);
+        assert_eq!(all, ["6.2", "2100", "0.0042", "0.13", "0", "-3.5"]);
+        let all = [0.0, 0.004, 0.0001, 0.0099, 0.365, 1.1].map(percent);
+        assert_eq!(all, ["0 %", "0.4 %", "less than 0.1 %", "1 %", "36 %", "110 %"]);
+    }
+
+    #[test]
     fn holes_are_filled_and_formatted() {
         let lookup = |path: &str| match path {
             "growth.usage" => Some(TemplateValue::Number(48.0 * 1024.0 * 1024.0)),
@@ -180,6 +209,8 @@ mod tests {
         let filled = template("uses {growth.usage|bytes} at {kill.at|time}").unwrap().fill(&lookup);
         assert_eq!(filled.unwrap(), "uses 48 MiB at 22:13:20");
         assert_eq!(template("no {such.thing}").unwrap().fill(&lookup), None);
+        let lines = |_: &str| Some(TemplateValue::Text("gone\nfor good\n".to_owned()));
+        assert_eq!(template("It said: {it.said}.").unwrap().fill(&lines).unwrap(), "It said: gone for good.");
         let braces = template(r#"-p '{{"uses":{growth.usage|bytes}}'"#).unwrap();
         assert_eq!(braces.fill(&lookup).unwrap(), r#"-p '{"uses":48 MiB}'"#);
     }

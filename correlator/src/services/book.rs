@@ -52,6 +52,8 @@ struct Open {
     signal: Signal,
     /// Its evidence in the step before, nats.
     evidence: f64,
+    /// The evidence fell when it last moved.
+    fades: bool,
 }
 
 /// Signals that are open.
@@ -110,15 +112,17 @@ impl Book {
         let known: Vec<Key> = self.open.keys().cloned().collect();
         for key in known {
             let deviation = deviations.remove(&key).filter(|d| d.evidence >= ENDS);
-            let Some(Open { signal, evidence }) = self.open.get_mut(&key) else { continue };
+            let Some(Open { signal, evidence, fades }) = self.open.get_mut(&key) else { continue };
             match deviation {
                 Some(deviation) => {
                     let before = (signal.strength, signal.last_seen);
                     let mut next = signal.clone();
-                    // The calm that is seen while the evidence goes is no part of the deviation: it stays as it was told.
-                    let fades = deviation.evidence < std::mem::replace(evidence, deviation.evidence);
+                    // The calm that is seen while the evidence goes, and between two samples of it, is no part of the
+                    // deviation: it stays as it was told.
+                    let before_it = std::mem::replace(evidence, deviation.evidence);
+                    *fades = deviation.evidence < before_it || (*fades && deviation.evidence == before_it);
                     count(&mut next, &deviation);
-                    if !fades {
+                    if !*fades {
                         describe(&mut next, deviation);
                     }
                     let moved = (next.strength.get() - before.0.get()).abs() >= MATERIAL;
@@ -150,7 +154,7 @@ impl Book {
             describe(&mut signal, deviation);
             let signal = stamped(signal, now);
             out.push(signal.clone());
-            self.open.insert(key, Open { signal, evidence });
+            self.open.insert(key, Open { signal, evidence, fades: false });
         }
     }
 }

@@ -360,6 +360,27 @@ fn a_saturated_processor_is_told_at_once_and_ends_with_a_normal_sample() {
 }
 
 #[test]
+fn the_calm_between_two_samples_is_no_part_of_what_was_slow() {
+    let meter = |s: u64| ServiceMeter {
+        at: at(s),
+        service: service("api"),
+        pod: "api-1".into(),
+        measure: Measure::LatencySeconds,
+        label: "server".into(),
+        value: if (600..1200).contains(&s) { 0.6 } else { 0.005 },
+        evidence: EventId(u128::from(s) + 1),
+    };
+    let all = (0..1500u64).step_by(5).map(|s| {
+        let meters = if s % 60 == 0 { vec![meter(s)] } else { Vec::new() };
+        (s, SignalSection { meters, ..SignalSection::default() })
+    });
+    let all = said(&mut Services::new("c"), all.collect());
+    let of: Vec<&Signal> = all.iter().filter(|s| s.kind == SignalKind::MetricShift).collect();
+    assert!(of.iter().any(|s| s.last_seen >= at(1230)), "it fades for a while: {of:?}");
+    assert!(of.iter().all(|s| s.observed > 0.5 && s.baseline < 0.01), "{of:?}");
+}
+
+#[test]
 fn what_is_over_is_told_so_also_when_nothing_comes_any_more() {
     let mut services = Services::new("c");
     let slow = recording(|s, section| section.operations.push(requests(s, "api", 200.0, &USUAL, 4)));

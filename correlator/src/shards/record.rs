@@ -434,13 +434,13 @@ pub fn says_timeout(text: &str) -> bool {
 /// Messages are kept to this length.
 const MESSAGE_BYTES_MAX: usize = 240;
 
-/// Cuts a message to a length that stories can use, at a character.
+/// Cuts a message to a length that stories can use, at a character; `…` says that it goes on.
 pub fn cut(text: &str) -> SmolStr {
     if text.len() <= MESSAGE_BYTES_MAX {
         return SmolStr::new(text);
     }
-    let end = (0..=MESSAGE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    SmolStr::new(&text[..end])
+    let end = text.floor_char_boundary(MESSAGE_BYTES_MAX - "…".len());
+    format_smolstr!("{}…", &text[..end])
 }
 
 /// Identity of the thing an entity reference names, for series: its subject and its cgroup.
@@ -469,4 +469,17 @@ pub fn hash_parts(parts: &[&str]) -> u128 {
         hash.update(part.as_bytes());
     }
     hash.digest128()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn a_message_that_goes_on_says_so() {
+        let short = "é".repeat(120);
+        assert_eq!(cut(&short), short);
+        let long = cut(&"é".repeat(121));
+        assert!(long.len() <= 240 && long.ends_with("é…"), "{long}");
+    }
 }

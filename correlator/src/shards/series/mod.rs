@@ -373,7 +373,13 @@ fn plain_level(
     };
     let threshold = Threshold { enter, leave: 0.6 * enter, samples: 2 };
     let stands = series.level.next(sample.value, threshold);
-    push_level(kind, stands, sample.value, enter, unit, sample, out, |seen| seen);
+    push_level(kind, stands, sample.value, enter, unit, sample, out, |mut seen| {
+        // From where on it is busy says nothing about what is usual.
+        if kind == SignalKind::CpuSaturated {
+            seen.baseline = f64::NAN;
+        }
+        seen
+    });
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -225,6 +225,36 @@ fn a_limit_follows_from_usage_and_share_of_one_moment_only() {
     }
 }
 
+/// From where on a processor is busy is not what is usual, and is not told as it.
+#[test]
+fn a_busy_processor_of_a_pod_does_not_say_what_is_usual() {
+    let (mut store, mut counters, mut out) =
+        (SeriesStore::new(SeriesConfig::default()), Counters::default(), Vec::new());
+    for minute in 1..=3u64 {
+        let sample = Sample {
+            at: UnixNanos(minute * 60_000_000_000),
+            id: EventId(1),
+            series: 1,
+            owner: 7,
+            entity: Arc::default(),
+            meter: Meter::CpuShare,
+            value: 1.1,
+            limit: 0.0,
+            count: 0,
+            row: u8::MAX,
+            label: "".into(),
+            place: 0,
+        };
+        store.take(&sample, &mut out, &mut counters);
+    }
+    let busy = out.iter().find_map(|f| match f {
+        Finding::Seen(seen) if seen.kind == SignalKind::CpuSaturated => Some(seen),
+        _ => None,
+    });
+    let busy = busy.expect("two samples are enough");
+    assert!(busy.observed == 1.1 && busy.baseline.is_nan(), "{} {}", busy.observed, busy.baseline);
+}
+
 #[test]
 fn kills_of_what_nothing_measures_are_bounded() {
     const COUNT_MAX: usize = 16;
