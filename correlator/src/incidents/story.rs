@@ -101,7 +101,7 @@ impl Teller<'_> {
             sentences.extend_from_slice(ahead);
         }
         sentences.extend(self.prediction.zip(self.first_told).and_then(|(p, first)| outcome(p, first)));
-        if let Some(action) = self.actions(status).first() {
+        if let Some(action) = self.actions(status).first().filter(|_| status != Status::Recovered) {
             sentences.push(format!("To do: {}.", action.title.trim_end_matches('.')));
         }
         if gaps > 0 {
@@ -110,15 +110,15 @@ impl Teller<'_> {
         told(&sentences)
     }
 
-    /// What to do; nothing when it is over: whoever went back a version must not be told to do so again.
+    /// What to do. When it is over only what has a low risk: it may come again, but whoever went back a version must not be told
+    /// to do so once more.
     pub fn actions(&self, status: Status) -> Vec<Action> {
-        if status == Status::Recovered {
-            return Vec::new();
-        }
+        let fits = |risk: &str| status != Status::Recovered || risk == "low";
         let fill = |t: &Template| t.fill(&|path| self.lookup(path));
         self.pattern()
             .actions
             .iter()
+            .filter(|a| fits(&a.risk))
             .filter(|a| {
                 let facts = crate::model::Facts::default();
                 a.when.as_ref().is_none_or(|when| when.holds(None, &self.cause.seat, &facts))

@@ -157,8 +157,9 @@ impl ShardSet {
 
     /// Whose spans are late in one shard will be late in the others.
     fn tell_lateness(&mut self) {
-        let late_ns = self.shards.iter_mut().map(|shard| shard.grace().seen_ns()).max().unwrap_or_default();
-        self.shards.iter_mut().for_each(|shard| shard.grace().hear(late_ns));
+        let late_ns =
+            self.shards.iter().map(|shard| shard.requests.grace.seen_ns()).max().unwrap_or_default();
+        self.shards.iter_mut().for_each(|shard| shard.requests.grace.hear(late_ns));
     }
 
     /// Takes a shard on, under the epoch of its lease; a shard of this number that was there is forgotten.

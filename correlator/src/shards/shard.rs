@@ -17,7 +17,6 @@ use super::entities::{Entities, Known, KnownEntities};
 use super::episode::{Episodes, Observation};
 use super::exits::Exits;
 use super::first_words::FirstWords;
-use super::grace::Grace;
 use super::groups::Groups;
 use super::losses;
 use super::meters::Meters;
@@ -33,8 +32,8 @@ use super::topology::Topology;
 use super::watermark::{TICK_NS, grid_ceil, grid_floor};
 use crate::config::{CorrelatorConfig, nanos};
 
-/// Event time that is read again in any case: server spans whose client has not ended, requests that are not closed, windows
-/// that are not told, victims that have not exited, samples of which two in a row make news.
+/// Event time that is read again in any case: spans without their client, requests that are not closed, windows that are not
+/// told, victims that have not exited, samples of which two in a row make news.
 const WARM_NS: u64 = 10_000_000_000;
 
 /// Reason of gaps: events that there was no memory for.
@@ -96,7 +95,7 @@ pub struct Shard {
     series: SeriesStore,
     calls: Calls,
     texts: Texts,
-    requests: Requests,
+    pub(super) requests: Requests,
     meters: Meters,
     exits: Exits,
     /// What was told before its time.
@@ -331,11 +330,6 @@ impl Shard {
             .flatten()
             .min()
             .unwrap_or_default()
-    }
-
-    /// How late spans come.
-    pub fn grace(&mut self) -> &mut Grace {
-        &mut self.requests.grace
     }
 
     /// Its number.
