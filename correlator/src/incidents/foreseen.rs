@@ -96,8 +96,9 @@ impl Foreseen {
             }
             return;
         };
+        let is_full = self.is_full();
         let known = &mut self.0[known];
-        let is_again = known.outcome == "not_due";
+        let is_again = known.outcome == "not_due" && !is_full;
         let moves = || is_due(&known.forecast, &promise.forecast, known.at, now, refresh_ns);
         if is_again || (known.is_pending() && moves()) {
             *known = promise;

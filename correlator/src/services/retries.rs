@@ -114,8 +114,7 @@ struct Requests {
 impl Requests {
     fn see(&mut self, at: UnixNanos, said: Calls) {
         self.recent.push_back((at, said.count as f64, said.well() as f64));
-        let is_old = |seen: &(UnixNanos, f64, f64)| at.since(seen.0) > RECENT_NS;
-        while self.recent.len() > RECENT || self.recent.front().is_some_and(is_old) {
+        if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
     }
@@ -125,9 +124,17 @@ impl Requests {
         self.all.usual(WINDOWS_MIN)
     }
 
-    /// Present requests as a multiple of the usual, or those that are answered well.
-    fn times(&self, usual: Option<f64>, of: impl Fn(&(UnixNanos, f64, f64)) -> f64) -> Option<f64> {
-        Some(self.recent.iter().map(of).sum::<f64>() / self.recent.len().max(1) as f64 / usual?)
+    /// Present requests as a multiple of the usual, or those that are answered well; `None` when nothing is known of now.
+    fn times(
+        &self,
+        now: UnixNanos,
+        usual: Option<f64>,
+        of: impl Fn(&(UnixNanos, f64, f64)) -> f64,
+    ) -> Option<f64> {
+        let recent: Vec<f64> =
+            self.recent.iter().filter(|seen| now.since(seen.0) <= RECENT_NS).map(of).collect();
+        let usual = usual.filter(|_| !recent.is_empty())?;
+        Some(recent.iter().sum::<f64>() / recent.len() as f64 / usual)
     }
 }
 
@@ -257,11 +264,12 @@ impl Retries {
                 now: calls.count as f64 / compared.requests,
                 failed: calls.failed as f64 / calls.count.max(1) as f64,
                 load: caller
-                    .and_then(|known| known.times(usual, |window| window.1))
+                    .and_then(|known| known.times(window.start, usual, |seen| seen.1))
                     .map(|load| load.max(compared.requests / usual.unwrap_or(f64::INFINITY))),
                 asked: callee.and_then(|known| Some(1.0 + surplus / known.usual()?)),
-                answered: callee
-                    .and_then(|known| known.times(known.good.usual(WINDOWS_MIN), |window| window.2)),
+                answered: callee.and_then(|known| {
+                    known.times(window.start, known.good.usual(WINDOWS_MIN), |seen| seen.2)
+                }),
             };
         }
     }

@@ -24,6 +24,7 @@ pub struct Grace {
     old: u64,
     /// What other shards needed: senders have spans in all of them.
     others: u64,
+    is_hurried: bool,
 }
 
 impl Grace {
@@ -34,12 +35,29 @@ impl Grace {
 
     /// Part of it that is for those who come late, ns.
     pub fn late_ns(&self) -> u64 {
-        self.seen_ns().max(self.others)
+        if self.is_hurried { 0 } else { self.seen_ns().max(self.others) }
     }
 
     /// Part of it that those who came late here needed, ns.
     pub fn seen_ns(&self) -> u64 {
         self.young.max(self.old)
+    }
+
+    /// What those who came late in any of these shards needed, ns. One that has been silent for long says nothing of the others.
+    pub fn of_all<'a>(shards: impl Iterator<Item = &'a Self> + Clone) -> u64 {
+        let newest = shards.clone().map(|grace| grace.since).max().unwrap_or_default();
+        let heard = shards.filter(|grace| newest.since(grace.since) <= 2 * KNOWN_NS);
+        heard.map(Self::seen_ns).max().unwrap_or_default()
+    }
+
+    /// There is no room to wait for anybody, or there is again.
+    pub fn hurry(&mut self, is_hurried: bool) {
+        self.is_hurried = is_hurried;
+    }
+
+    /// Nobody is waited for.
+    pub fn is_hurried(&self) -> bool {
+        self.is_hurried
     }
 
     /// What those who came late anywhere needed, ns.
@@ -57,7 +75,7 @@ impl Grace {
         if late == 0 {
             return false;
         }
-        let is_judged = late > self.ns() && self.late_ns() < LATE_MAX_NS;
+        let is_judged = late > self.ns() && (self.is_hurried || self.seen_ns() < LATE_MAX_NS);
         // A quarter more, so that not each one that is a little later is the first again.
         let needed = (late + late / 4).div_ceil(TICK_NS) * TICK_NS;
         self.young = self.young.max(needed.min(LATE_MAX_NS));
@@ -106,5 +124,15 @@ mod tests {
         let mut grace = Grace::default();
         let news = (0..1_000).filter(|s| grace.see(at(s * 100), at(30_000 + s * 100))).count();
         assert_eq!((news, grace.ns()), (1, GRACE_NS + LATE_MAX_NS));
+    }
+
+    #[test]
+    fn a_shard_that_went_silent_says_nothing_of_the_others() {
+        let (mut silent, mut busy) = (Grace::default(), Grace::default());
+        silent.see(at(1_000), at(5_000));
+        busy.see(at(5_000), at(5_000));
+        assert_eq!(Grace::of_all([&silent, &busy].into_iter()), 5_000 * MS);
+        busy.see(at(400_000), at(400_000));
+        assert_eq!(Grace::of_all([&silent, &busy].into_iter()), 0);
     }
 }

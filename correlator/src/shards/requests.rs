@@ -163,10 +163,13 @@ impl Requests {
         };
     }
 
-    /// Closes the spans whose grace is over.
+    /// Closes the spans whose grace is over. Where there is hardly any room, nobody who is late is waited for.
     pub fn run(&mut self, step: UnixNanos, counters: &mut Counters) {
+        let (count, was_hurried) = (self.count(), self.grace.is_hurried());
+        self.grace.hurry(count > if was_hurried { OPEN_MAX / 2 } else { OPEN_MAX / 4 * 3 });
         while let Some((close, at, generation)) = self.closing.front().copied() {
-            if close > step {
+            let is_over = self.grace.is_hurried() && self.node(at).end + self.grace.ns() <= step.0;
+            if close > step && !is_over {
                 break;
             }
             self.closing.pop_front();
@@ -185,7 +188,8 @@ impl Requests {
     /// Events of this shard with times `from` to `to` were lost: what is counted of requests of then is not told, because a
     /// step that was not seen is no step that was not done.
     pub fn doubt(&mut self, (from, to): (UnixNanos, UnixNanos)) {
-        self.tallies.doubt(from, to.plus(DOUBT_NS));
+        // They are counted when they are closed.
+        self.tallies.doubt(from, to.plus(DOUBT_NS + self.grace.late_ns()));
     }
 
     /// Tells the windows that have ended.

@@ -61,3 +61,39 @@ fn the_way_of_a_request_that_began_before_anyone_listened_is_not_known() {
     let counts: Vec<(u64, u64)> = told.operations.iter().map(|t| (t.requests, t.unshaped)).collect();
     assert_eq!(counts, [(3, 1)]);
 }
+
+/// So many spans a second that there is no room to wait for one who comes ten seconds late: the others are told all the same.
+#[test]
+fn one_who_is_late_does_not_make_a_busy_shard_blind() {
+    const TRACE: u128 = 77;
+    let server = |n: u64, at: f64| {
+        spanned(Span {
+            service: "web",
+            name: "x",
+            kind: SpanKind::Server,
+            ids: (TRACE, n, 0),
+            from: at - 5.0,
+            to: at,
+        })
+    };
+    let mut sim = Sim::new();
+    for n in 0..120_000u64 {
+        let at = 1_000.0 + n as f64 / 4.0;
+        feed_together(&mut sim, &[server(n + 10, at)]);
+        if n == 40_000 {
+            let late = Span {
+                service: "cart",
+                name: "y",
+                kind: SpanKind::Server,
+                ids: (TRACE, 5, 4),
+                from: at - 9_010.0,
+                to: at - 9_000.0,
+            };
+            feed_together(&mut sim, &[spanned(late)]);
+        }
+    }
+    sim.finish();
+    let told = sim.sections.iter().flat_map(|s| &s.operations).filter(|tally| tally.service.name == "web");
+    let requests: u64 = told.map(|tally| tally.requests).sum();
+    assert!(requests > 60_000, "{requests} of 120,000 requests are told");
+}

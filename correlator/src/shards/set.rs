@@ -6,6 +6,7 @@ use tapio_schemas::{EventId, Gap, Signal, UnixNanos};
 use super::budget::{Budget, Cursor};
 use super::counters::Counters;
 use super::entities::KnownEntities;
+use super::grace::Grace;
 use super::reorder::Waiting;
 use super::sequences::AccountLine;
 use super::shard::{Advanced, GivenUp, Shard};
@@ -157,8 +158,7 @@ impl ShardSet {
 
     /// Whose spans are late in one shard will be late in the others.
     fn tell_lateness(&mut self) {
-        let late_ns =
-            self.shards.iter().map(|shard| shard.requests.grace.seen_ns()).max().unwrap_or_default();
+        let late_ns = Grace::of_all(self.shards.iter().map(|shard| &shard.requests.grace));
         self.shards.iter_mut().for_each(|shard| shard.requests.grace.hear(late_ns));
     }
 

@@ -186,7 +186,6 @@ async fn under_way(
         victims.step(&action, step)?;
     }
     let sent_in = sent(&mut victims, start, chaos.length, &mut failures).await?;
-    victims.stop_agent().await?;
     let place = Place::read(&place);
     let wanted = start.after(chaos.length.max(sent_in)).plus(SETTLE.as_nanos() as u64);
     let is_done = || {
@@ -196,6 +195,8 @@ async fn under_way(
             && words.words().said().read >= place.produced
     };
     settle(&mut victims, is_done).await?;
+    let done_in = start.instant.elapsed();
+    victims.stop_agent().await?;
     let after = victims.usage();
     let samples = metrics(&mut victims.stack).await?;
     let watermark = observer.output().watermark();
@@ -209,7 +210,7 @@ async fn under_way(
         watermark,
         wanted,
         sent_in,
-        done_in: start.instant.elapsed(),
+        done_in,
         failures,
     };
     Ok((victims, ran))

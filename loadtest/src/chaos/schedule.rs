@@ -85,10 +85,8 @@ pub enum Step {
     End,
 }
 
-/// Nothing happens to a target that is being harmed, nor right after.
+/// Nothing happens to a target that is being harmed, nor right after: an action is put back by so much.
 const REST: Duration = Duration::from_secs(2);
-/// An action whose target cannot be harmed yet is put back by so much.
-const BACK: Duration = Duration::from_millis(100);
 
 /// `count` actions between `from` and `until`. Every kind of target is hit from eight actions on, and correlators in turn.
 pub fn plan(seed: u64, count: usize, replicas: usize, from: Duration, until: Duration) -> Vec<Action> {
@@ -135,7 +133,7 @@ pub fn steps(actions: &[Action]) -> Steps {
 /// Puts back an action that has not begun, and both of its steps. Those of others are not kept waiting.
 pub fn put_back(actions: &mut [Action], steps: &mut Steps, number: usize) {
     let action = &mut actions[number];
-    action.at += BACK;
+    action.at += REST;
     steps.retain(|(_, other, _)| *other != number);
     steps.extend(of(number, action));
     sort(steps);
@@ -181,8 +179,9 @@ mod tests {
 
     #[test]
     fn what_is_put_back_lets_the_steps_of_others_go_first() {
-        let second =
-            |action: &mut Action, at| (action.at, action.lasts) = (Duration::from_secs(at), BACK / 2);
+        let second = |action: &mut Action, at| {
+            (action.at, action.lasts) = (Duration::from_secs(at), Duration::from_millis(50))
+        };
         let mut actions = five_minutes(1)[..2].to_vec();
         second(&mut actions[0], 8);
         second(&mut actions[1], 8);
@@ -192,7 +191,7 @@ mod tests {
         let order: Vec<(usize, Step)> = steps.iter().map(|(_, number, step)| (*number, *step)).collect();
         assert_eq!(order, [(1, Step::Begin), (1, Step::End), (0, Step::Begin), (0, Step::End)]);
         assert_eq!((steps[2].0, steps[3].0), (actions[0].at, actions[0].at + actions[0].lasts));
-        assert_eq!(actions[0].at, Duration::from_secs(8) + BACK);
+        assert_eq!(actions[0].at, Duration::from_secs(8) + REST);
     }
 
     #[test]

@@ -170,8 +170,8 @@ impl<'a> Shaper<'a> {
         }))
     }
 
-    /// The spans of all calls of a path, the callee's before the caller's. Each call is of another trace: the one that has
-    /// come so far.
+    /// The spans of all calls of a path, the callee's before the caller's. Each call is of another trace, where
+    /// several are open: of the one that has come so far.
     fn spans(&mut self, out: &mut Vec<Shape>) {
         let (number, instance) = self.path();
         let path = &self.world.paths[number];

@@ -141,7 +141,7 @@ impl Run<'_> {
             let in_flight = self.last_word().map(|said| gone(said).1);
             wrong.push((u64::from(in_flight.is_none()), "last word was not heard"));
             wrong.push((in_flight.unwrap_or(0), "events were still on their way when it had ended"));
-            let unread = self.sum(|stored| stored.events).saturating_sub(self.read());
+            let unread = self.shards.values().map(|(stored, read)| stored.events.saturating_sub(*read)).sum();
             wrong.push((unread, "events are in the stream and no correlator says that it has read them"));
         }
         wrong
