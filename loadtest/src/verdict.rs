@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use tapio_schemas::entity::kinds;
 use tapio_schemas::finding::Status;
 use tapio_schemas::{Entity, Finding, FindingId, UnixNanos};
 
@@ -157,7 +158,14 @@ fn is_of_tapio(finding: &Finding) -> bool {
 }
 
 fn is_of_machine(finding: &Finding) -> bool {
-    finding.entity().is_some_and(|entity| [&entity.node, &entity.name].iter().any(|name| *name == MACHINE))
+    let seen_on = finding.chain.iter().map(|link| &link.entity);
+    finding.entity().is_some_and(|seat| is_here(seat, seen_on))
+}
+
+/// It is on this machine, or about an address that somebody on this machine called: other programs run here, too.
+fn is_here<'a>(seat: &Entity, mut seen_on: impl Iterator<Item = &'a Entity>) -> bool {
+    let is = |entity: &Entity| [&entity.node, &entity.name].iter().any(|name| *name == MACHINE);
+    is(seat) || (seat.kind == kinds::EXTERNAL && seen_on.any(is))
 }
 
 fn title(finding: &Finding) -> String {
@@ -168,4 +176,19 @@ fn unexpected(finding: &Finding) -> Wrong {
     let cause = finding.root_cause.as_ref().map_or("no cause".to_owned(), |root| root.cause.to_string());
     let seat = finding.entity().map_or_else(|| "nothing".to_owned(), Entity::to_string);
     Wrong::Unexpected { cause, seat, id: finding.id.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_programs_of_this_machine_call_is_of_this_machine_and_what_the_load_does_is_not() {
+        let here = Entity::new(kinds::CGROUP, "", "/test", MACHINE);
+        let there = Entity::namespaced("Deployment", "team-01", "api");
+        let outside = Entity::new(kinds::EXTERNAL, "", "10.0.0.9:81", "");
+        let is = |seat, seen_on| is_here(seat, std::iter::once(seen_on));
+        assert!(is(&here, &there) && is(&outside, &here));
+        assert!(!is(&outside, &there) && !is(&there, &here));
+    }
 }
