@@ -276,8 +276,10 @@ fn refusal(error: &(dyn Error + 'static)) -> Option<jetstream::Error> {
     None
 }
 
-/// Whether asking again cannot help. Servers that have no leader yet answer with 5xx.
+/// Whether asking again cannot help. Servers that have no leader yet answer with 5xx, those that do not know all their peers
+/// yet with a 400 of its own.
 fn is_final(refusal: &jetstream::Error) -> bool {
     let waiting_is_vain = [ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED, ErrorCode::STORAGE_RESOURCES_EXCEEDED];
-    refusal.code() < 500 || waiting_is_vain.contains(&refusal.error_code())
+    let may_come = refusal.code() >= 500 || refusal.error_code() == ErrorCode::CLUSTER_NO_PEERS;
+    !may_come || waiting_is_vain.contains(&refusal.error_code())
 }
