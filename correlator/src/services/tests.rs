@@ -128,16 +128,19 @@ fn slow_requests_are_told_with_usual_and_present_time_and_normal_ones_are_not() 
 }
 
 #[test]
-fn what_was_under_way_when_listening_began_is_no_reference() {
-    let mut all = Vec::new();
-    for s in (0..150).step_by(5) {
-        let mut section = SignalSection::default();
-        // What a request did before anyone listened is not known.
-        let steps = if s < 10 { &USUAL[..1] } else { &USUAL };
-        section.operations.push(requests(s, "api", 4.0, steps, 400));
-        all.push((s, section));
+fn what_was_under_way_when_listening_began_and_what_was_not_seen_for_long_is_no_reference() {
+    // What a request did before anyone listened is not known, nor what those do that take longer.
+    for (from, until) in [(0, 10), (40, 150)] {
+        let section = |s| {
+            let mut operations = vec![requests(s, "api", 4.0, &USUAL, 400)];
+            if (from..until).contains(&s) {
+                operations.push(requests(s, "api", 4.0, &USUAL[..1], 400));
+            }
+            (s, SignalSection { operations, ..SignalSection::default() })
+        };
+        let all = said(&mut Services::new("c"), (0..150).step_by(5).map(section).collect());
+        assert!(last_of(&all, SignalKind::TraceShape).is_none(), "{from}");
     }
-    assert!(last_of(&said(&mut Services::new("c"), all), SignalKind::TraceShape).is_none());
 }
 
 #[test]

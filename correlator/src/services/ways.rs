@@ -12,7 +12,7 @@ use super::loss::{Loss, Regularity};
 use super::odd::{Odd, What};
 use super::shapes::{Broken, Reference, StepId, Way};
 use super::window::Window;
-use super::{SECOND_NS, make_room};
+use super::{HOLD_NS, SECOND_NS, make_room};
 
 /// Operations whose ways are known; the longest silent are forgotten and counted.
 const OPERATIONS_MAX: usize = 4096;
@@ -36,6 +36,9 @@ const RAISED: f64 = 3.0;
 
 /// Requests of so long after the first one heard of may have been under way before anyone listened: parts of them are missing.
 const HALF_HEARD_NS: u64 = 10 * SECOND_NS;
+/// What was seen for less than half a minute is not known to be usual, however often it was: requests of one kind come together,
+/// and those that take long, or are made every few seconds, are heard of later.
+const SHOWN_NS: u64 = 30 * SECOND_NS;
 
 /// Service, operation, and whether the service logs by then.
 type OperationKey = (Entity, SmolStr, bool);
@@ -87,6 +90,8 @@ impl Series {
 #[derive(Debug)]
 struct Operation {
     reference: Reference,
+    /// Start of the first window that was learnt.
+    learnt_since: Option<UnixNanos>,
     rules: BTreeMap<RuleKey, (Series, Option<Series>)>,
     news: Series,
     empty: Series,
@@ -98,6 +103,7 @@ impl Default for Operation {
     fn default() -> Self {
         Self {
             reference: Reference::default(),
+            learnt_since: None,
             rules: BTreeMap::new(),
             news: Series::new(HALF),
             empty: Series::new(HALF),
@@ -169,7 +175,7 @@ impl Ways {
         let mut judged: BTreeMap<OperationKey, Vec<(u64, Judged)>> = BTreeMap::new();
         for ((service, operation), requests) in &window.requests {
             let key = self.key(window.start, service, operation);
-            let known = self.operations.get(&key);
+            let known = self.operations.get(&key).filter(|o| o.is_known(window.start));
             if !requests.are_known() {
                 self.unfollowed += 1;
                 continue;
@@ -265,6 +271,7 @@ impl Ways {
                 continue;
             }
             let ways = requests.ways.values().map(|shape| (Way::new(&shape.steps), shape.count));
+            operation.learnt_since = operation.learnt_since.or(Some(window.start));
             // What was logged first: that others log makes those without a line a kind of their own, whoever comes first.
             let (logged, silent): (Vec<_>, Vec<_>) =
                 ways.filter(|(way, _)| !way.failed_to_call()).partition(|(way, _)| way.logged());
@@ -311,6 +318,11 @@ fn judge(operation: Option<&Operation>, shape: &Shape, loss: Loss) -> Judged {
 }
 
 impl Operation {
+    /// True when its requests had time enough to show all their branches by the last window that may be learnt at `at`.
+    fn is_known(&self, at: UnixNanos) -> bool {
+        self.learnt_since.is_some_and(|since| at.since(since) >= HOLD_NS + SHOWN_NS)
+    }
+
     fn forbids_learning(&self, at: UnixNanos, now: UnixNanos) -> bool {
         let rules = self.rules.values().flat_map(|(half, some)| [Some(half), some.as_ref()]);
         let all = rules.flatten().chain([&self.news, &self.empty]);
@@ -340,7 +352,7 @@ impl Operation {
     }
 
     fn count(&mut self, at: UnixNanos, ways: &[(u64, Judged)], within: &BTreeMap<u64, bool>, loss: Loss) {
-        if self.reference.counts().is_none() {
+        if !self.is_known(at) || self.reference.counts().is_none() {
             return;
         }
         let explained = |id: &u64| within.get(id).copied().unwrap_or(false);
