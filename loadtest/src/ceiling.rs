@@ -1,6 +1,7 @@
 //! What NATS does with the same bytes in the same messages when nothing else is in the way: async-nats alone.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use crate::error::LoadError;
+use crate::rig::stack;
 
 const STREAM: &str = "LOADTEST_CEILING";
 const SUBJECT: &str = "loadtest.ceiling";
@@ -38,11 +40,25 @@ pub fn mean(measured: &[Ceiling]) -> f64 {
     measured.iter().map(|c| c.bytes_per_s).sum::<f64>() / measured.len() as f64
 }
 
-/// Publishes for `length` and reads everything back at the same time; then removes the stream.
+/// Publishes for `length` and reads everything back at the same time, on a server of its own in `dir`, so that what it
+/// costs is not counted with the load. `None` without a length.
 ///
 /// # Errors
-/// [`LoadError::Ceiling`].
-pub async fn measure(url: &str, messages: &[Bytes], length: Duration) -> Result<Ceiling, LoadError> {
+/// [`LoadError::Ceiling`], and when the server does not start.
+pub async fn measure(dir: &Path, messages: &[Bytes], length: Duration) -> Result<Option<Ceiling>, LoadError> {
+    if length.is_zero() {
+        return Ok(None);
+    }
+    let dir = dir.join("ceiling");
+    let server = stack::server(&dir).await?;
+    let measured = of_server(&server.url(), messages, length).await;
+    drop(server);
+    // Gigabytes, even of a run whose directory is kept.
+    std::fs::remove_dir_all(&dir).map_err(|source| LoadError::File { path: dir, source })?;
+    measured.map(Some)
+}
+
+async fn of_server(url: &str, messages: &[Bytes], length: Duration) -> Result<Ceiling, LoadError> {
     let writer = async_nats::connect(url).await.map_err(failed)?;
     let reader = async_nats::connect(url).await.map_err(failed)?;
     let (writer, reader) = (async_nats::jetstream::new(writer), async_nats::jetstream::new(reader));
@@ -55,9 +71,7 @@ pub async fn measure(url: &str, messages: &[Bytes], length: Duration) -> Result<
         ..Config::default()
     };
     writer.create_stream(config).await.map_err(failed)?;
-    let result = pass(&writer, &reader, messages, length).await;
-    writer.delete_stream(STREAM).await.map_err(failed)?;
-    result
+    pass(&writer, &reader, messages, length).await
 }
 
 async fn pass(

@@ -108,10 +108,9 @@ pub async fn run(measure: &Measure) -> Result<Report, LoadError> {
     let dir = Dir::new(measure.keep)?;
     let templates = Templates::new(&world, measure.seed, measure.cut())?;
     let messages = messages(&templates);
-    let nats = stack::server(dir.path()).await?;
     let mut ceilings = Vec::new();
-    ceilings.extend(ceiling_of(&nats.url(), &messages, measure).await?);
-
+    ceilings.extend(ceiling::measure(dir.path(), &messages, measure.ceiling).await?);
+    let nats = stack::server(dir.path()).await?;
     let config = StackConfig {
         program: measure.program.clone(),
         dir: dir.path().to_owned(),
@@ -127,7 +126,7 @@ pub async fn run(measure: &Measure) -> Result<Report, LoadError> {
     observer.stop().await?;
     let subjects = ceiling::subjects(&stack.url()).await?;
     let ended = stack.stop_services().await?;
-    ceilings.extend(ceiling_of(&stack.url(), &messages, measure).await?);
+    ceilings.extend(ceiling::measure(dir.path(), &messages, measure.ceiling).await?);
 
     let output = observer.output();
     let mut report = report(measure, &ran, &output, ceilings);
@@ -262,13 +261,6 @@ pub fn messages(templates: &Templates) -> Vec<Bytes> {
     (0..CEILING_MESSAGES)
         .map(|n| Bytes::from(generator.batch(n % shards, start.plus(1_000_000)).bytes))
         .collect()
-}
-
-async fn ceiling_of(url: &str, messages: &[Bytes], measure: &Measure) -> Result<Option<Ceiling>, LoadError> {
-    if measure.ceiling.is_zero() {
-        return Ok(None);
-    }
-    ceiling::measure(url, messages, measure.ceiling).await.map(Some)
 }
 
 fn report(

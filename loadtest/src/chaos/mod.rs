@@ -95,11 +95,9 @@ struct Ran {
 /// [`LoadError`] when it cannot be carried out; what is wrong with the result is in the report.
 pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let dir = Dir::new(chaos.keep)?;
-    let nats = stack::server(dir.path()).await?;
     let mut ceilings = Vec::new();
-    if !chaos.ceiling.is_zero() {
-        ceilings.push(ceiling::measure(&nats.url(), &chaos.messages, chaos.ceiling).await?);
-    }
+    ceilings.extend(ceiling::measure(dir.path(), &chaos.messages, chaos.ceiling).await?);
+    let nats = stack::server(dir.path()).await?;
     let config = StackConfig {
         program: chaos.program.clone(),
         dir: dir.path().to_owned(),
@@ -131,10 +129,7 @@ pub async fn run(chaos: &Chaos) -> Result<Report, LoadError> {
     let ended = victims.stack.stop_services().await?;
     let badly = ended.into_iter().filter(|(_, code)| *code != Some(0));
     victims.fallen.extend(badly.map(|(name, code)| format!("{name} ended with {code:?} at the end")));
-    if !chaos.ceiling.is_zero() {
-        let url = victims.stack.url();
-        ceilings.push(ceiling::measure(&url, &chaos.messages, chaos.ceiling).await?);
-    }
+    ceilings.extend(ceiling::measure(dir.path(), &chaos.messages, chaos.ceiling).await?);
     let mut report = report(chaos, &ran, account, &observer.output(), ceilings);
     report.notes.extend(notes(chaos, &ran, &lanes, &observer.output(), &actions));
     report.verdict.wrong.extend(unstored);
