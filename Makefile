@@ -26,8 +26,9 @@ build: ## the tapio binary, optimised
 demo: build ## a real process leaks memory; watch Tapio say when, see the kill, tell the story; Ctrl-C ends it
 	@scripts/demo $(TARGET_DIR)/release/tapio
 
-test: setup lint check doc ## set-up, format, lints, style checks, doc build, all tests (kernel tests need root and say so)
+test: setup lint check doc ## set-up, format, lints, style checks, doc build, instruction counts, all tests (kernel tests need root and say so)
 	@scripts/apiserver --if-found
+	@$(MAKE) --no-print-directory instructions
 	@$(MAKE) --no-print-directory unit
 
 apiserver: setup ## tests against a real Kubernetes control plane: kube-apiserver, etcd, … in KUBEBUILDER_ASSETS or PATH
@@ -71,8 +72,7 @@ bench: setup ## criterion benchmarks
 
 GUNGRAUN := $(CURDIR)/.tools/gungraun
 instructions: setup ## instructions of stage one against their limits, counted by valgrind (installs gungraun-runner into .tools)
-	@command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 69; }
-	cargo install --quiet gungraun-runner --version 0.20.0 --root $(GUNGRAUN)
+	cargo install --quiet --debug gungraun-runner --version 0.20.0 --root $(GUNGRAUN)
 	GUNGRAUN_RUNNER=$(GUNGRAUN)/bin/gungraun-runner cargo bench --locked -p tapio-correlator --bench instructions
 
 flood: setup ## the node agent under RATE=20000 connections/s with its real kernel programs, then idle (root)

@@ -80,11 +80,11 @@ pub struct Growth {
 
 /// Looks for growth at the end of `points` (time order) towards `limit` (> 0).
 pub fn find_growth(points: &[Point], limit: f64, rule: &GrowthRule) -> Option<Growth> {
-    let run = tail_run(points);
-    let last = run.last()?;
-    if limit <= 0.0 || last.value < rule.usage_min * limit || held_by_release(points, limit) {
+    // The cheap question first: most series are far from their limit.
+    if limit <= 0.0 || points.last()?.value < rule.usage_min * limit || held_by_release(points, limit) {
         return None;
     }
+    let run = tail_run(points);
     // The longest stretch first: half of it, a quarter of it, as long as there are samples enough.
     let mut length = run.len();
     while length >= rule.points_min.max(8) {
@@ -121,7 +121,7 @@ fn sustained(run: &[Point], limit: f64, rule: &GrowthRule) -> Option<Growth> {
     let (first, last) = (run.first()?, run.last()?);
     let seconds: Vec<(f64, f64)> = run.iter().map(|p| (p.at.since(first.at) as f64 / 1e9, p.value)).collect();
     let span_s = last.at.since(first.at) as f64 / 1e9;
-    // The cheap question first: most series do not climb.
+    // And of the others most do not climb.
     if !quarters_rise(&seconds) {
         return None;
     }
