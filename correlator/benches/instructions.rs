@@ -46,9 +46,9 @@ fn warm(load: Load) -> (ShardSet, Vec<Vec<u8>>) {
 #[library_benchmark]
 #[bench::execs(args = (Load::Execs,), config = at_most(1560, EVENTS), setup = warm)]
 #[bench::connections(args = (Load::Connections,), config = at_most(1705, EVENTS), setup = warm)]
-#[bench::spans(args = (Load::Spans,), config = at_most(6150, EVENTS), setup = warm)]
+#[bench::spans(args = (Load::Spans,), config = at_most(6050, EVENTS), setup = warm)]
 #[bench::samples(args = (Load::Samples,), config = at_most(4540, EVENTS), setup = warm)]
-#[bench::mix(args = (Load::Mix,), config = at_most(2575, EVENTS), setup = warm)]
+#[bench::mix(args = (Load::Mix,), config = at_most(2570, EVENTS), setup = warm)]
 fn shard_worker((mut shards, batches): (ShardSet, Vec<Vec<u8>>)) -> ShardSet {
     run(&mut shards, &batches);
     shards

@@ -11,7 +11,7 @@ use tapio_schemas::UnixNanos;
 
 /// Allocations per event that steps, windows and tables that still grow may cost together. One for each span would be 0.15
 /// in the mix and 1 among spans.
-const PER_EVENT_MAX: f64 = 0.06;
+const PER_EVENT_MAX: f64 = 0.02;
 
 #[test]
 fn events_in_steady_state_cost_no_allocation() {
