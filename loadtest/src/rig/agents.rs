@@ -190,26 +190,13 @@ pub fn lacks(said: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rig::lanes::tests::lanes;
     use crate::rig::words::tests::{row, word};
+    use tapio_schemas::ProducerId;
     use tapio_schemas::status::{Dropped, InFlight, ReadShard};
-    use tapio_schemas::wire::EventBatch;
-    use tapio_schemas::{ProducerId, UnifiedEvent};
 
     const AGENT: ProducerId = ProducerId(77);
     const STOPPED: UnixNanos = UnixNanos(50);
-
-    /// Four batches of 25 events of run 1, of which the stream holds those named.
-    fn lanes(held: &[usize]) -> Lanes {
-        let mut batch = EventBatch::new(AGENT, 1, 9);
-        let mut make = || {
-            (0..25).for_each(|_| batch.push(UnifiedEvent::default()));
-            batch.finish(UnixNanos(0)).expect("a batch")
-        };
-        let batches: Vec<Vec<u8>> = (0..4).map(|_| make()).collect();
-        let mut lanes = Lanes::default();
-        held.iter().for_each(|at| lanes.take("tapio.v1.events.loadtest.9", &batches[*at]));
-        lanes
-    }
 
     /// Said at the end of run 1: 110 made, 100 acknowledged up to number 105, and of all made so many dropped and in flight.
     fn said(dropped: u64, in_flight: u64) -> AgentStatus {
@@ -239,7 +226,7 @@ mod tests {
         words.take(&word);
         let mut runs = Runs::default();
         runs.take(&said);
-        let wrong = runs.account(&BTreeMap::from([(1, end)]), &lanes(held), &words).wrong;
+        let wrong = runs.account(&BTreeMap::from([(1, end)]), &lanes(AGENT, held), &words).wrong;
         wrong.into_iter().map(|text| text.replace("node agent, run 1 of 1: ", "")).collect()
     }
 
@@ -276,12 +263,12 @@ mod tests {
         runs.take(&AgentStatus { acknowledged: 25, at: UnixNanos(20), ..before });
         runs.take(&AgentStatus { epoch: 2, produced: 0, acknowledged: 0, sent: Vec::new(), ..said(0, 0) });
         let ends = BTreeMap::from([(1, End::Killed), (2, STOP)]);
-        let told = runs.account(&ends, &lanes(&[0, 2]), &Words::default());
+        let told = runs.account(&ends, &lanes(AGENT, &[0, 2]), &Words::default());
         assert_eq!(told.wrong, Vec::<String>::new());
         let line = "run 1 of 2, kill -9: some time before its end 110 produced = 25 acknowledged + 0 dropped (spool.io) \
                     + 85 in flight; 50 in the stream, 25 missing in its numbers, 0 said to be read";
         assert_eq!(told.runs[0], line);
-        let told = runs.account(&ends, &lanes(&[2, 3]), &Words::default());
+        let told = runs.account(&ends, &lanes(AGENT, &[2, 3]), &Words::default());
         assert!(told.wrong[0].contains("25 events that it said were acknowledged are not"), "{told:?}");
     }
 
