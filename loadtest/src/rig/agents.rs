@@ -49,6 +49,10 @@ pub struct Account {
 
 impl Runs {
     /// Compares all three. The newest run has to have ended with nothing left on its way.
+    ///
+    /// What the last word of a run says has to agree in itself, too: what it made is what was acknowledged, dropped and on its
+    /// way; and with nothing on its way, what was acknowledged are the events of earlier runs and, over its shards, the numbers
+    /// below the position but for those that were skipped.
     pub fn account(&self, ends: &BTreeMap<u32, End>, lanes: &Lanes, words: &Words) -> Account {
         let Some(producer) = self.0.values().next().map(|word| word.producer.0) else {
             let wrong = vec!["the node agent said nothing of itself".to_owned()];
@@ -131,6 +135,12 @@ impl Run<'_> {
                 "events: what it made and what became of it differ by them",
             ));
             if in_flight == 0 {
+                let numbered = said.sent.iter().map(|SentShard(_, position, skipped)| position - skipped);
+                let acknowledged = said.acknowledged_earlier + numbered.sum::<u64>();
+                wrong.push((
+                    said.acknowledged.abs_diff(acknowledged),
+                    "events: what it said was acknowledged and how far it said its shards are differ by them",
+                ));
                 wrong.push((
                     unsaid,
                     "events are in the stream and it did not say that they were acknowledged",
@@ -198,7 +208,8 @@ mod tests {
     const AGENT: ProducerId = ProducerId(77);
     const STOPPED: UnixNanos = UnixNanos(50);
 
-    /// Said at the end of run 1: 110 made, 100 acknowledged up to number 105, and of all made so many dropped and in flight.
+    /// Said at the end of run 1: 110 made, 100 acknowledged, which are all up to number 100, and of all made so many dropped and
+    /// in flight.
     fn said(dropped: u64, in_flight: u64) -> AgentStatus {
         AgentStatus {
             at: STOPPED,
@@ -254,6 +265,29 @@ mod tests {
         starts(wrong(STOP, early, &ALL, whole), "1 last word was not heard");
         let behind = AgentStatus { sent: vec![SentShard(9, 75, 0)], ..said(10, 0) };
         starts(wrong(STOP, behind, &ALL, whole), "25 events are in the stream and it did not");
+    }
+
+    #[test]
+    fn numbers_that_were_skipped_are_not_acknowledged() {
+        let (held, read) = ([0, 1, 3], row(0, 100, 75, 0, 25));
+        let said = |acknowledged: u64, in_flight: u64| AgentStatus {
+            produced: acknowledged + 35 + in_flight,
+            acknowledged,
+            acknowledged_earlier: 5,
+            sent: vec![SentShard(9, 100, 25)],
+            ..said(35, in_flight)
+        };
+        assert_eq!(wrong(STOP, said(80, 0), &held, read), Vec::<String>::new());
+        // Those skipped counted as acknowledged, or the events of earlier runs forgotten.
+        for (acknowledged, off) in [(105, 25), (75, 5)] {
+            let told = wrong(STOP, said(acknowledged, 0), &held, read);
+            let text =
+                format!("{off} events: what it said was acknowledged and how far it said its shards are");
+            assert!(told.len() == 1 && told[0].starts_with(&text), "{told:?}");
+        }
+        // While something is on its way the two are not of one moment.
+        let told = wrong(STOP, said(79, 1), &held, read);
+        assert_eq!(told, ["1 events were still on their way when it had ended"]);
     }
 
     #[test]
