@@ -135,11 +135,26 @@ pub fn visible() -> clap::Command {
 }
 
 impl Command {
-    /// True for what runs until it is told to stop, and what starts services of its own: it lives on when a pipe, or a connection to
-    /// NATS, breaks while it writes.
+    /// True for what runs until it is told to stop, and what starts services of its own: it lives on when nobody reads what it
+    /// prints any more.
     pub fn is_service(&self) -> bool {
         let starts_some = matches!(self, Self::Demo(_) | Self::Loadtest(_));
         starts_some || matches!(self, Self::Up(_) | Self::Agent(_) | Self::Correlator(_) | Self::Storage(_))
+    }
+
+    /// True for what holds no connection while it prints.
+    pub fn is_offline(&self) -> bool {
+        matches!(
+            self,
+            Self::LeakChild(_)
+                | Self::Doctor(_)
+                | Self::Replay(_)
+                | Self::Patterns(_)
+                | Self::Accuracy(_)
+                | Self::Export(_)
+                | Self::Import(_)
+                | Self::Completions { .. }
+        )
     }
 }
 

@@ -13,6 +13,9 @@ pub const FAILED: i32 = 1;
 /// No running instance was found.
 pub const UNAVAILABLE: i32 = 69;
 
+/// Nobody reads what it prints any more: as a shell says it of a program that SIGPIPE ended.
+pub const UNREAD: i32 = 141;
+
 /// An error that carries its exit code.
 #[derive(Debug)]
 pub struct ExitWith {

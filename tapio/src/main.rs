@@ -1,6 +1,10 @@
 //! The one binary: every service, and the command line that asks them.
 #![forbid(unsafe_code)]
 
+// Its macros are for all that follow.
+#[macro_use]
+mod print;
+
 mod accuracy;
 mod balance;
 mod cli;
@@ -24,8 +28,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let cli = Cli::parse_from(plugin::arguments(std::env::args_os()));
-    if !cli.command.is_service() {
-        // `tapio watch | head` ends quietly. A service must live on when its terminal is gone, or NATS.
+    if cli.command.is_service() {
+        print::live_on();
+    } else if cli.command.is_offline() {
         sigpipe::reset();
     }
     let code = dispatch(cli.command).unwrap_or_else(|error| {

@@ -9,7 +9,7 @@ use tapio_schemas::UnixNanos;
 use super::TICK_NS;
 
 /// What children and lines may be later than their span by clocks that differ.
-pub const GRACE_NS: u64 = 500_000_000;
+const GRACE_NS: u64 = 500_000_000;
 /// Longest wait for those who come late.
 const LATE_MAX_NS: u64 = 10_000_000_000;
 /// A span that came late is remembered for at least so long, and through any silence.

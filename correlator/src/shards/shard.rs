@@ -164,19 +164,19 @@ impl Shard {
         }
         let Some(producer) = self.sequences.of(batch.header()) else { return true };
         let entities = &mut self.entities.batch;
-        let before = (self.counters.events, self.counters.late, self.counters.dropped.clone());
+        let before = (self.counters.late, self.counters.dropped.clone());
         let bounds = Bounds { oldest: self.step.minus(self.age_max_ns), newest: cursor.newest_allowed };
         let first = cursor.next;
         let mut shed: Option<(UnixNanos, UnixNanos)> = None;
         let mut is_done = true;
         for (place, view) in batch.iter().enumerate().skip(first) {
-            // At each event: the work on it may panic.
+            // At each event: the work on it may panic, and who gives it up then counts it.
+            self.counters.events += (place - cursor.next) as u64;
             cursor.next = place;
             if place > first && budget.is_over() {
                 is_done = false;
                 break;
             }
-            self.counters.events += 1;
             #[cfg(test)]
             super::trap::taken(EventId(view.event.id.0.to_native()));
             if !context::is_acceptable(&view, bounds, &mut self.counters.dropped) {
@@ -216,12 +216,13 @@ impl Shard {
             }
         }
         if is_done {
+            self.counters.events += (batch.len() - cursor.next) as u64;
             cursor.next = batch.len();
         }
-        let dropped = self.counters.dropped.since(&before.2);
-        let (events, late) = (self.counters.events - before.0, self.counters.late - before.1);
-        let open = batch.len() - cursor.next;
-        producer.account(batch.header(), events, late, &dropped, open as u64);
+        let dropped = self.counters.dropped.since(&before.1);
+        let (events, open) = (cursor.next - first, batch.len() - cursor.next);
+        let late = self.counters.late - before.0;
+        producer.account(batch.header(), events as u64, late, &dropped, open as u64);
         if let Some(times) = shed {
             self.requests.doubt(times);
             let (id, node) = (batch.header().producer, producer.node().clone());

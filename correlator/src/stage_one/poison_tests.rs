@@ -124,8 +124,16 @@ impl Reading {
 
     /// Events counted as dropped because of panics.
     fn dropped(&self) -> u64 {
+        self.counted("tapio_correlator_events_dropped_total{reason=\"panicked\"} ")
+    }
+
+    /// Events counted as read, each time that they were.
+    fn events(&self) -> u64 {
+        self.counted("tapio_correlator_events_total ")
+    }
+
+    fn counted(&self, line: &str) -> u64 {
         let text = self.rig.registry.encode();
-        let line = "tapio_correlator_events_dropped_total{reason=\"panicked\"} ";
         text.lines().find_map(|l| l.strip_prefix(line)?.parse().ok()).unwrap_or_default()
     }
 }
@@ -183,7 +191,20 @@ fn full() -> Reading {
     (0..64).for_each(|number| reading.store(&[(number, trap::TAKEN)]));
     assert_eq!(reading.read_all(2), 128, "begun at {:?}", reading.begun);
     assert_eq!((reading.remembered(), reading.dropped(), reading.told()), (64, 64, 64));
+    assert_eq!(reading.events(), 64, "what it panicked over is counted when it is given up");
     reading
+}
+
+#[test]
+fn an_event_that_cannot_be_taken_in_counts_once_when_no_more_panics_are_remembered() {
+    let mut reading = full();
+    let before = reading.events();
+    reading.store(&[(3_000, id(0)), (3_010, trap::TAKEN), (3_020, id(1))]);
+    reading.store(&[(10_000, id(2))]);
+    assert_eq!(reading.read_all(50), 1, "begun at {:?}", reading.begun);
+    // Of the first batch none is read again; the one before it waited, and is forgotten with it.
+    assert_eq!((reading.begun.last(), reading.dropped(), reading.told()), (Some(&66), 64 + 3, 64 + 3));
+    assert_eq!(reading.events() - before, 4);
 }
 
 #[test]

@@ -68,30 +68,16 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rig::lanes::tests::lanes;
     use crate::rig::words::Hears;
     use crate::rig::words::tests::{ID, row, word};
     use tapio_schemas::status::ReadShard;
-    use tapio_schemas::wire::EventBatch;
-    use tapio_schemas::{UnifiedEvent, UnixNanos};
-
-    /// Four batches of 25 events, of which the stream holds those named.
-    fn lanes(held: &[usize]) -> Lanes {
-        let mut batch = EventBatch::new(ProducerId(ID), 1, 9);
-        let mut make = || {
-            (0..25).for_each(|_| batch.push(UnifiedEvent::default()));
-            batch.finish(UnixNanos(0)).expect("a batch")
-        };
-        let batches: Vec<Vec<u8>> = (0..4).map(|_| make()).collect();
-        let mut lanes = Lanes::default();
-        held.iter().for_each(|at| lanes.take("tapio.v1.events.loadtest.9", &batches[*at]));
-        lanes
-    }
 
     fn account(acknowledged: u64, held: &[usize], said: ReadShard) -> (bool, Vec<String>) {
         let place = Place { produced: 100, batched: acknowledged, messages: 4, ..Place::default() };
         let mut words = Words::default();
         words.take(&word(1, said));
-        let Account { balance, wrong } = Account::new(&place, &lanes(held), &words);
+        let Account { balance, wrong } = Account::new(&place, &lanes(ProducerId(ID), held), &words);
         (balance.is_exact(), wrong)
     }
 

@@ -201,7 +201,7 @@ fn full_batch(world: &World, random: &Random) -> Result<usize, WireError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::traces::LIVE;
+    use super::super::traces::{LIVE, SPANS};
     use super::*;
     use std::collections::{HashMap as Map, HashSet};
     use tapio_schemas::payload::{Payload, SpanKind};
@@ -243,7 +243,7 @@ mod tests {
         };
         let near = |share: f64, wanted: f64| assert!((share - wanted).abs() < 0.012, "{share} for {wanted}");
         near(share(&|e| e.source == Source::Ebpf), 0.70);
-        near(share(&|e| matches!(e.payload, Payload::Span(_))), 0.15);
+        near(share(&|e| matches!(e.payload, Payload::Span(_))), SPANS);
         near(share(&|e| matches!(e.payload, Payload::Log(_) | Payload::Metric(_))), 0.10);
         near(share(&|e| e.source == Source::Kubernetes), 0.05);
     }
@@ -252,7 +252,7 @@ mod tests {
     fn small_batches_keep_the_mix_too() {
         let all = events(Cut { producers: 2, events: Some(10), live: LIVE }, 40);
         let spans = all.iter().filter(|e| matches!(e.payload, Payload::Span(_))).count();
-        assert!((spans as f64 / all.len() as f64 - 0.15).abs() < 0.01);
+        assert!((spans as f64 / all.len() as f64 - SPANS).abs() < 0.01);
     }
 
     #[test]

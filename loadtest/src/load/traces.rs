@@ -13,7 +13,7 @@ pub const LIVE: usize = 50_000;
 /// … as far as none takes longer than this, s: that long a request waits for others in earnest.
 const LIFE_S: f64 = 20.0;
 /// Share of the events that are spans of a trace.
-const SPANS: f64 = 0.15;
+pub const SPANS: f64 = 0.15;
 
 /// Traces that are open at a time under so many events/s; at any rate [`LIVE`].
 pub fn live(rate: Option<f64>) -> usize {

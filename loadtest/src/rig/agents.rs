@@ -49,6 +49,10 @@ pub struct Account {
 
 impl Runs {
     /// Compares all three. The newest run has to have ended with nothing left on its way.
+    ///
+    /// What the last word of a run says has to agree in itself, too: what it made is what was acknowledged, dropped and on its
+    /// way; and with nothing on its way, what was acknowledged are the events of earlier runs and, over its shards, the numbers
+    /// below the position but for those that were skipped.
     pub fn account(&self, ends: &BTreeMap<u32, End>, lanes: &Lanes, words: &Words) -> Account {
         let Some(producer) = self.0.values().next().map(|word| word.producer.0) else {
             let wrong = vec!["the node agent said nothing of itself".to_owned()];
@@ -131,6 +135,12 @@ impl Run<'_> {
                 "events: what it made and what became of it differ by them",
             ));
             if in_flight == 0 {
+                let numbered = said.sent.iter().map(|SentShard(_, position, skipped)| position - skipped);
+                let acknowledged = said.acknowledged_earlier + numbered.sum::<u64>();
+                wrong.push((
+                    said.acknowledged.abs_diff(acknowledged),
+                    "events: what it said was acknowledged and how far it said its shards are differ by them",
+                ));
                 wrong.push((
                     unsaid,
                     "events are in the stream and it did not say that they were acknowledged",
@@ -190,28 +200,16 @@ pub fn lacks(said: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rig::lanes::tests::lanes;
     use crate::rig::words::tests::{row, word};
+    use tapio_schemas::ProducerId;
     use tapio_schemas::status::{Dropped, InFlight, ReadShard};
-    use tapio_schemas::wire::EventBatch;
-    use tapio_schemas::{ProducerId, UnifiedEvent};
 
     const AGENT: ProducerId = ProducerId(77);
     const STOPPED: UnixNanos = UnixNanos(50);
 
-    /// Four batches of 25 events of run 1, of which the stream holds those named.
-    fn lanes(held: &[usize]) -> Lanes {
-        let mut batch = EventBatch::new(AGENT, 1, 9);
-        let mut make = || {
-            (0..25).for_each(|_| batch.push(UnifiedEvent::default()));
-            batch.finish(UnixNanos(0)).expect("a batch")
-        };
-        let batches: Vec<Vec<u8>> = (0..4).map(|_| make()).collect();
-        let mut lanes = Lanes::default();
-        held.iter().for_each(|at| lanes.take("tapio.v1.events.loadtest.9", &batches[*at]));
-        lanes
-    }
-
-    /// Said at the end of run 1: 110 made, 100 acknowledged up to number 105, and of all made so many dropped and in flight.
+    /// Said at the end of run 1: 110 made, 100 acknowledged, which are all up to number 100, and of all made so many dropped and
+    /// in flight.
     fn said(dropped: u64, in_flight: u64) -> AgentStatus {
         AgentStatus {
             at: STOPPED,
@@ -239,7 +237,7 @@ mod tests {
         words.take(&word);
         let mut runs = Runs::default();
         runs.take(&said);
-        let wrong = runs.account(&BTreeMap::from([(1, end)]), &lanes(held), &words).wrong;
+        let wrong = runs.account(&BTreeMap::from([(1, end)]), &lanes(AGENT, held), &words).wrong;
         wrong.into_iter().map(|text| text.replace("node agent, run 1 of 1: ", "")).collect()
     }
 
@@ -270,18 +268,41 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_were_skipped_are_not_acknowledged() {
+        let (held, read) = ([0, 1, 3], row(0, 100, 75, 0, 25));
+        let said = |acknowledged: u64, in_flight: u64| AgentStatus {
+            produced: acknowledged + 35 + in_flight,
+            acknowledged,
+            acknowledged_earlier: 5,
+            sent: vec![SentShard(9, 100, 25)],
+            ..said(35, in_flight)
+        };
+        assert_eq!(wrong(STOP, said(80, 0), &held, read), Vec::<String>::new());
+        // Those skipped counted as acknowledged, or the events of earlier runs forgotten.
+        for (acknowledged, off) in [(105, 25), (75, 5)] {
+            let told = wrong(STOP, said(acknowledged, 0), &held, read);
+            let text =
+                format!("{off} events: what it said was acknowledged and how far it said its shards are");
+            assert!(told.len() == 1 && told[0].starts_with(&text), "{told:?}");
+        }
+        // While something is on its way the two are not of one moment.
+        let told = wrong(STOP, said(79, 1), &held, read);
+        assert_eq!(told, ["1 events were still on their way when it had ended"]);
+    }
+
+    #[test]
     fn what_a_killed_run_had_in_memory_is_told_and_not_judged() {
         let mut runs = Runs::default();
         let before = AgentStatus { sent: vec![SentShard(9, 25, 0)], ..said(0, 85) };
         runs.take(&AgentStatus { acknowledged: 25, at: UnixNanos(20), ..before });
         runs.take(&AgentStatus { epoch: 2, produced: 0, acknowledged: 0, sent: Vec::new(), ..said(0, 0) });
         let ends = BTreeMap::from([(1, End::Killed), (2, STOP)]);
-        let told = runs.account(&ends, &lanes(&[0, 2]), &Words::default());
+        let told = runs.account(&ends, &lanes(AGENT, &[0, 2]), &Words::default());
         assert_eq!(told.wrong, Vec::<String>::new());
         let line = "run 1 of 2, kill -9: some time before its end 110 produced = 25 acknowledged + 0 dropped (spool.io) \
                     + 85 in flight; 50 in the stream, 25 missing in its numbers, 0 said to be read";
         assert_eq!(told.runs[0], line);
-        let told = runs.account(&ends, &lanes(&[2, 3]), &Words::default());
+        let told = runs.account(&ends, &lanes(AGENT, &[2, 3]), &Words::default());
         assert!(told.wrong[0].contains("25 events that it said were acknowledged are not"), "{told:?}");
     }
 

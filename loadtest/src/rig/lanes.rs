@@ -172,10 +172,23 @@ fn of_lane(batches: &Batches, until: u64) -> Stored {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use tapio_schemas::wire::EventBatch;
     use tapio_schemas::{ProducerId, UnifiedEvent, UnixNanos};
+
+    /// Four batches of 25 events, of a producer's run 1 and shard 9, of which the stream holds those named.
+    pub(crate) fn lanes(producer: ProducerId, held: &[usize]) -> Lanes {
+        let mut batch = EventBatch::new(producer, 1, 9);
+        let mut make = || {
+            (0..25).for_each(|_| batch.push(UnifiedEvent::default()));
+            batch.finish(UnixNanos(0)).expect("a batch")
+        };
+        let batches: Vec<Vec<u8>> = (0..4).map(|_| make()).collect();
+        let mut lanes = Lanes::default();
+        held.iter().for_each(|at| lanes.take("tapio.v1.events.loadtest.9", &batches[*at]));
+        lanes
+    }
 
     fn batches() -> Vec<Vec<u8>> {
         let mut batch = EventBatch::new(ProducerId(crate::load::PRODUCER + 5), 3, 9);

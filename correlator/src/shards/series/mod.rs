@@ -327,7 +327,7 @@ fn throttled(
     let share = (throttled / std::mem::take(&mut shared.periods)).clamp(0.0, 1.0);
     let threshold = Threshold { enter: config.throttled, leave: 0.6 * config.throttled, samples: 2 };
     let stands = series.level.next(share, threshold);
-    push_level(SignalKind::CpuThrottled, stands, share, threshold.enter, "1", sample, out, |seen| {
+    push_level(SignalKind::CpuThrottled, stands, (share, threshold.enter), "1", sample, out, |seen| {
         seen.with("throttled_share", share)
     });
 }
@@ -343,7 +343,7 @@ fn near_limit(
     let (limit, value) = (series.limit, sample.value);
     let threshold = Threshold { enter: config.near_limit, leave: config.near_limit - 0.05, samples: 2 };
     let stands = series.level.next(value / limit, threshold);
-    push_level(kind, stands, value, limit * threshold.enter, unit, sample, out, |seen| {
+    push_level(kind, stands, (value, limit * threshold.enter), unit, sample, out, |seen| {
         let seen = seen.with("usage_share", value / limit);
         if kind == SignalKind::MemoryNearLimit {
             seen.with("usage_bytes", value).with("limit_bytes", limit)
@@ -373,21 +373,14 @@ fn plain_level(
     };
     let threshold = Threshold { enter, leave: 0.6 * enter, samples: 2 };
     let stands = series.level.next(sample.value, threshold);
-    push_level(kind, stands, sample.value, enter, unit, sample, out, |mut seen| {
-        // From where on it is busy says nothing about what is usual.
-        if kind == SignalKind::CpuSaturated {
-            seen.baseline = f64::NAN;
-        }
-        seen
-    });
+    push_level(kind, stands, (sample.value, enter), unit, sample, out, |seen| seen);
 }
 
-#[allow(clippy::too_many_arguments)]
+/// `observed` and `threshold` are in `unit`. From where on it is news says nothing about what is usual: there is no baseline.
 fn push_level(
     kind: SignalKind,
     stands: Stands,
-    observed: f64,
-    baseline: f64,
+    (observed, threshold): (f64, f64),
     unit: &'static str,
     sample: &Sample,
     out: &mut Vec<Finding>,
@@ -398,9 +391,9 @@ fn push_level(
         Stands::Left => out.push(Finding::Over(key_of(kind, &sample.entity))),
         Stands::Above => {
             let mut seen = observation(kind, sample);
-            (seen.observed, seen.baseline, seen.unit) = (observed, baseline, unit);
+            (seen.observed, seen.unit) = (observed, unit);
             // Half certain at the threshold, certain at twice of it.
-            seen.strength = (0.5 * observed / baseline).clamp(0.3, 1.0);
+            seen.strength = (0.5 * observed / threshold).clamp(0.3, 1.0);
             out.push(Finding::Seen(Box::new(facts(seen))));
         }
     }

@@ -225,34 +225,42 @@ fn a_limit_follows_from_usage_and_share_of_one_moment_only() {
     }
 }
 
-/// From where on a processor is busy is not what is usual, and is not told as it.
+/// From where on something is news is not what is usual, and is not told as it.
 #[test]
-fn a_busy_processor_of_a_pod_does_not_say_what_is_usual() {
-    let (mut store, mut counters, mut out) =
-        (SeriesStore::new(SeriesConfig::default()), Counters::default(), Vec::new());
-    for minute in 1..=3u64 {
-        let sample = Sample {
-            at: UnixNanos(minute * 60_000_000_000),
-            id: EventId(1),
-            series: 1,
-            owner: 7,
-            entity: Arc::default(),
-            meter: Meter::CpuShare,
-            value: 1.1,
-            limit: 0.0,
-            count: 0,
-            row: u8::MAX,
-            label: "".into(),
-            place: 0,
-        };
-        store.take(&sample, &mut out, &mut counters);
+fn a_level_that_is_crossed_is_not_told_as_what_is_usual() {
+    let config = SeriesConfig::default();
+    let cases = [
+        (Meter::CpuShare, 1.1, config.near_limit, SignalKind::CpuSaturated),
+        (Meter::IoPressure, 1.5 * config.io_pressure, config.io_pressure, SignalKind::IoPressure),
+    ];
+    for (meter, value, threshold, kind) in cases {
+        let (mut store, mut counters, mut out) =
+            (SeriesStore::new(config.clone()), Counters::default(), Vec::new());
+        for minute in 1..=3u64 {
+            let sample = Sample {
+                at: UnixNanos(minute * 60_000_000_000),
+                id: EventId(1),
+                series: 1,
+                owner: 7,
+                entity: Arc::default(),
+                meter,
+                value,
+                limit: 0.0,
+                count: 0,
+                row: u8::MAX,
+                label: "".into(),
+                place: 0,
+            };
+            store.take(&sample, &mut out, &mut counters);
+        }
+        let seen = out.iter().find_map(|f| match f {
+            Finding::Seen(seen) if seen.kind == kind => Some(seen),
+            _ => None,
+        });
+        let seen = seen.expect("two samples are enough");
+        assert!(seen.observed == value && seen.baseline.is_nan(), "{} {}", seen.observed, seen.baseline);
+        assert_eq!(seen.strength, 0.5 * value / threshold, "half certain at the threshold");
     }
-    let busy = out.iter().find_map(|f| match f {
-        Finding::Seen(seen) if seen.kind == SignalKind::CpuSaturated => Some(seen),
-        _ => None,
-    });
-    let busy = busy.expect("two samples are enough");
-    assert!(busy.observed == 1.1 && busy.baseline.is_nan(), "{} {}", busy.observed, busy.baseline);
 }
 
 #[test]
