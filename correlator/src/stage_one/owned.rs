@@ -29,6 +29,8 @@ pub struct OwnedShard {
     marks: Marks,
     /// What is kept with the lease.
     kept: Option<LowWater>,
+    /// First message read.
+    read_from: Option<u64>,
     /// Steps up to here were said by the owner before, and are read only to know what is behind the later ones.
     told_before: UnixNanos,
     replay_max_ns: u64,
@@ -49,6 +51,7 @@ impl OwnedShard {
             read_up_to: 0,
             marks: Marks::default(),
             kept,
+            read_from: None,
             told_before: kept.map_or(UnixNanos(0), |kept| kept.said.minus(LATE_NS)),
             replay_max_ns,
         }
@@ -57,6 +60,7 @@ impl OwnedShard {
     /// A message was taken, whose newest event is of `newest`.
     pub fn read(&mut self, sequence: u64, newest: UnixNanos) {
         self.read_up_to = sequence;
+        self.read_from.get_or_insert(sequence);
         self.newest = self.newest.max(newest);
         self.watermark.observe(newest);
         self.marks.record(sequence, self.newest);
@@ -117,8 +121,11 @@ impl OwnedShard {
         if self.read_up_to == 0 { self.kept } else { Some(mark) }
     }
 
-    /// What is to be left to the next owner: the newest mark.
+    /// What is to be left to the next owner: the newest mark, once everything said is stored. Where something is open for long it
+    /// has to begin as far back as this one, in the end where this one had begun; it need not say again what was said since.
     pub fn last_low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
-        self.low_water(needed).or(self.kept)
+        let begun = self.read_from.map(|sequence| LowWater { sequence, ..LowWater::default() });
+        let mark = self.low_water(needed).or(self.kept).or(begun)?;
+        Some(LowWater { said: mark.said.max(self.advanced), ..mark })
     }
 }
