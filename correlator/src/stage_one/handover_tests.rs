@@ -71,3 +71,30 @@ fn who_has_read_nothing_leaves_what_it_was_left_with() {
         assert_eq!(released(&mut rig, 5), kept);
     }
 }
+
+#[test]
+fn that_an_owner_is_as_far_as_the_one_before_is_told_at_once() {
+    let at = |seconds: u64| UnixNanos(START + seconds * SECOND + SECOND / 2);
+    let from = LowWater { sequence: FIRST, from: UnixNanos(START), said: at(10) };
+    let mut rig = Rig::new(CorrelatorConfig::default(), Duration::ZERO, &[]);
+    rig.worker.work(Work::Own { shard: 5, epoch: 2, from: Some(from) }).expect("owned");
+    // The clock stands still: after the first time it is not yet time again.
+    for (now, told) in [(5, 4), (8, 4), (10, 4), (11, 10), (14, 10)] {
+        rig.quiet(&[5], START + now * SECOND);
+        assert_eq!(rig.told(5), at(told), "at second {now}");
+    }
+}
+
+#[test]
+fn a_shard_that_is_given_back_waits_for_its_acknowledgement_and_no_longer() {
+    let mut rig = Rig::new(CorrelatorConfig::default(), Duration::ZERO, &[5]);
+    [5, 8].into_iter().for_each(|now| rig.quiet(&[5], START + now * SECOND));
+    let usual = rig.worker.wait();
+    rig.worker.work(Work::Release(5)).expect("released");
+    rig.worker.turn().expect("a turn");
+    assert!(rig.answers.try_recv().is_err(), "its last mark is not stored yet");
+    assert!(rig.worker.wait() <= usual / 10, "{:?}", rig.worker.wait());
+    rig.worker.turn().expect("a turn");
+    assert!(rig.answers.try_recv().is_ok_and(|answer| answer.released));
+    assert_eq!(rig.worker.wait(), usual);
+}

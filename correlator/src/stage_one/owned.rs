@@ -31,6 +31,8 @@ pub struct OwnedShard {
     kept: Option<LowWater>,
     /// First message read.
     read_from: Option<u64>,
+    /// How far the owner before had said.
+    left_at: UnixNanos,
     /// Steps up to here were said by the owner before, and are read only to know what is behind the later ones.
     told_before: UnixNanos,
     replay_max_ns: u64,
@@ -52,6 +54,7 @@ impl OwnedShard {
             marks: Marks::default(),
             kept,
             read_from: None,
+            left_at: kept.map_or(UnixNanos(0), |kept| kept.said),
             told_before: kept.map_or(UnixNanos(0), |kept| kept.said.minus(LATE_NS)),
             replay_max_ns,
         }
@@ -78,9 +81,11 @@ impl OwnedShard {
         (at.since(self.advanced) >= TICK_NS).then_some(at)
     }
 
-    /// Its steps are run up to this point of the grid.
-    pub fn advanced_to(&mut self, at: UnixNanos) {
+    /// Its steps are run up to this point of the grid. True once: when it is no longer behind what the owner before had said.
+    pub fn advanced_to(&mut self, at: UnixNanos) -> bool {
+        let was_behind = self.advanced < self.left_at;
         self.advanced = self.advanced.max(at);
+        was_behind && self.advanced >= self.left_at
     }
 
     /// What is told of it.
