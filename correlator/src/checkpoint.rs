@@ -128,9 +128,11 @@ impl StageTwoStore {
         let key = |what: &str| format!("correlator.{}.{what}", token(cluster));
         let kv = bus.kv().await?;
         // The mark last: once it is ours, nobody changes what belongs to it.
-        let changes = KeptKey::take(&kv, key("changes")).await?;
-        let machines = KeptKey::take(&kv, key("machines")).await?;
-        let budgets = KeptKey::take(&kv, key("budgets")).await?;
+        let (changes, machines, budgets) = futures::try_join!(
+            KeptKey::take(&kv, key("changes")),
+            KeptKey::take(&kv, key("machines")),
+            KeptKey::take(&kv, key("budgets")),
+        )?;
         let standing = KeptKey::take(&kv, key("signals")).await?;
         let stands: Option<Standing> = serde_json::from_slice(standing.value()).ok();
         let own = stands.as_ref().and_then(|stands| own_budgets(budgets.value(), stands.budgets));

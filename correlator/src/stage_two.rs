@@ -85,11 +85,11 @@ impl StageTwoParts {
             ..OrderedConfig::new(STREAM_SIGNALS)
         };
         tracing::info!(?start, known = ledger.len(), changes = kept.changes.len(), "reading signals");
-        let consumer = self.bus.ordered_consumer(config).await?;
+        let (consumer, read) = futures::try_join!(self.bus.ordered_consumer(config), store.priors())?;
         let (ring, sections) = ring::ring("incidents", RING_SECTIONS, self.clock.clone(), &self.registry);
         let (checkpoints, to_keep) = mpsc::channel(CHECKPOINTS_WAITING);
         let (fresh, told_fresh) = watch::channel(Fresh::default());
-        let (priors, read_priors) = watch::channel(Arc::new(store.priors().await?));
+        let (priors, read_priors) = watch::channel(Arc::new(read));
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
         let _answering = questions::serve(&self.bus, self.clock.clone(), &self.config.cluster, ask).await?;
         let model = Arc::clone(&self.patterns.borrow().model);

@@ -185,7 +185,10 @@ impl<'a> Material<'a> {
         let ahead = ahead::sentences(&incident.foreseen);
         let (title, story, actions) = match &teller {
             Some(teller) => (teller.title(), teller.story(status, &ahead, lost), teller.actions(status)),
-            None => self.unproven(component, &members, &hypotheses, status, &ahead),
+            None => {
+                let likely = hypotheses.iter().take(3).filter(|h| incident.is_probable(h));
+                self.unproven(component, &members, likely, status, &ahead)
+            }
         };
         Finding {
             schema: SmolStr::new_static(FINDING_SCHEMA),
@@ -225,15 +228,14 @@ impl<'a> Material<'a> {
         cause.pattern.unfelt_max.filter(|_| !is_felt).map_or(stated, |most| stated.min(most))
     }
 
-    fn unproven(
+    fn unproven<'h>(
         &self,
         component: &Component,
         members: &[usize],
-        hypotheses: &[Hypothesis],
+        likely: impl Iterator<Item = &'h Hypothesis>,
         status: Status,
         ahead: &[String],
     ) -> (String, String, Vec<tapio_schemas::finding::Action>) {
-        let likely = hypotheses.iter().take(3).filter(|h| h.probability.get() > 0.05);
         let considered: Vec<String> =
             likely.map(|h| format!("{} on {}", h.cause, says::name(&h.entity))).collect();
         let failed = members.iter().copied().find(|at| is_failure(self.view.signals[*at].kind));

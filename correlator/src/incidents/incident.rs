@@ -16,6 +16,9 @@ use super::prediction::Foretold;
 const CONFIDENCE_STEP: f64 = 0.05;
 /// An explanation less probable than this is as good as none.
 const PROBABLE_MIN: f64 = 0.05;
+/// One that was probable when the finding was told last is as good as none only below this: else one that moves around
+/// [`PROBABLE_MIN`] would be news at every tick.
+const PROBABLE_STILL: f64 = 0.03;
 
 /// An incident.
 #[derive(Debug)]
@@ -62,6 +65,21 @@ pub struct NamedCause {
 struct Published {
     finding: Finding,
     at: UnixNanos,
+    /// Cause and seat of the explanations that were probable in it.
+    probable: BTreeSet<(SmolStr, Entity)>,
+}
+
+impl Published {
+    /// The first explanation and those that are probable.
+    fn told(&self) -> impl Iterator<Item = &Hypothesis> {
+        let all = self.finding.hypotheses.iter().enumerate();
+        all.filter(|(rank, h)| *rank == 0 || self.probable.contains(&key(h))).map(|(_, h)| h)
+    }
+}
+
+/// What makes two explanations the same one.
+fn key(of: &Hypothesis) -> (SmolStr, Entity) {
+    (of.cause.clone(), of.entity.clone())
 }
 
 /// Id of the finding of an incident.
@@ -122,24 +140,30 @@ impl Incident {
         self.over_since.is_some() && self.told_over.as_ref() == Some(&self.members)
     }
 
+    /// True for an explanation that is worth a word: it is probable, or less so and was when the finding was told last.
+    pub fn is_probable(&self, of: &Hypothesis) -> bool {
+        let was_probable = || self.published.as_ref().is_some_and(|last| last.probable.contains(&key(of)));
+        let probability = of.probability.get();
+        probability >= PROBABLE_MIN || (probability >= PROBABLE_STILL && was_probable())
+    }
+
     /// Makes a revision of `draft` when it says something new, or when figures have drifted for `refresh_ns`.
     pub fn publish(&mut self, mut draft: Finding, now: UnixNanos, refresh_ns: u64) -> Option<Finding> {
-        if let Some(last) = &self.published {
-            // A story does not get less bad by getting longer; a subscriber of one severity keeps seeing it.
-            draft.severity = draft.severity.max(last.finding.severity);
-            if !is_news(&last.finding, &draft) {
-                let due = now.since(last.at) >= refresh_ns;
-                if !due || !has_drifted(&last.finding, &draft) {
-                    return None;
-                }
-            }
+        // A story does not get less bad by getting longer; a subscriber of one severity keeps seeing it.
+        draft.severity = self.last().map_or(draft.severity, |last| draft.severity.max(last.severity));
+        let probable = draft.hypotheses.iter().filter(|h| self.is_probable(h)).map(key).collect();
+        let mut next = Published { finding: draft, at: now, probable };
+        if let Some(last) = &self.published
+            && !is_news(last, &next)
+            && (now.since(last.at) < refresh_ns || !has_drifted(last, &next))
+        {
+            return None;
         }
         self.told_over = self.over_since.map(|_| self.members.clone());
         self.revision += 1;
-        draft.revision = self.revision;
-        draft.emitted_at = now;
-        self.published = Some(Published { finding: draft.clone(), at: now });
-        Some(draft)
+        next.finding.revision = self.revision;
+        next.finding.emitted_at = now;
+        Some(self.published.insert(next).finding.clone())
     }
 
     /// Last revision of an incident that turned out to be part of another one.
@@ -180,14 +204,15 @@ struct Gist<'a> {
 }
 
 impl<'a> Gist<'a> {
-    fn of(finding: &'a Finding) -> Self {
+    fn of(published: &'a Published) -> Self {
+        let finding = &published.finding;
         Self {
             status: finding.status,
             severity: finding.severity,
             root: finding.root_cause.as_ref().map(|r| (&r.entity, &r.cause)),
             hypotheses: {
                 let mut told: Vec<_> =
-                    probable(finding).map(|h| (&h.cause, &h.entity, h.refuted_by.is_empty())).collect();
+                    published.told().map(|h| (&h.cause, &h.entity, h.refuted_by.is_empty())).collect();
                 told.sort_unstable();
                 told
             },
@@ -201,20 +226,14 @@ impl<'a> Gist<'a> {
     }
 }
 
-fn is_news(last: &Finding, draft: &Finding) -> bool {
-    (last.confidence.get() - draft.confidence.get()).abs() > CONFIDENCE_STEP
+fn is_news(last: &Published, draft: &Published) -> bool {
+    (last.finding.confidence.get() - draft.finding.confidence.get()).abs() > CONFIDENCE_STEP
         || Gist::of(last) != Gist::of(draft)
-}
-
-/// The first explanation and those that are probable.
-fn probable(finding: &Finding) -> impl Iterator<Item = &Hypothesis> {
-    let all = finding.hypotheses.iter().enumerate();
-    all.filter(|(rank, h)| *rank == 0 || h.probability.get() >= PROBABLE_MIN).map(|(_, h)| h)
 }
 
 /// Differs in what a reader sees: words, figures, impact, or how probable the explanations are. One more event of the same
 /// is none of it.
-fn has_drifted(last: &Finding, draft: &Finding) -> bool {
+fn has_drifted(last: &Published, draft: &Published) -> bool {
     let plain = |finding: &Finding| {
         let mut finding = finding.clone();
         finding.revision = 0;
@@ -228,10 +247,19 @@ fn has_drifted(last: &Finding, draft: &Finding) -> bool {
         finding.root_cause.iter_mut().for_each(|root| root.evidence = Vec::new());
         finding
     };
-    let is_same = |(a, b): (&Hypothesis, &Hypothesis)| {
-        let moved = (a.probability.get() - b.probability.get()).abs() > CONFIDENCE_STEP;
-        (&a.cause, &a.entity, &a.missing) == (&b.cause, &b.entity, &b.missing) && !moved
+    plain(&last.finding) != plain(&draft.finding) || explain_otherwise(last, draft)
+}
+
+/// Another explanation comes first, or those that are told are others, or stand otherwise. Which of two that are as probable as
+/// they were comes before the other, below the first, is no difference.
+fn explain_otherwise(last: &Published, draft: &Published) -> bool {
+    let first = |of: &Published| of.finding.hypotheses.first().map(key);
+    let stands = |h: &Hypothesis| {
+        let before = last.told().find(|before| (&before.cause, &before.entity) == (&h.cause, &h.entity));
+        before.is_some_and(|before| {
+            let moved = (before.probability.get() - h.probability.get()).abs() > CONFIDENCE_STEP;
+            before.missing == h.missing && !moved
+        })
     };
-    let as_many = probable(last).count() == probable(draft).count();
-    plain(last) != plain(draft) || !as_many || !probable(last).zip(probable(draft)).all(is_same)
+    first(last) != first(draft) || last.told().count() != draft.told().count() || !draft.told().all(stands)
 }

@@ -158,8 +158,14 @@ impl Cluster {
 
     fn move_shards(&mut self, a_move: &Move) {
         for shard in (0..SHARD_COUNT).filter(|shard| shard.is_multiple_of(a_move.every)) {
+            let kept = &mut self.kept[usize::from(shard)];
             for hold in self.holds[usize::from(shard)].iter_mut().filter(|hold| hold.left.is_none()) {
                 hold.left = Some(a_move.talks_on);
+                // Who says no more gave it back.
+                if a_move.talks_on == 0 {
+                    let needed = hold.set.low_water_of(shard).expect("owned");
+                    *kept = hold.owned.last_low_water(needed);
+                }
             }
             self.own(shard, a_move.to % self.numbers.len());
         }
@@ -242,7 +248,7 @@ fn play(seed: u64, replicas: usize, moves: &[Move]) -> Found {
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let a_move = (1u64..LENGTH / ROUND, 1u16..9, 0usize..4, 0u64..60);
+    let a_move = (1u64..LENGTH / ROUND, 1u16..9, 0usize..4, prop_oneof![Just(0), 0u64..60]);
     let a_move = a_move.prop_map(|(round, every, to, talks_on)| Move { round, every, to, talks_on });
     prop::collection::vec(a_move, 0..5)
 }

@@ -155,8 +155,9 @@ impl<O: Outlet> Worker<O> {
         }
         self.sections = sections;
         let Some(advanced) = advanced else { return Ok(true) };
-        if let Some(owned) = self.of(shard) {
-            owned.advanced_to(advanced.mark.at);
+        // Nobody judges the shard until this is told.
+        if self.of(shard).is_some_and(|owned| owned.advanced_to(advanced.mark.at)) {
+            self.marks_due = Duration::ZERO;
         }
         Ok(advanced.is_done)
     }

@@ -79,7 +79,7 @@ impl Outlet for Stored {
     }
 }
 
-type Said = BTreeMap<u16, Vec<SignalSection>>;
+pub(super) type Said = BTreeMap<u16, Vec<SignalSection>>;
 
 pub(super) struct Rig {
     pub(super) worker: Worker<Stored>,
@@ -138,7 +138,7 @@ impl Rig {
     }
 
     /// What was said of each shard, in order; marks alone are left out.
-    fn said(&self) -> Said {
+    pub(super) fn said(&self) -> Said {
         let mut said = Said::new();
         for message in self.stored.messages.lock().expect("messages").iter() {
             let mut aligned = crate::aligned::Aligned::default();
@@ -201,7 +201,7 @@ pub(super) fn event(path: &str, at: u64, id: u128) -> UnifiedEvent {
 }
 
 /// Batches of one producer about one program, in which so many events come one after the other in 20 s, from `from` on.
-fn batches(path: &str, sizes: &[u64], from: u64) -> (u16, Vec<Bytes>) {
+pub(super) fn batches(path: &str, sizes: &[u64], from: u64) -> (u16, Vec<Bytes>) {
     let shard = event(path, START, 1).key().shard();
     let mut batch = EventBatch::new(ProducerId(u64::from(shard) + 100), 1, shard);
     let step = 20 * SECOND / sizes.iter().sum::<u64>();

@@ -14,6 +14,8 @@ mod control_tests;
 #[cfg(test)]
 mod deferral_tests;
 mod deferred;
+#[cfg(test)]
+mod handover_tests;
 mod intake;
 mod memory;
 pub(crate) mod owned;

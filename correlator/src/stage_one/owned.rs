@@ -29,6 +29,10 @@ pub struct OwnedShard {
     marks: Marks,
     /// What is kept with the lease.
     kept: Option<LowWater>,
+    /// First message read.
+    read_from: Option<u64>,
+    /// How far the owner before had said.
+    left_at: UnixNanos,
     /// Steps up to here were said by the owner before, and are read only to know what is behind the later ones.
     told_before: UnixNanos,
     replay_max_ns: u64,
@@ -49,6 +53,8 @@ impl OwnedShard {
             read_up_to: 0,
             marks: Marks::default(),
             kept,
+            read_from: None,
+            left_at: kept.map_or(UnixNanos(0), |kept| kept.said),
             told_before: kept.map_or(UnixNanos(0), |kept| kept.said.minus(LATE_NS)),
             replay_max_ns,
         }
@@ -57,6 +63,7 @@ impl OwnedShard {
     /// A message was taken, whose newest event is of `newest`.
     pub fn read(&mut self, sequence: u64, newest: UnixNanos) {
         self.read_up_to = sequence;
+        self.read_from.get_or_insert(sequence);
         self.newest = self.newest.max(newest);
         self.watermark.observe(newest);
         self.marks.record(sequence, self.newest);
@@ -74,9 +81,11 @@ impl OwnedShard {
         (at.since(self.advanced) >= TICK_NS).then_some(at)
     }
 
-    /// Its steps are run up to this point of the grid.
-    pub fn advanced_to(&mut self, at: UnixNanos) {
+    /// Its steps are run up to this point of the grid. True once: when it is no longer behind what the owner before had said.
+    pub fn advanced_to(&mut self, at: UnixNanos) -> bool {
+        let was_behind = self.advanced < self.left_at;
         self.advanced = self.advanced.max(at);
+        was_behind && self.advanced >= self.left_at
     }
 
     /// What is told of it.
@@ -117,8 +126,11 @@ impl OwnedShard {
         if self.read_up_to == 0 { self.kept } else { Some(mark) }
     }
 
-    /// What is to be left to the next owner: the newest mark.
+    /// What is to be left to the next owner: the newest mark, once everything said is stored. Where something is open for long it
+    /// has to begin as far back as this one, in the end where this one had begun; it need not say again what was said since.
     pub fn last_low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
-        self.low_water(needed).or(self.kept)
+        let begun = self.read_from.map(|sequence| LowWater { sequence, ..LowWater::default() });
+        let mark = self.low_water(needed).or(self.kept).or(begun)?;
+        Some(LowWater { said: mark.said.max(self.advanced), ..mark })
     }
 }

@@ -27,6 +27,8 @@ use crate::shards::{CHUNK_UNITS, ShardSet, TICK_NS};
 
 /// Longest wait for work: how late acknowledgements are noticed.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// The same while a shard is given back: its next owner waits for that.
+const RELEASE_WAIT: Duration = Duration::from_millis(5);
 /// Time between two looks at which marks are to be told.
 const MARKS_EVERY: Duration = Duration::from_millis(50);
 /// Event time after the last news in which marks are told at each step, so that verdicts come at once.
@@ -155,7 +157,7 @@ pub struct Worker<O> {
     sequence: u64,
     /// Answers, and how many messages must be acknowledged before they are true.
     waiting: VecDeque<(Answer, u64)>,
-    marks_due: Duration,
+    pub(super) marks_due: Duration,
     checkpoint_due: Duration,
     status_due: Duration,
 }
@@ -170,8 +172,7 @@ impl Worker<BusOutlet> {
             if let Some(turns) = self.parts.shared.turns.get(self.parts.index) {
                 turns.fetch_add(1, Ordering::Relaxed);
             }
-            let wait = if self.deferred.is_empty() { IDLE_WAIT } else { Duration::ZERO };
-            let received = ring.recv_timeout(wait);
+            let received = ring.recv_timeout(self.wait());
             self.is_idle = received.is_err();
             match received {
                 Ok(item) => self.work(item.value)?,
@@ -226,6 +227,15 @@ impl<O: Outlet> Worker<O> {
     #[cfg(test)]
     pub fn put_aside_now(&self) -> usize {
         self.deferred.batches()
+    }
+
+    /// How long to wait for work.
+    pub fn wait(&self) -> Duration {
+        if !self.deferred.is_empty() {
+            return Duration::ZERO;
+        }
+        let gives_back = self.waiting.iter().any(|(answer, _)| answer.released);
+        if gives_back { RELEASE_WAIT } else { IDLE_WAIT }
     }
 
     /// Whether it takes work: everything said is on its way.

@@ -2,6 +2,9 @@
 //!
 //! All of it is a function of the objects and of event time, live and in replay.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 
 use smol_str::{SmolStr, format_smolstr};
@@ -26,6 +29,8 @@ const UNSCHEDULED_NS: u64 = 60_000_000_000;
 const TERMINATING_NS: u64 = 60_000_000_000;
 /// Why no pod is behind a Service: its selector.
 const UNSELECTED: &str = "SelectorMatchesNoPod";
+/// Why no pod is behind a Service: the pods.
+const UNSERVED: &str = "NoPods";
 /// Pods that a NetworkPolicy is told to be for; further ones of it are left out.
 const LIMITED_MAX: usize = 1024;
 /// Services of which it is remembered who served; further ones are not, and counted.
@@ -127,6 +132,20 @@ impl Consequences {
         events
     }
 
+    /// The Services of which it may have changed with this object whether anything is behind them, or why nothing is.
+    pub fn services_of(&self, new: &Summary, previous: Option<&Summary>) -> Vec<ServiceName> {
+        let Some(pod) = new.pod() else { return self.service_of(new).into_iter().collect() };
+        if previous.and_then(Summary::pod).is_none_or(|previous| previous.labels == pod.labels) {
+            return Vec::new();
+        }
+        // Few pods get other labels while they run. That their slice is empty may be heard before that they did.
+        let is_of = |name: &ServiceName, served: &Served| {
+            name.0 == new.namespace && served.told.is_some() && served.pods.contains(&new.name)
+        };
+        let told = self.served.iter().filter(|(name, served)| is_of(name, served));
+        told.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The Service whose endpoints may have changed with this object.
     pub fn service_of(&self, object: &Summary) -> Option<ServiceName> {
         let name = match (object.kind.as_str(), &object.owner) {
@@ -161,7 +180,8 @@ impl Consequences {
             return Vec::new();
         }
         let emptied = emptied(context, service, &served.pods, objects);
-        // Each kind has a watch of its own: that a slice is empty may be heard before the change of the Service that emptied it.
+        // Each kind has a watch of its own: that a slice is empty may be heard before the change of the Service, or of the labels of
+        // its pods, that emptied it.
         let is_why = |told: &Consequence| told.reason != emptied.reason && emptied.reason == UNSELECTED;
         if served.told.as_ref().is_some_and(|told| !is_why(told)) {
             return Vec::new();
@@ -175,12 +195,21 @@ impl Consequences {
         self.served.get(name).is_some_and(|served| served.told.is_some())
     }
 
-    /// The same again, of a Service with nothing behind it.
-    pub fn unserved(&self, context: &Context<'_>, service: &Summary) -> Vec<UnifiedEvent> {
+    /// The same again, of a Service with nothing behind it, for the reason that the pods as they are now show.
+    pub fn unserved(
+        &mut self,
+        context: &Context<'_>,
+        service: &Summary,
+        objects: &Stock,
+    ) -> Vec<UnifiedEvent> {
         let name = (service.namespace.clone(), service.name.clone());
-        let told = self.served.get(&name).filter(|_| service.kind == kinds::SERVICE);
-        let Some(told) = told.and_then(|served| served.told.clone()) else { return Vec::new() };
-        consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, told)
+        let served = self.served.get_mut(&name).filter(|_| service.kind == kinds::SERVICE);
+        let Some(Served { pods, told: Some(told), .. }) = served else { return Vec::new() };
+        // That the pods which showed it go as well is not why.
+        if told.reason != UNSELECTED || ready(service, pods, objects).next().is_some() {
+            *told = emptied(context, service, pods, objects);
+        }
+        consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, told.clone())
     }
 
     /// Counts the pods of a slice; forgets a Service that is gone.
@@ -217,26 +246,38 @@ impl Consequences {
 /// Why no pod is behind a Service: those that were are there and ready, and it no longer selects them; or they are not.
 fn emptied(context: &Context<'_>, service: &Summary, served: &[SmolStr], objects: &Stock) -> Consequence {
     let Detail::Rules(rules) = &service.detail else { return Consequence::default() };
-    let pod = |name: &SmolStr| objects.find(kinds::POD, &service.namespace, name);
-    let serves = |object: &&Summary| {
-        object.deleted_from.is_none() && object.condition("Ready").is_some_and(|c| c.status == "True")
-    };
-    let left: Vec<&Summary> = served.iter().filter_map(pod).filter(serves).collect();
+    let left = || ready(service, served, objects);
     let unselected =
-        left.iter().filter_map(|o| o.pod()).filter(|p| !selects(&rules.selector, &p.labels)).count();
-    let owner = served.iter().filter_map(pod).find_map(|o| o.owner.as_ref());
+        left().filter_map(Summary::pod).filter(|pod| !selects(&rules.selector, &pod.labels)).count();
+    let owner = served.iter().find_map(|name| {
+        objects.find(kinds::POD, &service.namespace, name).and_then(|pod| pod.owner.as_ref())
+    });
     let other = owner.map(|owner| {
         let (kind, name) = context.owners.top(&service.namespace, owner);
         Relation { edge: SmolStr::new_static(EdgeKind::Selects.as_str()), kind, name }
     });
-    let wanted: Vec<String> = rules.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let (reason, message) = if unselected > 0 {
-        let wanted = wanted.join(",");
-        (UNSELECTED, format!("{unselected} ready pods are there, none has the labels {wanted}"))
-    } else {
-        ("NoPods", "the pods that were behind it are gone or not ready".to_owned())
+    let (reason, message) = match (unselected, left().count()) {
+        (0, 0) => (UNSERVED, "the pods that were behind it are gone or not ready".to_owned()),
+        (0, left) => (UNSERVED, format!("{left} ready pods that it selects are not among its endpoints")),
+        (unselected, _) => {
+            let wanted: Vec<String> = rules.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let wanted = wanted.join(",");
+            (UNSELECTED, format!("{unselected} ready pods are there, none has the labels {wanted}"))
+        }
     };
     Consequence { reason, message, other, ..Consequence::default() }
+}
+
+/// Those of the pods that were behind a Service which are there and ready.
+fn ready<'a>(
+    service: &'a Summary,
+    served: &'a [SmolStr],
+    objects: &'a Stock,
+) -> impl Iterator<Item = &'a Summary> {
+    let there = served.iter().filter_map(|name| objects.find(kinds::POD, &service.namespace, name));
+    there.filter(|pod| {
+        pod.deleted_from.is_none() && pod.condition("Ready").is_some_and(|c| c.status == "True")
+    })
 }
 
 fn relation(edge: EdgeKind, kind: &'static str, name: SmolStr) -> Relation {
@@ -282,154 +323,4 @@ pub fn preemptor(context: &Context<'_>, event: &EventSummary, objects: &Stock) -
         None => (pod.kind.clone(), pod.name.clone()),
     };
     Some(format_smolstr!("{}/{kind}/{name}", pod.namespace))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tracker::Tracker;
-    use super::*;
-    use serde_json::{Value, json};
-    use std::collections::BTreeSet;
-    use tapio_schemas::payload::Payload;
-
-    const START: UnixNanos = UnixNanos(1_900_000_000_000_000_000);
-
-    fn after(seconds: u64) -> UnixNanos {
-        START.plus(seconds * 1_000_000_000)
-    }
-
-    /// (kind, reason) of what is told, but for what is told of every object.
-    fn told(tracker: &mut Tracker, at: u64, object: &Value) -> Vec<(EventKind, String)> {
-        let events = tracker.object(after(at), UnixNanos(0), WatchType::Modified, object).unwrap();
-        let facts = events.into_iter().filter_map(|event| match event.payload {
-            Payload::Kubernetes(data) if event.kind != EventKind::K8sObjectAdded => {
-                Some((event.kind, data.reason.to_string()))
-            }
-            _ => None,
-        });
-        facts.filter(|(kind, _)| *kind != EventKind::K8sObjectChanged).collect()
-    }
-
-    fn pod(labels: Value, conditions: Value) -> Value {
-        json!({"kind": "Pod", "metadata": {"name": "api-1", "namespace": "shop", "uid": "p", "labels": labels,
-            "ownerReferences": [{"kind": "StatefulSet", "name": "api", "controller": true}]},
-            "spec": {"nodeName": "n1"}, "status": {"phase": "Running", "conditions": conditions}})
-    }
-
-    fn ready() -> Value {
-        json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}])
-    }
-
-    fn service(selector: &str) -> Value {
-        json!({"kind": "Service", "metadata": {"name": "api", "namespace": "shop", "uid": "s"},
-            "spec": {"selector": {"app": selector}}})
-    }
-
-    fn slice(endpoints: Value) -> Value {
-        json!({"kind": "EndpointSlice", "metadata": {"name": "api-x", "namespace": "shop", "uid": "e",
-            "ownerReferences": [{"kind": "Service", "name": "api", "controller": true}]}, "endpoints": endpoints})
-    }
-
-    fn served() -> Tracker {
-        let mut tracker = Tracker::new("c", None);
-        told(&mut tracker, 0, &pod(json!({"app": "api"}), ready()));
-        told(&mut tracker, 0, &service("api"));
-        told(&mut tracker, 0, &slice(json!([{"targetRef": {"kind": "Pod", "name": "api-1"}}])));
-        tracker
-    }
-
-    #[test]
-    fn a_selector_that_fits_no_pod_is_told_once_and_its_end_as_well() {
-        let mut tracker = served();
-        let changed = told(&mut tracker, 1, &service("other"));
-        assert_eq!(changed, [(EventKind::K8sSpecChanged, "selector".to_owned())]);
-        let lost = told(&mut tracker, 2, &slice(json!(null)));
-        assert_eq!(lost, [(EventKind::K8sNoEndpoints, "SelectorMatchesNoPod".to_owned())]);
-        assert_eq!(told(&mut tracker, 3, &slice(json!([]))), []);
-        told(&mut tracker, 4, &service("api"));
-        let back = told(&mut tracker, 5, &slice(json!([{"targetRef": {"kind": "Pod", "name": "api-1"}}])));
-        assert_eq!(back, [(EventKind::K8sEndpoints, String::new())]);
-    }
-
-    #[test]
-    fn a_selector_that_is_heard_of_after_what_it_did_is_told_all_the_same() {
-        let mut tracker = served();
-        let lost = told(&mut tracker, 1, &slice(json!([])));
-        assert_eq!(lost, [(EventKind::K8sNoEndpoints, "NoPods".to_owned())]);
-        let why = told(&mut tracker, 2, &service("other"));
-        let is_told = (EventKind::K8sNoEndpoints, "SelectorMatchesNoPod".to_owned());
-        assert!(why.contains(&is_told), "{why:?}");
-        assert!(!told(&mut tracker, 3, &service("another")).contains(&is_told), "once");
-    }
-
-    #[test]
-    fn pods_that_are_not_ready_are_no_fault_of_the_selector() {
-        let mut tracker = served();
-        let unready =
-            json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]);
-        told(&mut tracker, 1, &pod(json!({"app": "api"}), unready));
-        let lost = told(&mut tracker, 2, &slice(json!([])));
-        assert_eq!(lost, [(EventKind::K8sNoEndpoints, "NoPods".to_owned())]);
-    }
-
-    #[test]
-    fn services_that_come_and_go_leave_nothing_behind() {
-        let objects = Stock::default();
-        let mut consequences = Consequences::default();
-        let named = |mut object: Value, n: usize| {
-            object["metadata"]["name"] = json!(format!("api-{n}"));
-            if let Some(owner) = object["metadata"].get_mut("ownerReferences") {
-                owner[0]["name"] = json!(format!("api-{n}"));
-            }
-            Summary::of(&object).unwrap()
-        };
-        for n in 0..100 {
-            let all = [
-                named(service("api"), n),
-                named(slice(json!([{"targetRef": {"kind": "Pod", "name": "p"}}])), n),
-            ];
-            for word in [WatchType::Added, WatchType::Deleted] {
-                all.iter().for_each(|object| consequences.note(after(1), word, object, None, &objects));
-            }
-        }
-        assert_eq!(consequences.served.len(), 0);
-    }
-
-    #[test]
-    fn what_nobody_does_is_told_when_it_should_be_done() {
-        let mut tracker = Tracker::new("c", None);
-        let waiting =
-            json!({"kind": "Pod", "metadata": {"name": "new", "namespace": "shop", "uid": "n"}, "spec": {}});
-        told(&mut tracker, 0, &waiting);
-        let gated = json!({"kind": "Pod", "metadata": {"name": "gated", "namespace": "shop", "uid": "g"},
-            "spec": {"schedulingGates": [{"name": "later"}]}});
-        told(&mut tracker, 0, &gated);
-        let going = json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "shop",
-            "uid": "d", "finalizers": ["a/b"], "deletionTimestamp": "2030-03-17T17:46:40Z"}});
-        told(&mut tracker, 0, &going);
-        assert!(tracker.overdue(after(59)).is_empty());
-        let events = tracker.overdue(after(60));
-        let reasons: BTreeSet<String> = events
-            .iter()
-            .filter_map(|e| match &e.payload {
-                Payload::Kubernetes(data) => Some(format!("{} {}", data.object_name, data.reason)),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["data Terminating", "new NotScheduled"]);
-        assert!(tracker.overdue(after(299)).is_empty());
-        assert_eq!(tracker.overdue(after(300)).len(), 2, "who does not hear of it again takes it to be over");
-    }
-
-    #[test]
-    fn a_policy_names_the_pods_it_is_for() {
-        let mut tracker = served();
-        let policy = json!({"kind": "NetworkPolicy", "metadata": {"name": "deny", "namespace": "shop", "uid": "np",
-            "creationTimestamp": "2030-03-17T17:46:40Z"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
-        let events = tracker.object(after(1), UnixNanos(0), WatchType::Added, &policy).unwrap();
-        let added = events.iter().find(|e| e.kind == EventKind::K8sObjectAdded).unwrap();
-        let Payload::Kubernetes(data) = &added.payload else { panic!("{added:?}") };
-        assert_eq!((data.relations[0].edge.as_str(), data.relations[0].name.as_str()), ("limits", "api-1"));
-        assert!(events.iter().any(|e| e.kind == EventKind::K8sSpecChanged));
-    }
 }

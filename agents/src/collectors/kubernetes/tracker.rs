@@ -121,14 +121,14 @@ impl Tracker {
         events.extend(of_object);
         self.update_pods(watch_type, &new);
         self.consequences.note(observed_at, watch_type, &new, previous.as_ref(), &self.objects);
-        let service = self.consequences.service_of(&new);
+        let services = self.consequences.services_of(&new, previous.as_ref());
         if is_deleted {
             self.owners.forget(&new);
             self.versions.deleted(&new);
         } else {
             self.keep(observed_at, key, new);
         }
-        if let Some(service) = service {
+        for service in services {
             events.extend(self.endpoints(observed_at, news_after, &service));
         }
         events
@@ -237,7 +237,7 @@ impl Tracker {
             let context =
                 Context { cluster: &self.cluster, observed_at: now, owners: &self.owners, news_after: now };
             let mut told = convert::lasting(&context, object);
-            told.extend(self.consequences.unserved(&context, object));
+            told.extend(self.consequences.unserved(&context, object, &self.objects));
             if !told.is_empty() {
                 self.lasting.add(now, &key);
             }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use tapio_schemas::finding::Status;
+use tapio_schemas::finding::{Hypothesis, Status};
 use tapio_schemas::wire::SignalSection;
-use tapio_schemas::{Attribute, EntityRef, EventId, Finding, Score, Signal, SignalKind, TraceId};
+use tapio_schemas::{Attribute, EntityRef, EventId, Finding, Score, Signal, SignalId, SignalKind, TraceId};
 
+use super::Incident;
 use crate::incidents::tests::{at_second as at, service};
 use crate::incidents::{IncidentConfig, IncidentEngine};
 use crate::model::Model;
@@ -126,4 +127,65 @@ fn what_is_over_says_so_also_when_its_cause_was_never_known() {
     assert!(last.status == Status::Recovered && last.root_cause.is_none(), "{last:?}");
     assert!(last.story.ends_with("It is over as of 00:00:30."), "{}", last.story);
     assert!(findings.iter().filter(|f| f.status != Status::Recovered).all(|f| !f.story.contains("over")));
+}
+
+/// Time after which figures that have drifted are told, ns.
+const REFRESH_NS: u64 = 10_000_000_000;
+
+/// An incident, and a finding of it whose explanations are put in.
+struct Explained {
+    incident: Incident,
+    draft: Finding,
+}
+
+impl Explained {
+    fn new() -> Self {
+        let draft = told(vec![later(&signal(SignalKind::CrashSignal, &service("api"), 1), 2)], 5).remove(0);
+        let incident = Incident::open("c", SignalId(1), at(1), 0);
+        Self { incident, draft }
+    }
+
+    /// True when these places with their probabilities make a revision at this second.
+    fn is_told(&mut self, second: u64, explanations: &[(&str, f64)]) -> bool {
+        let explained = explanations.iter().map(|(place, probability)| Hypothesis {
+            entity: service(place).subject(),
+            probability: Score::clamped(*probability),
+            ..self.draft.hypotheses[0].clone()
+        });
+        let draft = Finding { hypotheses: explained.collect(), ..self.draft.clone() };
+        self.incident.publish(draft, at(second), REFRESH_NS).is_some()
+    }
+}
+
+#[test]
+fn an_explanation_that_moves_around_what_is_probable_is_no_news_at_every_tick() {
+    let mut told = Explained::new();
+    assert!(told.is_told(1, &[("api", 0.9), ("db", 0.051)]), "the first word");
+    for second in 2..60 {
+        let db = if second % 2 == 0 { 0.049 } else { 0.051 };
+        assert!(!told.is_told(second, &[("api", 0.9), ("db", db)]), "{db} at second {second}");
+    }
+    assert!(told.is_told(60, &[("api", 0.9), ("db", 0.029)]), "as good as none");
+    assert!(!told.is_told(61, &[("api", 0.9), ("db", 0.049)]), "not yet probable again");
+    assert!(told.is_told(62, &[("api", 0.9), ("db", 0.05)]), "probable again");
+    // What is told for another reason does not make it forget which ones were probable.
+    assert!(told.is_told(63, &[("api", 0.9), ("db", 0.04), ("cache", 0.06)]), "a new one");
+    assert!(!told.is_told(90, &[("api", 0.9), ("db", 0.051), ("cache", 0.04)]), "both as before");
+}
+
+#[test]
+fn which_of_two_as_probable_as_before_comes_first_is_no_news_but_for_the_very_first() {
+    let mut told = Explained::new();
+    assert!(
+        told.is_told(1, &[("api", 0.36), ("db", 0.34), ("cache", 0.15), ("queue", 0.14)]),
+        "the first word"
+    );
+    assert!(!told.is_told(20, &[("api", 0.36), ("db", 0.34), ("queue", 0.15), ("cache", 0.14)]), "as before");
+    assert!(
+        told.is_told(40, &[("db", 0.36), ("api", 0.34), ("queue", 0.15), ("cache", 0.14)]),
+        "another first"
+    );
+    let moved = [("db", 0.36), ("api", 0.3), ("cache", 0.2), ("queue", 0.14)];
+    assert!(!told.is_told(41, &moved), "figures wait");
+    assert!(told.is_told(60, &moved), "one is more probable than before");
 }
