@@ -30,7 +30,7 @@ pub fn given(path: &Option<PathBuf>) -> Option<&Path> {
     name = "tapio",
     version,
     about,
-    after_help = "Examples:\n  tapio up                       run everything on this machine\n  tapio demo memory-leak         watch it predict and explain a real out-of-memory kill\n  tapio check                    what is wrong now\n  tapio why shop/deployment/api  the story of one thing\n  tapio doctor                   what works on this machine and what does not\n\nExit codes: 0 done or healthy, 1 failed, 2 findings or bad usage, 3 cannot tell, 64 bad configuration, 69 no running instance."
+    after_help = "Examples:\n  tapio up                       run everything on this machine\n  tapio demo memory-leak         watch it predict and explain a real out-of-memory kill\n  tapio check                    what is wrong now\n  tapio why shop/deployment/api  the story of one thing\n  tapio doctor                   what works on this machine and what does not\n\nExit codes: 0 done or healthy, 1 failed, 2 findings or bad usage, 3 cannot tell, 64 bad configuration, 69 no running instance, 141 nobody reads what is printed."
 )]
 pub struct Cli {
     /// What to do.

@@ -37,7 +37,7 @@ fn main() {
         eprintln!("tapio: {error:#}");
         exit::code_of(&error)
     });
-    std::process::exit(code);
+    std::process::exit(if code == 0 && print::is_cut() { exit::FAILED } else { code });
 }
 
 fn dispatch(command: Command) -> anyhow::Result<i32> {

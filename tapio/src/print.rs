@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::exit;
 
 static LIVES_ON: AtomicBool = AtomicBool::new(false);
+static IS_CUT: AtomicBool = AtomicBool::new(false);
 
 /// As that of the standard library, by [`out`].
 macro_rules! print {
@@ -24,6 +25,11 @@ macro_rules! println {
     ($($text:tt)*) => { $crate::print::out(format_args!("{}\n", format_args!($($text)*))) };
 }
 
+/// As that of the standard library, which panics when nobody reads it.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::print::error(format_args!("{}\n", format_args!($($text)*))) };
+}
+
 /// From now on the program lives on when what it prints cannot be written.
 pub fn live_on() {
     LIVES_ON.store(true, Ordering::Relaxed);
@@ -32,12 +38,21 @@ pub fn live_on() {
 /// Prints. When that fails, a program that does not live on ends: without a word when nobody reads it any more.
 pub fn out(text: Arguments<'_>) {
     let Err(error) = std::io::stdout().lock().write_fmt(text) else { return };
-    if LIVES_ON.load(Ordering::Relaxed) {
-        return;
+    let is_unread = error.kind() == ErrorKind::BrokenPipe;
+    if !is_unread && !IS_CUT.swap(true, Ordering::Relaxed) {
+        eprintln!("tapio: cannot print: {error}");
     }
-    if error.kind() == ErrorKind::BrokenPipe {
-        std::process::exit(exit::UNREAD);
+    if !LIVES_ON.load(Ordering::Relaxed) {
+        std::process::exit(if is_unread { exit::UNREAD } else { exit::FAILED });
     }
-    eprintln!("tapio: cannot print: {error}");
-    std::process::exit(exit::FAILED);
+}
+
+/// Prints to standard error, as long as somebody reads it.
+pub fn error(text: Arguments<'_>) {
+    let _unread = std::io::stderr().lock().write_fmt(text);
+}
+
+/// True when somebody who reads it got less than all: a full disk, for example.
+pub fn is_cut() -> bool {
+    IS_CUT.load(Ordering::Relaxed)
 }

@@ -36,8 +36,8 @@ const RAISED: f64 = 3.0;
 
 /// Requests of so long after the first one heard of may have been under way before anyone listened: parts of them are missing.
 const HALF_HEARD_NS: u64 = 10 * SECOND_NS;
-/// What was seen for less than half a minute is not known to be usual, however often it was: requests of one kind come together,
-/// and those that take long, or are made every few seconds, are heard of later.
+/// Half a minute after the first requests of an operation are learnt it is known what is usual, however many they were: requests
+/// of one kind come together, and those that take long, or are made every few seconds, are heard of later.
 const SHOWN_NS: u64 = 30 * SECOND_NS;
 
 /// Service, operation, and whether the service logs by then.

@@ -4,7 +4,7 @@ use tapio_schemas::UnixNanos;
 use tapio_schemas::status::OwnedShardStatus;
 
 use crate::low_water::{LowWater, Marks};
-use crate::shards::{TICK_NS, Watermark};
+use crate::shards::{TICK_NS, Watermark, grid_ceil};
 
 /// Events that come this much too late, at most, are found by the next owner although the owner before died before it said
 /// them. So much more is read again.
@@ -108,9 +108,7 @@ impl OwnedShard {
         let from = needed.minus(LATE_NS).max(self.advanced.minus(self.replay_max_ns));
         let kept = self.kept.map_or(0, |kept| kept.sequence);
         let sequence = self.marks.sequence_for(from).filter(|sequence| *sequence > kept)?;
-        // Who still replays is behind what the owner before said.
-        let said = self.advanced.max(self.kept.map_or(UnixNanos(0), |kept| kept.said));
-        self.kept = Some(LowWater { sequence, from, said });
+        self.kept = Some(LowWater { sequence, from, said: self.said_of_read() });
         self.kept
     }
 
@@ -121,8 +119,7 @@ impl OwnedShard {
 
     /// For an owner that is not to read again what was read.
     pub fn after_all(&self) -> Option<LowWater> {
-        let said = self.advanced.max(self.kept.map_or(UnixNanos(0), |kept| kept.said));
-        let mark = LowWater { sequence: self.read_up_to + 1, from: self.advanced, said };
+        let mark = LowWater { sequence: self.read_up_to + 1, from: self.advanced, said: self.said_of_read() };
         if self.read_up_to == 0 { self.kept } else { Some(mark) }
     }
 
@@ -131,6 +128,13 @@ impl OwnedShard {
     pub fn last_low_water(&mut self, needed: UnixNanos) -> Option<LowWater> {
         let begun = self.read_from.map(|sequence| LowWater { sequence, ..LowWater::default() });
         let mark = self.low_water(needed).or(self.kept).or(begun)?;
-        Some(LowWater { said: mark.said.max(self.advanced), ..mark })
+        Some(LowWater { said: self.said_of_read(), ..mark })
+    }
+
+    /// How far all is said. Not up to the clock, where nothing was read: what comes late and is stored while the shard changes
+    /// hands is news to its next owner. And who still replays is behind what the owner before said.
+    fn said_of_read(&self) -> UnixNanos {
+        let before = self.kept.map_or(UnixNanos(0), |kept| kept.said);
+        self.advanced.min(grid_ceil(self.newest)).max(before)
     }
 }

@@ -207,7 +207,9 @@ impl Consequences {
         let Some(Served { pods, told: Some(told), .. }) = served else { return Vec::new() };
         // That the pods which showed it go as well is not why.
         if told.reason != UNSELECTED || ready(service, pods, objects).next().is_some() {
-            *told = emptied(context, service, pods, objects);
+            let now = emptied(context, service, pods, objects);
+            // Whose pods they were is known while they are there: it stays the same deviation when they are gone.
+            *told = Consequence { other: now.other.or(told.other.take()), ..now };
         }
         consequence(context, service, EventKind::K8sNoEndpoints, EventSeverity::Warning, told.clone())
     }

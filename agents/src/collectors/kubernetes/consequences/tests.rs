@@ -126,6 +126,30 @@ fn why_nothing_is_behind_a_service_is_what_its_pods_show_when_it_is_told_again()
 }
 
 #[test]
+fn whose_pods_were_behind_a_service_is_told_again_when_they_are_gone() {
+    let mut tracker = served();
+    let told = |events: Vec<UnifiedEvent>| -> Vec<Value> {
+        let lost = events.into_iter().filter(|event| event.kind == EventKind::K8sNoEndpoints);
+        lost.map(|event| match event.payload {
+            Payload::Kubernetes(data) => {
+                json!(
+                    data.relations.iter().map(|to| (to.kind.as_str(), to.name.as_str())).collect::<Vec<_>>()
+                )
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect()
+    };
+    let hear = |tracker: &mut Tracker, at, kind, object: &Value| {
+        told(tracker.object(after(at), UnixNanos(0), kind, object).unwrap())
+    };
+    let lost = hear(&mut tracker, 1, WatchType::Modified, &slice(json!([])));
+    assert_eq!(lost, [json!([["StatefulSet", "api"]])]);
+    hear(&mut tracker, 2, WatchType::Deleted, &pod(json!({"app": "api"}), ready()));
+    assert_eq!(told(tracker.lasting(after(300))), lost);
+}
+
+#[test]
 fn services_that_come_and_go_leave_nothing_behind() {
     let objects = Stock::default();
     let mut consequences = Consequences::default();
