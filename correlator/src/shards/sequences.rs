@@ -75,12 +75,16 @@ struct Hole {
     end: u64,
     from: UnixNanos,
     seen: UnixNanos,
+    /// What it lacks is nowhere before the place from which is read.
+    is_ours: bool,
 }
 
 /// All producers of a shard.
 pub struct Sequences {
     producers: HashMap<ProducerId, Producer>,
     count_max: usize,
+    /// Everything of this time or later is read.
+    read_from: UnixNanos,
     /// First moment at which an open hole is told.
     due: Option<UnixNanos>,
 }
@@ -97,7 +101,13 @@ pub enum Order {
 impl Sequences {
     /// No producers.
     pub fn new(count_max: usize) -> Self {
-        Self { producers: HashMap::new(), count_max: count_max.max(1), due: None }
+        Self { producers: HashMap::new(), count_max: count_max.max(1), read_from: UnixNanos(0), due: None }
+    }
+
+    /// Who begins amid a stream has read all that is of `from` or later. Of what is older he may read a batch again that is stored
+    /// twice, and not the next one, which is stored between the two.
+    pub fn read_from(&mut self, from: UnixNanos) {
+        self.read_from = from;
     }
 
     /// Notes a batch. `newest` is the time of its newest event, `node` where it comes from.
@@ -125,7 +135,7 @@ impl Sequences {
             rate: Rate::default(),
             account: Account { from: header.first_sequence, ..Account::default() },
         });
-        let order = producer.place(header, end, newest);
+        let order = producer.place(header, end, newest, self.read_from);
         producer.last = producer.last.max(newest);
         if let Some(first) = producer.holes.iter().map(|h| h.seen.plus(GRACE_NS)).min() {
             self.due = Some(self.due.map_or(first, |due| due.min(first)));
@@ -154,8 +164,10 @@ impl Sequences {
             let crowded = producer.holes.len() > HOLES_MAX;
             producer.holes.retain(|hole| {
                 let open = !crowded && hole.seen.plus(GRACE_NS) > now;
-                if !open {
-                    let lost = hole.end - hole.first;
+                let lost = hole.end - hole.first;
+                if !open && !hole.is_ours {
+                    producer.account.from += lost;
+                } else if !open {
                     counters.gap_events = counters.gap_events.saturating_add(lost);
                     producer.account.missing = producer.account.missing.saturating_add(lost);
                     told.push(Gap {
@@ -216,7 +228,7 @@ impl Producer {
         }
     }
 
-    fn place(&mut self, header: &Header, end: u64, newest: UnixNanos) -> Order {
+    fn place(&mut self, header: &Header, end: u64, newest: UnixNanos, read_from: UnixNanos) -> Order {
         if header.epoch != self.epoch {
             if header.epoch < self.epoch {
                 // A late batch of an earlier run: its numbers say nothing about this one.
@@ -234,6 +246,7 @@ impl Producer {
                     end: header.first_sequence,
                     from: self.last_event,
                     seen: newest,
+                    is_ours: self.last_event >= read_from,
                 });
             }
             self.next = end;
@@ -265,15 +278,40 @@ mod tests {
     use super::*;
     use crate::aligned::Aligned;
 
-    #[test]
-    fn numbers_that_nobody_can_have_counted_up_to_do_no_harm() {
-        let mut sequences = Sequences::new(4);
-        let (mut counters, mut gaps) = (Counters::default(), Vec::new());
+    fn a_header() -> Header {
         let mut batch = EventBatch::new(ProducerId(1), 1, 0);
         batch.push(UnifiedEvent::default());
         let bytes = batch.finish(UnixNanos(0)).expect("a batch");
         let mut aligned = Aligned::default();
-        let given = *EventBatchView::check(aligned.of(&bytes)).expect("a batch").header();
+        *EventBatchView::check(aligned.of(&bytes)).expect("a batch").header()
+    }
+
+    #[test]
+    fn what_may_have_been_read_by_the_owner_before_is_no_loss() {
+        // (read from here on, time of the first batch that is read, events lost)
+        for (read_from, first, lost) in [(0, 4, 1), (20, 4, 0), (20, 21, 1)] {
+            let (mut sequences, mut counters) = (Sequences::new(4), Counters::default());
+            sequences.read_from(UnixNanos(read_from * GRACE_NS));
+            let mut hear = |number: u64, at: u64| {
+                let mut header = a_header();
+                header.first_sequence = number;
+                sequences.observe(&header, UnixNanos(at * GRACE_NS), "n1", &mut counters).0
+            };
+            assert_eq!([hear(7, first), hear(9, 44), hear(10, 45)], [Order::New, Order::New, Order::New]);
+            let mut gaps = Vec::new();
+            sequences.tell(UnixNanos(60 * GRACE_NS), &mut gaps, &mut counters);
+            assert_eq!((gaps.iter().map(|gap| gap.lost).sum(), counters.gap_events), (lost, lost));
+            // The balance holds: from the first one read to the last, processed ones and missing ones.
+            let line = sequences.accounts().next().expect("one");
+            assert_eq!((line.next - line.account.from, line.missing), (3 + lost, lost), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_nobody_can_have_counted_up_to_do_no_harm() {
+        let mut sequences = Sequences::new(4);
+        let (mut counters, mut gaps) = (Counters::default(), Vec::new());
+        let given = a_header();
         let header = |producer: u64, first_sequence: u64, count: u32| {
             let mut header = given;
             (header.producer, header.first_sequence, header.count) =

@@ -168,6 +168,12 @@ impl ShardSet {
         self.shards.push(Shard::new(&config.cluster, id, epoch, config));
     }
 
+    /// Of this shard everything is read that is of `from` or later.
+    pub fn read_from(&mut self, id: u16, from: UnixNanos) {
+        let shard = self.shards.iter_mut().find(|shard| shard.id() == id);
+        shard.into_iter().for_each(|shard| shard.sequences.read_from(from));
+    }
+
     /// Gives a shard up; its last counts.
     pub fn disown(&mut self, id: u16) -> Option<Counters> {
         let at = self.shards.iter().position(|s| s.id() == id)?;

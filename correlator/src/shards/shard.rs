@@ -90,7 +90,7 @@ pub struct Shard {
     entities: Entities,
     reorder: Reorder,
     repeats: Repeats,
-    sequences: Sequences,
+    pub(super) sequences: Sequences,
     episodes: Episodes,
     series: SeriesStore,
     calls: Calls,

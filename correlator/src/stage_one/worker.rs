@@ -300,6 +300,7 @@ impl<O: Outlet> Worker<O> {
                 let mut owned = OwnedShard::new(shard, epoch, from, lateness, replay_max);
                 owned.since = UnixNanos(self.parts.clock.now_unix_nanos());
                 self.shards.own(shard, epoch, config);
+                self.shards.read_from(shard, from.map_or(UnixNanos(0), |mark| mark.from));
                 if let Some(slot) = self.owned.get_mut(usize::from(shard)) {
                     *slot = Some(owned);
                     self.parts.shared.owned.fetch_add(1, Ordering::Relaxed);
